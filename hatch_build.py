@@ -1,4 +1,6 @@
-"""The README for the package index, where relative links lead nowhere: they get the address in ``[project.urls]``."""
+"""The README for the package index, where relative links lead nowhere: they get the address in
+``[project.urls]``.
+"""
 
 import re
 from pathlib import Path

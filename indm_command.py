@@ -1,4 +1,5 @@
-"""The ``indm`` command. Ctrl-C ends it at once while Python still loads what it needs, which takes seconds.
+"""The ``indm`` command. Ctrl-C ends it at once while Python still loads what it needs, which takes
+seconds.
 
 It is a module by itself because importing anything of ``indm`` imports PyTorch first.
 """
@@ -6,15 +7,16 @@ It is a module by itself because importing anything of ``indm`` imports PyTorch 
 import os
 import signal
 
-SPINS = "10000"  # of a thread of GNU's OpenMP before it sleeps; that reads it when PyTorch is loaded
+# of a thread of GNU's OpenMP before it sleeps; that reads it when PyTorch is loaded
+SPINS = "10000"
 
 
 def program() -> int:
     """:func:`indm.workbench.cli.main.main`.
 
-    A thread that waits for others spins, by default so long that on a busy machine a training step takes ten times as
-    long as with few spins (docs/performance.md). Whoever has set one of the two variables decides. What PyTorch does
-    not have for Apple's GPUs is computed on the CPU.
+    A thread that waits for others spins, by default so long that on a busy machine a training step
+    takes ten times as long as with few spins (docs/performance.md). Whoever has set one of the two
+    variables decides. What PyTorch does not have for Apple's GPUs is computed on the CPU.
     """
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     if "OMP_WAIT_POLICY" not in os.environ:

@@ -1,4 +1,6 @@
-"""Pages of the site that are made from the code: the command line, the keys of recipes, and the examples."""
+"""Pages of the site that are made from the code: the command line, the keys of recipes, and the
+examples.
+"""
 
 import ast
 import dataclasses
@@ -20,7 +22,8 @@ from research.markdown import in_table
 ROOT = Path(__file__).parents[1]
 POSITIONAL, HIDDEN = (get_args(marker[int])[1] for marker in (Positional, Suppress))
 MARKUP = re.compile(r":\w+:`~?(?:[\w.]+\.)?(\w+)`|``")  # markup of docstrings
-PICTURES = {"super_resolution": "super-resolution", "posterior": "example-posterior"}  # in docs/figures
+# in docs/figures
+PICTURES = {"super_resolution": "super-resolution", "posterior": "example-posterior"}
 
 
 def on_files(files, config, **_):
@@ -55,14 +58,28 @@ def options(command: type) -> Iterator[tuple[str, str, str, bool]]:
             continue
         said: dict[str, Any] = {}
         for note in notes:
-            said |= {key: value for key, value in getattr(note, "__dict__", {}).items() if value is not None}
+            said |= {
+                key: value
+                for key, value in getattr(note, "__dict__", {}).items()
+                if value is not None
+            }
         metavar = said.get("metavar") or ("" if kind is bool else f"<{type_words(kind)}>")
         name = field.name.replace("_", "-")
-        flag = metavar if POSITIONAL in notes else f"--{'no-' if field.default is True else ''}{name} {metavar}".strip()
+        flag = (
+            metavar
+            if POSITIONAL in notes
+            else f"--{'no-' if field.default is True else ''}{name} {metavar}".strip()
+        )
         default = said.get("help_behavior_hint")
         if default is None:
             has_one = field.default is not dataclasses.MISSING
-            default = "(required)" if not has_one else "" if kind is bool else f"(default: {field.default})"
+            default = (
+                "(required)"
+                if not has_one
+                else ""
+                if kind is bool
+                else f"(default: {field.default})"
+            )
         sentence = said.get("help") or sentences.get(field.name, "")
         yield flag, sentence, str(default), POSITIONAL in notes
 
@@ -88,17 +105,26 @@ def commands_page() -> str:
 
 
 def explained(part: Callable[..., Any], name: str) -> str:
-    """The arguments of a part with their defaults, without the shape, which the data give; its docstring and theirs."""
+    """The arguments of a part with their defaults, without the shape, which the data give; its
+    docstring and theirs.
+    """
     given = [str(p).split(":")[0] + (f"={p.default!r}" if p.default is not p.empty else "")
              for p in arguments_of(part).values() if p.name != "shape"]  # fmt: skip
-    text = inspect.getdoc(getattr(part, "func", part)) or "No description."  # a partial is explained by its function
+    # a partial is explained by its function
+    text = inspect.getdoc(getattr(part, "func", part)) or "No description."
     said = listing.sentences_of(part).items() if dataclasses.is_dataclass(part) else ()
-    text += "".join("\n" + listing.wrapped(f"{key}: {sentence}", 4) for key, sentence in said if f"{key}:" not in text)
+    text += "".join(
+        "\n" + listing.wrapped(f"{key}: {sentence}", 4)
+        for key, sentence in said
+        if f"{key}:" not in text
+    )
     return f"{name}({', '.join(given)})\n\n" + MARKUP.sub(r"\1", text)
 
 
 def recipes_page() -> str:
-    """The recipes that come with the package, the keys of their tables, and the arguments of all parts."""
+    """The recipes that come with the package, the keys of their tables, and the arguments of all
+    parts.
+    """
     parts = [
         "# Recipes and their keys",
         "A recipe is a TOML file with one table for each part of a run. Each key is also an option of `indm train`: "
@@ -108,7 +134,10 @@ def recipes_page() -> str:
     ]
     for group, command in listing.PURPOSES.items():
         known = [(name, about) for name, about in bundled().items() if about.group == group]
-        rows = [(f"`{name}`", cell(about.two_cores), cell(about.gpu), cell(about.description)) for name, about in known]
+        rows = [
+            (f"`{name}`", cell(about.two_cores), cell(about.gpu), cell(about.description))
+            for name, about in known
+        ]
         table = in_table("recipe", "two cores", "GPU", "what it is", rows=rows)
         parts += [f"### {group.capitalize()}", f"`{command}`", table]
     for name, kind in OPTION_TABLES.items():
@@ -127,7 +156,10 @@ def recipes_page() -> str:
 
 def examples_page() -> str:
     """Each file of examples/ with what it says of itself, its picture and its code."""
-    parts = ["# Examples", "Complete programs in `examples/`. Each runs as it stands, and tests run all of them."]
+    parts = [
+        "# Examples",
+        "Complete programs in `examples/`. Each runs as it stands, and tests run all of them.",
+    ]
     for path in sorted((ROOT / "examples").glob("*.py")):
         code = path.read_text("utf-8")
         lines = (ast.get_docstring(ast.parse(code)) or "").split("\n")

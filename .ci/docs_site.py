@@ -1,7 +1,8 @@
-"""What the documentation site needs beside Markdown: docstrings in it, formulas, and pages from outside docs/.
+"""What the documentation site needs beside Markdown: docstrings in it, formulas, and pages from
+outside docs/.
 
-The pages of research/ stand in the site under the same paths, so that links to them work. Generated pages are those of
-.ci/docs_pages.py.
+The pages of research/ stand in the site under the same paths, so that links to them work. Generated
+pages are those of .ci/docs_pages.py.
 """
 
 import posixpath
@@ -21,12 +22,15 @@ ROLE = re.compile(r":(?:class|func|meth|attr|data|mod):`(~?)([\w.]+)`")
 DISPLAY = re.compile(r"^( *)\.\. math:: (.*(?:\n\1  +\S.*)*)", re.MULTILINE)
 EXAMPLE = re.compile(r"^( *)>>> .*(?:\n\1\S.*)*", re.MULTILINE)
 EVIDENCE = "Evidence"  # the entry of the menu that gets the pages of research/
-NAMED = re.compile(r"\[`(\S+)`\]\(\.\./\.\./indm/\S+?\)")  # a name in the index of the reference, with its file
+# a name in the index of the reference, with its file
+NAMED = re.compile(r"\[`(\S+)`\]\(\.\./\.\./indm/\S+?\)")
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)#:\s]+)(#[^)]*)?\)")
 
 
 class Docstrings(griffe.Extension):
-    """Docstrings become Markdown: roles are links where there is a page, formulas TeX, and examples code."""
+    """Docstrings become Markdown: roles are links where there is a page, formulas TeX, and examples
+    code.
+    """
 
     def on_object(self, *, obj: griffe.Object, **_) -> None:
         if obj.docstring:
@@ -44,7 +48,9 @@ def keep_shapes(annotation: object) -> None:
         return
     if isinstance(annotation, griffe.ExprTuple):
         annotation.elements = [
-            f'"{str(part).replace("* ", "*")}"' if isinstance(part, griffe.ExprBinOp) and part.operator == "*" else part
+            f'"{str(part).replace("* ", "*")}"'
+            if isinstance(part, griffe.ExprBinOp) and part.operator == "*"
+            else part
             for part in annotation.elements
         ]
     for part in annotation.iterate(flat=False):
@@ -71,7 +77,9 @@ def reference(name: str, short: bool, obj: griffe.Object) -> str:
 
 
 def on_config(config):
-    """The repository's address, from the one place where it stands; the menu gets the pages that it does not name."""
+    """The repository's address, from the one place where it stands; the menu gets the pages that it
+    does not name.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     config.repo_url = project.get("urls", {}).get("Repository")
     for entry in config.nav or []:
@@ -81,7 +89,9 @@ def on_config(config):
 
 
 def studies(named: str) -> list:
-    """Menu entries of the pages of research/ that ``named`` does not have: pages, then a group for each folder."""
+    """Menu entries of the pages of research/ that ``named`` does not have: pages, then a group for
+    each folder.
+    """
     groups: dict[str, list[str]] = {}
     for path in sorted((ROOT / "research").rglob("*.md")):
         place = path.relative_to(ROOT).as_posix()
@@ -92,9 +102,16 @@ def studies(named: str) -> list:
 
 
 def on_files(files, config, **_):
-    """Both READMEs, research/'s pages and figures, and pictures of the models in the package are files of the site."""
+    """Both READMEs, research/'s pages and figures, and pictures of the models in the package are
+    files of the site.
+    """
     research = [*(ROOT / "research").rglob("*.md"), *(ROOT / "research").rglob("*.png")]
-    for path in [ROOT / "README.md", ROOT / "docs" / "README.md", *research, *(ROOT / MODELS).rglob("*.png")]:
+    for path in [
+        ROOT / "README.md",
+        ROOT / "docs" / "README.md",
+        *research,
+        *(ROOT / MODELS).rglob("*.png"),
+    ]:
         place = place_of(path.relative_to(ROOT).as_posix())
         files.append(File.generated(config, place, abs_src_path=str(path)))
     return files
@@ -113,13 +130,20 @@ def place_of(path: str) -> str | None:
 
 
 def on_page_markdown(text: str, page, config, **_) -> str:
-    """Links and pictures lead to the files of the site, see :func:`place_of`. Links to other files lead to the
-    repository; while it has no address, words and the path in it stand in their place. Names in the index of the
-    reference lead to their docstrings."""
+    """Links and pictures lead to the files of the site, see :func:`place_of`. Links to other files
+    lead to the repository; while it has no address, words and the path in it stand in their place.
+    Names in the index of the reference lead to their docstrings.
+    """
     here = page.file.src_uri
     if here == "reference/index.md":
-        text = NAMED.sub(r"[`\1`][indm.\1]", text).replace("][indm.INDM.log_prob]", "][indm.likelihood.log_prob]")
-    source = "" if here == "index.md" else posixpath.dirname(here if here.startswith("research/") else f"docs/{here}")
+        text = NAMED.sub(r"[`\1`][indm.\1]", text).replace(
+            "][indm.INDM.log_prob]", "][indm.likelihood.log_prob]"
+        )
+    source = (
+        ""
+        if here == "index.md"
+        else posixpath.dirname(here if here.startswith("research/") else f"docs/{here}")
+    )
 
     def link(match: re.Match) -> str:
         shows, words, target, anchor = match[1], match[2], match[3], match[4] or ""
@@ -145,4 +169,6 @@ def on_page_content(html: str, **_) -> str:
 def formula(match: re.Match) -> str:
     """A formula in MathML, with a thin space after "log" and the like, as TeX has it."""
     mathml = convert(unescape(match[2]), display="block" if match[1] == "div" else "inline")
-    return re.sub(r"<mi>(log|exp|erf)</mi>(?!<mo)", r'<mi>\1</mi><mspace width="0.167em" />', mathml)
+    return re.sub(
+        r"<mi>(log|exp|erf)</mi>(?!<mo)", r'<mi>\1</mi><mspace width="0.167em" />', mathml
+    )

@@ -1,9 +1,11 @@
-"""Three small trainings and their likelihoods, as hashes: what moves code must not change a bit of them.
+"""Three small trainings and their likelihoods, as hashes: what moves code must not change a bit of
+them.
 
-    python .ci/golden.py golden.json    # writes it where it is missing, else compares: before a move, and after it
+    python .ci/golden.py golden.json    # writes it where it is missing, else compares: before a
+    move, and after it
 
-Digits behind the spline with learned noise; a residual flow whose score is trained for samples; a model of classes.
-Hashes hold on one machine, with one version of PyTorch.
+Digits behind the spline with learned noise; a residual flow whose score is trained for samples; a
+model of classes. Hashes hold on one machine, with one version of PyTorch.
 """
 
 import hashlib
@@ -20,7 +22,12 @@ import indm
 ALIKE = {"train.steps": 30, "train.seconds": math.inf, "train.threads": 1, "train.batch_size": 32}
 TRAININGS = {
     "spline": {},
-    "residual-fid": {"flow": "residual", "flow.blocks": [1, 1], "flow.width": 16, "train.objective": "fid"},
+    "residual-fid": {
+        "flow": "residual",
+        "flow.blocks": [1, 1],
+        "flow.width": 16,
+        "train.objective": "fid",
+    },
     "classes": {"flow": "coupling", "condition": "classes", "condition.drop": 0.1},
 }
 
@@ -34,7 +41,12 @@ def main() -> None:
         print(f"written: {file}")
         return
     before = json.loads(file.read_text())
-    changed = [f"{name} {what}" for name, row in made.items() for what in row if before[name][what] != row[what]]
+    changed = [
+        f"{name} {what}"
+        for name, row in made.items()
+        for what in row
+        if before[name][what] != row[what]
+    ]
     print("\n".join(f"changed: {line}" for line in changed) or "all equal to the last bit")
     sys.exit(bool(changed))
 
@@ -46,7 +58,9 @@ def hashes(changes: dict) -> dict[str, str]:
         model = indm.INDM.load(folder)
         raw = torch.randint(17, (16, 1, 8, 8), generator=torch.Generator().manual_seed(1))
         c = ["3"] * 16 if "condition" in changes else None
-        nats = indm.evaluate(model, raw, [indm.Bound(), indm.NLL(examples=4)], c=c, progress=False).nats
+        nats = indm.evaluate(
+            model, raw, [indm.Bound(), indm.NLL(examples=4)], c=c, progress=False
+        ).nats
         given = model if c is None else model.given(c)
         drawn = indm.sample(given, 16, steps=8, generator=torch.Generator().manual_seed(2))
     weights = b"".join(value.numpy().tobytes() for _, value in sorted(model.state_dict().items()))

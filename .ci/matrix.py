@@ -1,9 +1,10 @@
-"""The tests under every Python that this machine has, and with the oldest dependencies that are allowed.
+"""The tests under every Python that this machine has, and with the oldest dependencies that are
+allowed.
 
     python .ci/matrix.py [--only 3.12 lowest] [-- arguments of pytest]
 
-Each has an environment of its own, build/matrix/NAME, which is kept. An interpreter that is not there is said and left
-out; ``uv python install 3.14`` brings it where it can be downloaded.
+Each has an environment of its own, build/matrix/NAME, which is kept. An interpreter that is not
+there is said and left out; ``uv python install 3.14`` brings it where it can be downloaded.
 """
 
 import argparse
@@ -30,7 +31,17 @@ def test(name: str, arguments: list[str]) -> str:
     if not python.exists() and not ran(*new):
         return "left out: no such Python here"
     resolution = ("--resolution", "lowest-direct") if name == LOWEST else ("--upgrade",)
-    if not ran(*uv, "pip", "install", "--quiet", "--python", str(python), *resolution, "--editable", ".[dev]"):
+    if not ran(
+        *uv,
+        "pip",
+        "install",
+        "--quiet",
+        "--python",
+        str(python),
+        *resolution,
+        "--editable",
+        ".[dev]",
+    ):
         return "cannot be installed"
     tests = arguments or ["-n", "2", "--dist", "loadfile"]
     passed = ran(str(python), "-m", "pytest", *tests, env={**os.environ, "GOMP_SPINCOUNT": "10000"})
@@ -38,7 +49,9 @@ def test(name: str, arguments: list[str]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="+", choices=(*PYTHONS, LOWEST), default=(*PYTHONS, LOWEST))
     parser.add_argument("arguments", nargs="*", help="of pytest")
     o = parser.parse_args()

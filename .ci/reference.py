@@ -1,6 +1,7 @@
 """The index of the reference: each name with its arguments and the first line of its docstring.
 
-`python .ci/reference.py` writes docs/reference/index.md; tests/test_site.py tests that it is up to date.
+`python .ci/reference.py` writes docs/reference/index.md; tests/test_site.py tests that it is up to
+date.
 """
 
 import ast
@@ -16,8 +17,10 @@ MODULES = {
     for path in sorted((ROOT / "indm").rglob("*.py"))
 }
 FOLDER = ROOT / "docs" / "reference"
-ENTRY = re.compile(r"^::: (\S+)$(?:\n    options: \{members: \[(.*)\]\})?", re.MULTILINE)  # or a module and some of it
-SECTION = re.compile(r"^(##? .*)\n((?:(?!##? ).*\n)*)", re.MULTILINE)  # a heading, and what is below it
+# or a module and some of it
+ENTRY = re.compile(r"^::: (\S+)$(?:\n    options: \{members: \[(.*)\]\})?", re.MULTILINE)
+# a heading, and what is below it
+SECTION = re.compile(r"^(##? .*)\n((?:(?!##? ).*\n)*)", re.MULTILINE)
 METHODS = {  # methods with a row, of classes whose users call them
     "INDM": "log_prob given from_data encode decode save load",
     "DensityEstimator": "fit score_samples score score_bound sample",
@@ -29,7 +32,9 @@ ROLE = re.compile(r":math:`([^`]*)`|:\w+:`~?(?:[\w.]+\.)?(\w+)`|``([^`]*)``")
 
 
 def exported(package: str) -> dict[str, str]:
-    """The module from which each name comes that a package exports, as its stub or its ``__init__.py`` says."""
+    """The module from which each name comes that a package exports, as its stub or its
+    ``__init__.py`` says.
+    """
     stub = MODULES[package].with_suffix(".pyi")
     tree = ast.parse((stub if stub.exists() else MODULES[package]).read_text("utf-8"))
     homes = {}
@@ -41,7 +46,9 @@ def exported(package: str) -> dict[str, str]:
 
 
 def docstring(name: str) -> str | None:
-    """The docstring of a module, or of a class or function, there or where its package takes it from."""
+    """The docstring of a module, or of a class or function, there or where its package takes it
+    from.
+    """
     if name in MODULES:
         return ast.get_docstring(ast.parse(MODULES[name].read_text("utf-8")))
     module, _, last = name.rpartition(".")
@@ -49,7 +56,9 @@ def docstring(name: str) -> str | None:
         return inspect.getdoc(named(name))
     if last in (found := exported(module)):
         return docstring(f"{found[last]}.{last}")
-    definitions = [n for n in ast.parse(MODULES[module].read_text()).body if getattr(n, "name", "") == last]
+    definitions = [
+        n for n in ast.parse(MODULES[module].read_text()).body if getattr(n, "name", "") == last
+    ]
     return ast.get_docstring(definitions[-1])  # after its overloads
 
 
@@ -66,11 +75,17 @@ def arguments(found: Any, is_method: bool) -> str:
     if is_method and not inspect.ismethod(found):  # a method of the class is bound to it
         del parameters[0]
     for parameter in parameters:
-        if parameter.kind == parameter.KEYWORD_ONLY and not any(name.startswith("*") for name in shown):
+        if parameter.kind == parameter.KEYWORD_ONLY and not any(
+            name.startswith("*") for name in shown
+        ):
             shown.append("*")
         default = repr(parameter.default)
-        is_long = parameter.default is not parameter.empty and (len(default) > LONGEST or default.startswith("<"))
-        shown.append(f"{parameter.name}=…" if is_long else str(parameter.replace(annotation=parameter.empty)))
+        is_long = parameter.default is not parameter.empty and (
+            len(default) > LONGEST or default.startswith("<")
+        )
+        shown.append(
+            f"{parameter.name}=…" if is_long else str(parameter.replace(annotation=parameter.empty))
+        )
     shown = [name for name in shown if name not in ("*args", "**kwargs")]  # those of a base class
     return ", ".join(shown if len(shown) <= MOST + 1 else [*shown[:MOST], "…"])
 
@@ -96,10 +111,14 @@ def row(name: str, is_main: bool) -> str:
 def index() -> str:
     """The index as Markdown: what stands before its first heading, then the tables of each page."""
     text = (FOLDER / "index.md").read_text("utf-8").partition("\n## ")[0]
-    for page in re.findall(r"- reference/(?!index)(\w+\.md)", (ROOT / "mkdocs.yml").read_text("utf-8")):
+    for page in re.findall(
+        r"- reference/(?!index)(\w+\.md)", (ROOT / "mkdocs.yml").read_text("utf-8")
+    ):
         for heading, rest in SECTION.findall((FOLDER / page).read_text("utf-8")):
             text += f"\n#{heading}\n"
-            names = [full for name, members in ENTRY.findall(rest) for full in spelled(name, members)]
+            names = [
+                full for name, members in ENTRY.findall(rest) for full in spelled(name, members)
+            ]
             if names:
                 text += "\n| name | in a sentence |\n|---|---|\n"
                 text += "".join(row(name, "parts" not in heading) for name in names)

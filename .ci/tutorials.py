@@ -42,7 +42,9 @@ def shortened(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     short, replaced = copy.deepcopy(notebook), 0
     for cell in short.cells:
         if cell.cell_type == "code":
-            cell.source, found = CONSTANT.subn(lambda match: f"{match[1]} = {SHORT[match[1]]}", cell.source)
+            cell.source, found = CONSTANT.subn(
+                lambda match: f"{match[1]} = {SHORT[match[1]]}", cell.source
+            )
             replaced += found
     if not replaced:
         raise ValueError(f"the notebook sets none of {', '.join(SHORT)}")
@@ -50,8 +52,9 @@ def shortened(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def execute(notebooks: Sequence[nbformat.NotebookNode]) -> None:
-    """Run the cells of all in one kernel, whose names are forgotten before each. They get their outputs, less what went
-    to stderr, which says how far they were."""
+    """Run the cells of all in one kernel, whose names are forgotten before each. They get their
+    outputs, less what went to stderr, which says how far they were.
+    """
     whole = nbformat.v4.new_notebook()
     for notebook in notebooks:
         whole.cells += [nbformat.v4.new_code_cell("%reset -f"), *notebook.cells]
@@ -70,9 +73,13 @@ def execute(notebooks: Sequence[nbformat.NotebookNode]) -> None:
 
 
 def show_end(notebook: nbformat.NotebookNode) -> None:
-    """The first cell shows, as its attachment end.png, the picture that the cell with the tag "end" made."""
+    """The first cell shows, as its attachment end.png, the picture that the cell with the tag "end"
+    made.
+    """
     (end,) = (cell for cell in notebook.cells if "end" in cell.metadata.get("tags", ()))
-    (picture,) = (output.data["image/png"] for output in end.outputs if "image/png" in output.get("data", {}))
+    (picture,) = (
+        output.data["image/png"] for output in end.outputs if "image/png" in output.get("data", {})
+    )
     notebook.cells[0].attachments = {"end.png": {"image/png": picture}}
 
 

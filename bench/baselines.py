@@ -1,6 +1,8 @@
-"""A straightforward version of what public code does: the yardstick of ``bench/performance.py``, not product code.
+"""A straightforward version of what public code does: the yardstick of ``bench/performance.py``,
+not product code.
 
-Everything here works on an ordinary :class:`indm.INDM`, so that both sides of a ratio have the same weights.
+Everything here works on an ordinary :class:`indm.INDM`, so that both sides of a ratio have the same
+weights.
 """
 
 import math
@@ -18,7 +20,7 @@ from indm.ode import rademacher
 from indm.score import denoise
 from indm.tensors import event_size, expand_like, squared_norm
 
-# ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── training ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def residual(block: ResidualBlock, x: Tensor) -> Tensor:
@@ -27,7 +29,9 @@ def residual(block: ResidualBlock, x: Tensor) -> Tensor:
 
 
 def plain_flow(flow, x: Tensor) -> tuple[Tensor, Tensor]:
-    """h(x) and its log-determinant by autograd: 2 + Poisson(2) vector–Jacobian products for every block."""
+    """h(x) and its log-determinant by autograd: 2 + Poisson(2) vector–Jacobian products for every
+    block.
+    """
     log_det = x.new_zeros(len(x))
     for part in getattr(flow, "flows", [flow]):
         if isinstance(part, ResidualBlock):
@@ -42,10 +46,14 @@ def plain_flow(flow, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _autograd_log_det(g: Tensor, x: Tensor) -> Tensor:
-    """Residual Flows, eq. 8: the Neumann series by repeated products, the last of them with a graph."""
+    """Residual Flows, eq. 8: the Neumann series by repeated products, the last of them with a
+    graph.
+    """
     v = torch.randn_like(x)
     terms = 2 + int(torch.poisson(torch.tensor(2.0)))
-    survival = 1.0 - np.cumsum([0.0] + [math.exp(-2.0) * 2.0**k / math.factorial(k) for k in range(terms)])
+    survival = 1.0 - np.cumsum(
+        [0.0] + [math.exp(-2.0) * 2.0**k / math.factorial(k) for k in range(terms)]
+    )
     power = neumann = v
     for k in range(1, terms + 1):
         (power,) = torch.autograd.grad(g, x, power, retain_graph=True)
@@ -66,13 +74,17 @@ def _score_term(score, z: Tensor) -> Tensor:
 
 
 def plain_mle_loss(model, x: Tensor) -> Tensor:
-    """The NELBO by separate passes of the score: one at the drawn times, one at ε for the reconstruction."""
+    """The NELBO by separate passes of the score: one at the drawn times, one at ε for the
+    reconstruction.
+    """
     z, log_det = plain_flow(model.flow, x)
     return _likelihood(model, z, log_det) / event_size(x)
 
 
 def plain_fid_loss(model, x: Tensor) -> Tensor:
-    """The NELBO for the flow, and one more pass at uniform times, with z as a constant, for the score."""
+    """The NELBO for the flow, and one more pass at uniform times, with z as a constant, for the
+    score.
+    """
     z, log_det = plain_flow(model.flow, x)
     for p in model.score.parameters():
         p.requires_grad_(False)
@@ -80,7 +92,9 @@ def plain_fid_loss(model, x: Tensor) -> Tensor:
     for p in model.score.parameters():
         p.requires_grad_(True)
     t = _uniform_times(model.score.sde, z)
-    return (bound + denoising_error(model.score, z.detach(), t, torch.randn_like(z)).mean()) / event_size(x)
+    return (
+        bound + denoising_error(model.score, z.detach(), t, torch.randn_like(z)).mean()
+    ) / event_size(x)
 
 
 def _uniform_times(sde, z: Tensor) -> Tensor:
@@ -95,12 +109,26 @@ def _likelihood(model, z: Tensor, log_det: Tensor) -> Tensor:
 
 
 class PlainAdamW:
-    """Adam with decoupled weight decay, gradient clipping and an average of the weights, parameter by parameter."""
+    """Adam with decoupled weight decay, gradient clipping and an average of the weights, parameter
+    by parameter.
+    """
 
-    def __init__(self, parameters, lr: float = 1e-3, betas=(0.9, 0.99), weight_decay: float = 0.01, ema: float = 0.999):
+    def __init__(
+        self,
+        parameters,
+        lr: float = 1e-3,
+        betas=(0.9, 0.99),
+        weight_decay: float = 0.01,
+        ema: float = 0.999,
+    ):
         self.parameters = [p for p in parameters if p.requires_grad]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=lr, betas=betas, weight_decay=weight_decay, foreach=False, fused=False
+            self.parameters,
+            lr=lr,
+            betas=betas,
+            weight_decay=weight_decay,
+            foreach=False,
+            fused=False,
         )
         self.shadow, self.ema = [p.detach().clone() for p in self.parameters], ema
 
@@ -112,16 +140,20 @@ class PlainAdamW:
                 s.sub_((1.0 - self.ema) * (s - p))
 
 
-# ── likelihood ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── likelihood ────────────────────────────────────────────────────────────────────────────────────
 
 
 def _drift(score, y: Tensor, t: Tensor) -> Tensor:
     """f y − ½ g² s, the probability flow over t."""
     sde = score.sde
-    return expand_like(sde.drift(t), y) * y - 0.5 * expand_like(sde.diffusion(t), y) ** 2 * score(y, t)
+    return expand_like(sde.drift(t), y) * y - 0.5 * expand_like(sde.diffusion(t), y) ** 2 * score(
+        y, t
+    )
 
 
-def plain_log_prob(model, x: Tensor, *, noise: Tensor, probe: Tensor, tol: float = 1e-5) -> tuple[Tensor, int]:
+def plain_log_prob(
+    model, x: Tensor, *, noise: Tensor, probe: Tensor, tol: float = 1e-5
+) -> tuple[Tensor, int]:
     """SciPy's RK45 over t, the whole batch one system; drift and divergence evaluated apart.
 
     Args:
@@ -146,7 +178,9 @@ def plain_log_prob(model, x: Tensor, *, noise: Tensor, probe: Tensor, tol: float
         with torch.enable_grad():
             y = y.requires_grad_()
             (product,) = torch.autograd.grad((_drift(score, y, times) * probe).sum(), y)
-        return np.concatenate((velocity.cpu().numpy().ravel(), (product * probe).flatten(1).sum(1).cpu().numpy()))
+        return np.concatenate(
+            (velocity.cpu().numpy().ravel(), (product * probe).flatten(1).sum(1).cpu().numpy())
+        )
 
     begin = np.concatenate((start.cpu().numpy().ravel(), np.zeros(len(x))))
     solution = solve_ivp(field, (sde.eps, sde.T), begin, method="RK45", rtol=tol, atol=tol)
@@ -156,7 +190,9 @@ def plain_log_prob(model, x: Tensor, *, noise: Tensor, probe: Tensor, tol: float
 
 
 def plain_nelbo(model, x: Tensor) -> Tensor:
-    """The bound by implicit score matching, (B,): for each sample one time, uniform in log-SNR, and one probe."""
+    """The bound by implicit score matching, (B,): for each sample one time, uniform in log-SNR, and
+    one probe.
+    """
     sde, score = model.score.sde, model.score
     with torch.no_grad():
         z, log_det = model.encode(x)
@@ -170,24 +206,30 @@ def plain_nelbo(model, x: Tensor) -> Tensor:
         s = score(z_t, t)
         (product,) = torch.autograd.grad((s * probe).sum(), z_t)
     divergence, s = (product * probe).flatten(1).sum(1), s.detach()
-    integrand = sde.diffusion(t) ** 2 * (0.5 * squared_norm(s) + divergence) - event_size(z) * sde.drift(t)
+    integrand = sde.diffusion(t) ** 2 * (0.5 * squared_norm(s) + divergence) - event_size(
+        z
+    ) * sde.drift(t)
     weight = sde.log_snr_range() * (sde.sigma(t) / sde.diffusion(t)) ** 2
     return -log_det + weight * integrand + prior_term(sde, z) + reconstruction
 
 
-# ── sampling ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sampling ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @torch.no_grad()
 def plain_ode_sample(model, z: Tensor, tol: float = 1e-5) -> tuple[Tensor, int]:
-    """SciPy's RK45 over t from T to ε, one last denoising step, and the flow's inverse by plain fixed points."""
+    """SciPy's RK45 over t from T to ε, one last denoising step, and the flow's inverse by plain
+    fixed points.
+    """
     sde, score, shape = model.score.sde, model.score, z.shape
 
     def field(t: float, state: np.ndarray) -> np.ndarray:
         y = torch.from_numpy(state.reshape(shape)).to(z)
         return _drift(score, y, y.new_full((len(y),), t)).cpu().numpy().ravel()
 
-    solution = solve_ivp(field, (sde.T, sde.eps), z.cpu().numpy().ravel(), method="RK45", rtol=tol, atol=tol)
+    solution = solve_ivp(
+        field, (sde.T, sde.eps), z.cpu().numpy().ravel(), method="RK45", rtol=tol, atol=tol
+    )
     z_eps = torch.from_numpy(solution.y[:, -1].reshape(shape)).to(z)
     eps, _ = sde.endpoints(z)
     return plain_inverse(model.flow, denoise(score, z_eps, eps))[0], solution.nfev
@@ -195,7 +237,9 @@ def plain_ode_sample(model, z: Tensor, tol: float = 1e-5) -> tuple[Tensor, int]:
 
 @torch.no_grad()
 def plain_inverse(flow, z: Tensor, tol: float = 1e-5) -> tuple[Tensor, int]:
-    """Block by block x ← z − g(x), the whole batch until its worst entry moves by at most ``tol`` max(1, max|z|)."""
+    """Block by block x ← z − g(x), the whole batch until its worst entry moves by at most ``tol``
+    max(1, max|z|).
+    """
     evaluations = 0
     for part in reversed(getattr(flow, "flows", [flow])):
         if not isinstance(part, ResidualBlock):

@@ -1,11 +1,13 @@
-"""Measure what the mean −log P of 64 images costs under a diffusion model of another library, beside RK45.
+"""Measure what the mean −log P of 64 images costs under a diffusion model of another library,
+beside RK45.
 
     pip install denoising-diffusion-pytorch
     python bench/foreign.py --out runs/bench    # writes bench/records/foreign.csv, one row a method
 
-A small U-Net of denoising-diffusion-pytorch is trained on digits for 300 steps. Its embedding of 1,000 steps ripples in
-the noise level, which an ODE must resolve; the bounds ask for no resolution. Each method is repeated with fresh draws,
-and its noise is the deviation of the mean over images between repeats. What solves long is run on the first 16 images.
+A small U-Net of denoising-diffusion-pytorch is trained on digits for 300 steps. Its embedding of
+1,000 steps ripples in the noise level, which an ODE must resolve; the bounds ask for no resolution.
+Each method is repeated with fresh draws, and its noise is the deviation of the mean over images
+between repeats. What solves long is run on the first 16 images.
 """
 
 import argparse
@@ -49,11 +51,14 @@ def trained(raw: Tensor, steps: int, cache: Path) -> tuple[Unet, Tensor]:
     return network, diffusion.betas
 
 
-Drawn = tuple[Tensor, float, float]  # nats of each image, evaluations of the network, the solver's stated error
+# nats of each image, evaluations of the network, the solver's stated error
+Drawn = tuple[Tensor, float, float]
 
 
 def measured(draw: Callable[[torch.Generator], Drawn], repeats: int) -> dict[str, float]:
-    """Mean, its noise between repeats and the solver's mean stated error; evaluations and CPU seconds an image."""
+    """Mean, its noise between repeats and the solver's mean stated error; evaluations and CPU
+    seconds an image.
+    """
     means, evaluations, seconds, error = [], 0.0, 0.0, 0.0
     for seed in range(repeats):
         start = time.process_time()
@@ -71,8 +76,12 @@ def measured(draw: Callable[[torch.Generator], Drawn], repeats: int) -> dict[str
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="where the trained network is kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/bench"), help="where the trained network is kept"
+    )
     parser.add_argument("--steps", type=int, default=300, help="of training")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -80,7 +89,9 @@ def main() -> None:
     raw = torch.nn.functional.interpolate(raw, 16, mode="nearest").long()
     network, betas = trained(raw[:1400].float(), given.steps, given.out / "foreign.pt")
     scaling = indm.Scaling.between(-1, 1, 17)
-    model = indm.from_denoiser(network, predicts="v", path={"betas": betas}, shape=(1, 16, 16), scaling=scaling)
+    model = indm.from_denoiser(
+        network, predicts="v", path={"betas": betas}, shape=(1, 16, 16), scaling=scaling
+    )
     law, test = latent_reference(model, raw[:1400]), raw[1500 : 1500 + IMAGES]
     x, log_q = model.from_data(test)
 
@@ -90,13 +101,18 @@ def main() -> None:
 
     def solved(n: int, **options) -> Callable[[torch.Generator], Drawn]:
         def draw(generator: torch.Generator) -> Drawn:
-            report = nll(model, x[:n], log_q=log_q[:n], reference=law, generator=generator, **options)
+            report = nll(
+                model, x[:n], log_q=log_q[:n], reference=law, generator=generator, **options
+            )
             return report.nats, report.nfe, report.solver_error.mean().item()
 
         return draw
 
     def by_scipy(generator: torch.Generator) -> Drawn:
-        noise, probe = torch.randn(x[:FEW].shape, generator=generator), rademacher(x[:FEW], 1, generator)[:, 0]
+        noise, probe = (
+            torch.randn(x[:FEW].shape, generator=generator),
+            rademacher(x[:FEW], 1, generator)[:, 0],
+        )
         log_prob, evaluations = baselines.plain_log_prob(model, x[:FEW], noise=noise, probe=probe)
         return -log_prob + log_q[:FEW], evaluations, math.nan
 

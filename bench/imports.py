@@ -1,4 +1,5 @@
-"""Start-up cost of the command line and the package, beside ``import torch``: ``python bench/imports.py``.
+"""Start-up cost of the command line and the package, beside ``import torch``:
+``python bench/imports.py``.
 
 Each starts a Python of its own, in turns. The goal is at most 1.3 times ``import torch``.
 """
@@ -34,7 +35,9 @@ def main() -> None:
                 times[name].append(taken)
     for name, own in times.items():
         ratios = [a / b for a, b in zip(own, times["import torch"], strict=True)]
-        print(f"{name:24} {statistics.median(own):6.2f} s   {statistics.median(ratios):5.2f} × import torch")
+        print(
+            f"{name:24} {statistics.median(own):6.2f} s   {statistics.median(ratios):5.2f} × import torch"
+        )
 
 
 if __name__ == "__main__":

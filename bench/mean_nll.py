@@ -1,10 +1,12 @@
-"""Measure the cost of the mean NLL of many images: by SciPy, by a certified solve of each, by few fine solves.
+"""Measure the cost of the mean NLL of many images: by SciPy, by a certified solve of each, by few
+fine solves.
 
-    python bench/mean_nll.py RUN … --images 1000    # writes bench/records/mean_nll.csv, one row a run
+    python bench/mean_nll.py RUN … --images 1000    # writes bench/records/mean_nll.csv, one row a
+    run
 
-The three take turns in ``--rounds`` rounds. The few solves treat all images, and may add an error of ``--mean-error``
-bits/dim, by default a fifth of the standard error over images. The other two cost each image the same, so they solve
-the first ones only, and their seconds are scaled up.
+The three take turns in ``--rounds`` rounds. The few solves treat all images, and may add an error
+of ``--mean-error`` bits/dim, by default a fifth of the standard error over images. The other two
+cost each image the same, so they solve the first ones only, and their seconds are scaled up.
 """
 
 import argparse
@@ -28,13 +30,18 @@ RECORD = Path(__file__).parent / "records" / "mean_nll.csv"
 
 
 def by_few(draws: RepeatableDraws, mean_error: float | None) -> tuple[float, float, float]:
-    """The mean without reconstruction, the error that corrections add, nats, and evaluations an image.
+    """The mean without reconstruction, the error that corrections add, nats, and evaluations an
+    image.
 
-    ``mean_error`` is what corrections may add, nats; by default a fifth of the standard error over images.
+    ``mean_error`` is what corrections may add, nats; by default a fifth of the standard error over
+    images.
     """
     n, first = len(draws.raw), first_steps(draws.model.score)
     parts = [draws.solve(part, [first]) for part in torch.arange(n).split(draws.batch_size)]
-    coarse, stated = torch.cat([nats[0] for nats, _, _ in parts]), torch.cat([error for _, error, _ in parts])
+    coarse, stated = (
+        torch.cat([nats[0] for nats, _, _ in parts]),
+        torch.cat([error for _, error, _ in parts]),
+    )
     spent = sum(cost for _, _, cost in parts)
     allowed = ERROR_SHARE * coarse.std().item() / math.sqrt(n) if mean_error is None else mean_error
     found = corrected(coarse, stated, first, spent / n, allowed, 0, shared(draws, False, False))
@@ -53,7 +60,9 @@ def by_scipy(draws: RepeatableDraws, n: int) -> tuple[float, int]:
     return -log_prob.mean().item(), evaluations
 
 
-def row(name: str, images: int, few: int, mean_error: float | None, rounds: int) -> dict[str, object]:
+def row(
+    name: str, images: int, few: int, mean_error: float | None, rounds: int
+) -> dict[str, object]:
     """CPU seconds of ``images`` of a run, and the error of the mean that few solves give."""
     draws = draws_of(name, images)
     n, bits = len(draws.raw), math.log(2) * math.prod(draws.raw.shape[1:])
@@ -71,7 +80,9 @@ def row(name: str, images: int, few: int, mean_error: float | None, rounds: int)
         },
         rounds,
     )
-    scaled = {what: times[what] if what == "few" else times[what].per(few).per(1 / n) for what in times}
+    scaled = {
+        what: times[what] if what == "few" else times[what].per(few).per(1 / n) for what in times
+    }
     return {
         "model": run_folder(Path(name)).name,
         "images": n,
@@ -83,23 +94,35 @@ def row(name: str, images: int, few: int, mean_error: float | None, rounds: int)
         "few_seconds": f"{scaled['few'].median:.0f}",
         "few_evaluations": f"{kept['few'][2]:.0f}",
         "added_error": f"{kept['few'][1] / bits:.5f}",
-        "scipy_over_few": " to ".join(f"{r:.1f}" for r in ratio(scaled["scipy"], scaled["few"])[1:]),
+        "scipy_over_few": " to ".join(
+            f"{r:.1f}" for r in ratio(scaled["scipy"], scaled["few"])[1:]
+        ),
         "each_over_few": " to ".join(f"{r:.1f}" for r in ratio(scaled["each"], scaled["few"])[1:]),
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", help="run folders, or models that come with the package")
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--few", type=int, default=16, help="images that SciPy and certified solves treat")
-    parser.add_argument("--mean-error", type=float, help="bits/dim; default: a fifth of the standard error")
+    parser.add_argument(
+        "--few", type=int, default=16, help="images that SciPy and certified solves treat"
+    )
+    parser.add_argument(
+        "--mean-error", type=float, help="bits/dim; default: a fifth of the standard error"
+    )
     parser.add_argument("--rounds", type=int, default=2)
     o = parser.parse_args()
     kept = list(csv.DictReader(RECORD.open())) if RECORD.exists() else []
     for name in o.runs:
         new = row(name, o.images, o.few, o.mean_error, o.rounds)
-        kept = [old for old in kept if (old["model"], old["may_add"]) != (new["model"], str(new["may_add"]))] + [new]
+        kept = [
+            old
+            for old in kept
+            if (old["model"], old["may_add"]) != (new["model"], str(new["may_add"]))
+        ] + [new]
         with RECORD.open("w", newline="") as file:
             writer = csv.DictWriter(file, kept[0], lineterminator="\n")
             writer.writeheader()

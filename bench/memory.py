@@ -1,9 +1,10 @@
-"""The memory of a training step on this machine's device, by recipe: the estimate, and the peak of real steps.
+"""The memory of a training step on this machine's device, by recipe: the estimate, and the peak of
+real steps.
 
     python bench/memory.py
 
-Weights are counted five times: themselves, their gradients, Adam's two averages, the moving average. Activations are
-what the forward pass keeps for the backward pass.
+Weights are counted five times: themselves, their gradients, Adam's two averages, the moving
+average. Activations are what the forward pass keeps for the backward pass.
 """
 
 import argparse
@@ -28,7 +29,13 @@ RECIPES = (
     "eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist", "folder", "cifar10-vp-nll",
     "celeba64-vp-nll",
 )  # fmt: skip
-IMAGES = {"digits": (1, 8), "fashion-mnist": (1, 28), "folder": (3, 32), "cifar10": (3, 32), "celeba": (3, 64)}
+IMAGES = {
+    "digits": (1, 8),
+    "fashion-mnist": (1, 28),
+    "folder": (3, 32),
+    "cifar10": (3, 32),
+    "celeba": (3, 64),
+}
 MIB = 2**20
 COPIES = 5  # copies of the weights
 
@@ -45,14 +52,20 @@ def shape_of(recipe: Recipe) -> tuple[int, ...]:
 def noise(recipe: Recipe) -> Data:
     """Data in the place of a recipe's: two batches of noise."""
     shape, n = shape_of(recipe), 3 * recipe["train"]["batch_size"]
-    return as_data(torch.randn(n, *shape) if len(shape) == 1 else torch.randint(0, 256, (n, *shape), dtype=torch.uint8))
+    return as_data(
+        torch.randn(n, *shape)
+        if len(shape) == 1
+        else torch.randint(0, 256, (n, *shape), dtype=torch.uint8)
+    )
 
 
 def memory_of_step(model: nn.Module, batch: int, accelerator: Accelerator) -> tuple[int, int]:
-    """The least bytes of all copies of the weights, and of what a pass of ``batch`` examples keeps for the way back.
+    """The least bytes of all copies of the weights, and of what a pass of ``batch`` examples keeps
+    for the way back.
 
-    One example's bytes count ``batch`` times: what three keep more than two (a batch norm needs two) as they pass the
-    dequantization, the flow (without its log-determinant) and the score network. Scratch memory comes on top.
+    One example's bytes count ``batch`` times: what three keep more than two (a batch norm needs
+    two) as they pass the dequantization, the flow (without its log-determinant) and the score
+    network. Scratch memory comes on top.
     """
     weights = COPIES * sum(parameter.nbytes for parameter in model.parameters())
     with accelerator.autocast(), torch.random.fork_rng():
@@ -75,7 +88,11 @@ def _kept(model: nn.Module, n: int) -> int:
     x, t = torch.zeros(n, *model.shape, device=device), torch.ones(n, device=device)
     with suppress(Exception), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         # What fails here fails in the first step, with its own message.
-        flow = model.flow if model.condition is None else given(model.flow, model.condition.absent(n).to(device))
+        flow = (
+            model.flow
+            if model.condition is None
+            else given(model.flow, model.condition.absent(n).to(device))
+        )
         if model.dequantization is not None:
             model.dequantization(x)
         model.score.backbone(flow.latent(x), t)
@@ -83,7 +100,9 @@ def _kept(model: nn.Module, n: int) -> int:
 
 
 def row(name: str) -> dict:
-    """Parameters, and MiB of weights, of activations, and of what making a trainer and its steps add at their peak."""
+    """Parameters, and MiB of weights, of activations, and of what making a trainer and its steps
+    add at their peak.
+    """
     recipe = recipes.recipe(name)
     gc.collect()
     reset_peak()
@@ -112,12 +131,16 @@ def markdown(rows: list[dict]) -> str:
     for r in rows:
         sizes = [r[f"{key}_mib"] for key in ("weights", "activations", "peak")]
         cells = [f"{size:,.0f} MiB" for size in sizes]
-        lines.append(f"| {r['recipe']} | {r['event']} | {r['batch']} | {r['parameters']:,} | {' | '.join(cells)} |")
+        lines.append(
+            f"| {r['recipe']} | {r['event']} | {r['batch']} | {r['parameters']:,} | {' | '.join(cells)} |"
+        )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipes", nargs="*", default=RECIPES)
     o = parser.parse_args()
     rows = []

@@ -1,12 +1,14 @@
-"""Whether the mean NLL from few fine solves is as near to the mean of all as it states, and what it costs.
+"""Whether the mean NLL from few fine solves is as near to the mean of all as it states, and what it
+costs.
 
-    python bench/multilevel.py digits-pretrained runs/table …       # solves and keeps the values; writes the table
-    python bench/multilevel.py
+    python bench/multilevel.py digits-pretrained runs/table …       # solves and keeps the values;
+    writes the table python bench/multilevel.py
 
-All levels are solved once for ``--examples`` test examples of a run and kept in ``bench/records/multilevel.npz``. From
-these values 200 random choices of subsets are drawn. Reported: in how many of them the intervals of 90 and 99 % hold
-the mean of the finest values, the largest error, and evaluations an example, all levels and the pilot counted; also
-the evaluations of 1,000 examples drawn from the kept ones, whose mean may get an error of 0.001.
+All levels are solved once for ``--examples`` test examples of a run and kept in
+``bench/records/multilevel.npz``. From these values 200 random choices of subsets are drawn.
+Reported: in how many of them the intervals of 90 and 99 % hold the mean of the finest values, the
+largest error, and evaluations an example, all levels and the pilot counted; also the evaluations of
+1,000 examples drawn from the kept ones, whose mean may get an error of 0.001.
 """
 
 import argparse
@@ -17,14 +19,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from indm.evaluation.mean_nll import DOUBLINGS, ERROR_SHARE, Corrected, RepeatableDraws, corrected, first_steps
+from indm.evaluation.mean_nll import (
+    DOUBLINGS,
+    ERROR_SHARE,
+    Corrected,
+    RepeatableDraws,
+    corrected,
+    first_steps,
+)
 from indm.likelihood import latent_reference
 from indm.workbench.data.base import stack
 from indm.workbench.runs.folder import data_of, open_model, recipe_of, run_folder
 
 VALUES = Path(__file__).parent / "records" / "multilevel.npz"
 CHOICES = 200
-MANY, SMALL = 1_000, 1e-3  # examples, drawn from the kept ones, and the error that may be added to their mean, bits/dim
+# examples, drawn from the kept ones, and the error that may be added to their mean, bits/dim
+MANY, SMALL = 1_000, 1e-3
 
 
 def draws_of(name: str, examples: int) -> RepeatableDraws:
@@ -32,7 +42,9 @@ def draws_of(name: str, examples: int) -> RepeatableDraws:
     run = run_folder(Path(name))
     model, recipe = open_model(run), recipe_of(run)
     raw = stack(data_of(run, model, recipe["data"]).test, examples)
-    return RepeatableDraws(model, raw, None, latent_reference(model, raw), 64, 1, range(10_000), {"eps": model.sde.eps})
+    return RepeatableDraws(
+        model, raw, None, latent_reference(model, raw), 64, 1, range(10_000), {"eps": model.sde.eps}
+    )
 
 
 def solved(name: str, examples: int) -> dict[str, np.ndarray]:
@@ -54,14 +66,22 @@ def solved(name: str, examples: int) -> dict[str, np.ndarray]:
 def chosen(
     kept: dict[str, np.ndarray], examples: torch.Tensor, mean_error: float, seed: int
 ) -> tuple[Corrected, float]:
-    """The correction of the coarse mean of ``examples`` of the kept ones, and evaluations of each, all told."""
+    """The correction of the coarse mean of ``examples`` of the kept ones, and evaluations of each,
+    all told.
+    """
     values, stated, costs = (torch.from_numpy(kept[key]) for key in ("values", "stated", "costs"))
     values, stated, first = values[:, examples], stated[:, examples], int(kept["first"])
-    level = {steps: i for i, steps in enumerate([*(first * 2**k for k in range(DOUBLINGS + 1)), None])}
+    level = {
+        steps: i for i, steps in enumerate([*(first * 2**k for k in range(DOUBLINGS + 1)), None])
+    }
 
     def looked_up(estimates, steps):
         spent = sum(int(costs[level[s]] * len(estimates)) for s in steps)
-        return values[[level[s] for s in steps]][:, estimates], stated[level[steps[-1]]][estimates], spent
+        return (
+            values[[level[s] for s in steps]][:, estimates],
+            stated[level[steps[-1]]][estimates],
+            spent,
+        )
 
     found = corrected(values[0], stated[0], first, costs[0].item(), mean_error, seed, looked_up)
     return found, costs[0].item() + found.evaluations / len(examples)
@@ -95,16 +115,24 @@ def row(name: str, kept: dict[str, np.ndarray]) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="*", help="run folders, or models that come with the package")
     parser.add_argument("--examples", type=int, default=256)
     options = parser.parse_args()
     kept = dict(np.load(VALUES)) if VALUES.exists() else {}
     for name in options.runs:
-        kept |= {f"{Path(name).name}/{key}": value for key, value in solved(name, options.examples).items()}
+        kept |= {
+            f"{Path(name).name}/{key}": value
+            for key, value in solved(name, options.examples).items()
+        }
         np.savez_compressed(VALUES, **kept)
     names = dict.fromkeys(key.split("/")[0] for key in kept)
-    rows = [row(name, {k.split("/")[1]: v for k, v in kept.items() if k.startswith(f"{name}/")}) for name in names]
+    rows = [
+        row(name, {k.split("/")[1]: v for k, v in kept.items() if k.startswith(f"{name}/")})
+        for name in names
+    ]
     with VALUES.with_suffix(".csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()

@@ -1,8 +1,9 @@
 """Parts of a long job, each done once, in a process of its own.
 
-``OUT/records/PART.json`` has what came of a part. Killed and started again, a job goes on with the part that was not
-done. One that lacks something (a package, data, an earlier part) is skipped and says what; of one that failed,
-``OUT/logs/PART.txt`` says why. The next call tries both again. ``OUT/summary.json`` and ``summary.md`` are of all.
+``OUT/records/PART.json`` has what came of a part. Killed and started again, a job goes on with the
+part that was not done. One that lacks something (a package, data, an earlier part) is skipped and
+says what; of one that failed, ``OUT/logs/PART.txt`` says why. The next call tries both again.
+``OUT/summary.json`` and ``summary.md`` are of all.
 """
 
 import argparse
@@ -20,7 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-SELDOM = {"matplotlib", "scikit-learn", "scipy"}  # dependencies that only the parts which name them import
+# dependencies that only the parts which name them import
+SELDOM = {"matplotlib", "scikit-learn", "scipy"}
 Options = argparse.Namespace  # with ``data`` and ``out``, folders, and ``device``
 
 
@@ -34,7 +36,8 @@ class Part:
 
     name: str
     work: Callable[[Options], dict]
-    packages: frozenset[str] = frozenset()  # packages that it imports, beside those that all parts do
+    # packages that it imports, beside those that all parts do
+    packages: frozenset[str] = frozenset()
     data: str = ""  # the folder in --data that it reads
     after: str = ""  # the part that must be done before
 
@@ -43,7 +46,15 @@ class Part:
         if self.after and record(o, self.after)["status"] != "done":
             return f"{self.after} is not done"
         if packages := missing(self.packages):
-            install = [sys.executable, "-m", "pip", "install", "--no-index", "--find-links", str(o.data / "wheels")]
+            install = [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "--no-index",
+                "--find-links",
+                str(o.data / "wheels"),
+            ]
             return f"missing packages: {shlex.join([*install, *packages])}"
         if self.data and not (o.data / self.data).is_dir():
             return f"missing data: {o.data / self.data} (make gpu-data DATA={o.data})"
@@ -51,7 +62,9 @@ class Part:
 
 
 def missing(more: frozenset[str]) -> list[str]:
-    """The requirements of ``pyproject.toml`` that this Python does not meet, of usual packages and of ``more``."""
+    """The requirements of ``pyproject.toml`` that this Python does not meet, of usual packages and
+    of ``more``.
+    """
     from packaging.requirements import Requirement
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
@@ -60,11 +73,17 @@ def missing(more: frozenset[str]) -> list[str]:
 
     def is_met(wanted: Requirement) -> bool:
         try:
-            return wanted.specifier.contains(importlib.metadata.version(wanted.name), prereleases=True)
+            return wanted.specifier.contains(
+                importlib.metadata.version(wanted.name), prereleases=True
+            )
         except importlib.metadata.PackageNotFoundError:
             return False
 
-    return [text for text in usual + others if Requirement(text).name in names and not is_met(Requirement(text))]
+    return [
+        text
+        for text in usual + others
+        if Requirement(text).name in names and not is_met(Requirement(text))
+    ]
 
 
 def record(o: Options, name: str) -> dict:
@@ -76,7 +95,9 @@ def record(o: Options, name: str) -> dict:
 def keep(path: Path, content: str | dict) -> None:
     """Write a file that is whole or not there."""
     beside = path.with_suffix(".new")
-    text = content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
+    text = (
+        content if isinstance(content, str) else json.dumps(content, indent=2, ensure_ascii=False)
+    )
     beside.write_text(text + "\n", "utf-8")
     beside.replace(path)
 
@@ -98,7 +119,10 @@ def child(part: Part, o: Options, log: Path, path: Path) -> None:
 
 def do(part: Part, o: Options) -> None:
     """Do a part in a process of its own, forked from this one, which never touches the GPU."""
-    path, log = (o.out / folder / f"{part.name}.{kind}" for folder, kind in (("records", "json"), ("logs", "txt")))
+    path, log = (
+        o.out / folder / f"{part.name}.{kind}"
+        for folder, kind in (("records", "json"), ("logs", "txt"))
+    )
     if why := part.lacks(o):
         return keep(path, {"status": "skipped", "why": why})
     print(f"{part.name} …", flush=True)
@@ -135,7 +159,9 @@ def markdown(records: dict[str, dict]) -> str:
     for name, known in records.items():
         result = dict(known.get("result", {}))
         rows = result.pop("rows", [])
-        what = known.get("why") or ", ".join(f"{key} {shown(value)}" for key, value in result.items())
+        what = known.get("why") or ", ".join(
+            f"{key} {shown(value)}" for key, value in result.items()
+        )
         lines.append(f"| {name} | {known['status']} | {known.get('seconds', '')} | {what} |")
         if rows:
             more += ["", f"{name}:", "", f"| {' | '.join(rows[0])} |", "|---" * len(rows[0]) + "|"]
@@ -153,7 +179,9 @@ def do_all(parts: Sequence[Part], o: Options) -> int:
         if record(o, part.name)["status"] != "done":
             do(part, o)
             known = record(o, part.name)
-            print(f"{part.name}: {known['status']} {known.get('why') or known['seconds']}", flush=True)
+            print(
+                f"{part.name}: {known['status']} {known.get('why') or known['seconds']}", flush=True
+            )
         records = {part.name: record(o, part.name) for part in parts}
         keep(o.out / "summary.json", records)
         keep(o.out / "summary.md", markdown(records))

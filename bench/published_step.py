@@ -1,8 +1,10 @@
-"""Seconds and peak memory of a training step of a published recipe, on generated images of its size.
+"""Seconds and peak memory of a training step of a published recipe, on generated images of its
+size.
 
     python bench/published_step.py cifar10-vp-nll --batch 4
 
-Two steps, of which the second is timed: both parts, flow and score, by the recipe's objective, and the optimizer.
+Two steps, of which the second is timed: both parts, flow and score, by the recipe's objective, and
+the optimizer.
 """
 
 import argparse
@@ -19,7 +21,9 @@ from indm.workbench.runs.devices import peak_memory_mib
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("recipe")
     parser.add_argument("--batch", type=int, default=4)
     options = parser.parse_args()
@@ -36,8 +40,13 @@ def main() -> None:
         optimizer.step()
         optimizer.zero_grad()
         seconds = time.perf_counter() - started
-    parameters = {name: count_parameters(part) for name, part in (("score", model.score), ("flow", model.flow))}
-    print(f"{options.recipe}, batch {options.batch}: {seconds:.1f} s a step, {peak_memory_mib():.0f} MiB peak")
+    parameters = {
+        name: count_parameters(part)
+        for name, part in (("score", model.score), ("flow", model.flow))
+    }
+    print(
+        f"{options.recipe}, batch {options.batch}: {seconds:.1f} s a step, {peak_memory_mib():.0f} MiB peak"
+    )
     print(", ".join(f"{count:,} parameters of the {name}" for name, count in parameters.items()))
     print(f"{torch.get_num_threads()} threads, torch {torch.__version__}")
 

@@ -1,11 +1,13 @@
-"""Samples of networks that may have ripples in t: error and cost of the samplers, beside SciPy's RK45.
+"""Samples of networks that may have ripples in t: error and cost of the samplers, beside SciPy's
+RK45.
 
     python bench/ripples.py runs/ddpmpp …      # and prints the table of all
     python bench/ripples.py
 
-Errors compare E[z_0|z_ε] with ``--converged`` steps of Adams' method from the same z_T, in grey levels of 256:
-root mean squares over the entries of a sample, the mean over samples and the largest. Methods run one after another in
-one process; seconds are of its CPU time. RK45 solves dz/dt of the whole batch as one vector, as the authors' code does.
+Errors compare E[z_0|z_ε] with ``--converged`` steps of Adams' method from the same z_T, in grey
+levels of 256: root mean squares over the entries of a sample, the mean over samples and the
+largest. Methods run one after another in one process; seconds are of its CPU time. RK45 solves
+dz/dt of the whole batch as one vector, as the authors' code does.
 """
 
 import time
@@ -23,7 +25,9 @@ from indm.score import denoise
 from indm.tensors import expand_like
 from indm.workbench.runs.folder import open_model, recipe_of, run_folder
 
-COLUMNS = {name: name for name in ("model", "sampler", "evaluations", "error", "largest", "cpu_seconds")}
+COLUMNS = {
+    name: name for name in ("model", "sampler", "evaluations", "error", "largest", "cpu_seconds")
+}
 
 
 class OnTheClock(UniPC):
@@ -73,8 +77,16 @@ def rows_of(run: Path, images: int, converged: int) -> list[Row]:
         x, evaluations = solve()
         errors = 128 * (x - exact).flatten(1).square().mean(1).sqrt()
         row = {"model": described(run.name, recipe, ("net", "sde"), model.shape), "sampler": name}
-        row |= {"evaluations": evaluations, "error": f"{errors.mean():.2g}", "largest": f"{errors.max():.2g}"}
-        row |= {"cpu_seconds": f"{time.process_time() - started:.1f}", "images": images, "converged": converged}
+        row |= {
+            "evaluations": evaluations,
+            "error": f"{errors.mean():.2g}",
+            "largest": f"{errors.max():.2g}",
+        }
+        row |= {
+            "cpu_seconds": f"{time.process_time() - started:.1f}",
+            "images": images,
+            "converged": converged,
+        }
         rows.append(row | {"torch": torch.__version__})
     return rows
 

@@ -1,12 +1,15 @@
-"""Growth of costs: seconds and memory of a training step, seconds of a likelihood, several processes, many GPUs.
+"""Growth of costs: seconds and memory of a training step, seconds of a likelihood, several
+processes, many GPUs.
 
     python bench/scaling.py --out runs/bench-full
-    python bench/scaling.py --processes           # the same batch by one process and by several, alone
-    python bench/scaling.py --paper               # what many GPUs exchange, alone, which is reckoned and not measured
+    python bench/scaling.py --processes           # the same batch by one process and by several,
+    alone
+    python bench/scaling.py --paper               # what many GPUs exchange, alone, which is
+    reckoned and not measured
 
-One quantity is varied at a time, the others stay at 16×16×3, a flow of 4–4 blocks, batch 64, one probe, tolerance 1e-4.
-Writes ``scaling.json``, ``scaling.md`` and ``scaling.png``. The network is untrained: its costs equal a trained
-one's, except for the number of the solver's steps.
+One quantity is varied at a time, the others stay at 16×16×3, a flow of 4–4 blocks, batch 64, one
+probe, tolerance 1e-4. Writes ``scaling.json``, ``scaling.md`` and ``scaling.png``. The network is
+untrained: its costs equal a trained one's, except for the number of the solver's steps.
 """
 
 import argparse
@@ -37,8 +40,8 @@ STEP = {
 NLL = {"resolution": (8, 16, 32), "probes": (1, 2, 4, 8), "tolerance": (1e-2, 1e-3, 1e-4, 1e-5)}
 USUAL = {"resolution": 16, "blocks of a group": 4, "batch": 64, "probes": 1, "tolerance": 1e-4}
 
-# What the reckoning takes for granted, of machines of 8 GPUs: bytes/s from a GPU to its neighbour within one machine
-# and from one to the next, and seconds until the first byte arrives.
+# What the reckoning takes for granted, of machines of 8 GPUs: bytes/s from a GPU to its neighbour
+# within one machine and from one to the next, and seconds until the first byte arrives.
 WITHIN, BETWEEN, LATENCY = 300e9, 50e9, 10e-6
 GPUS, PER_GPU = (8, 64, 512), 32  # and samples of a step for each of them
 MODELS = {  # parameters of score and flow
@@ -48,10 +51,11 @@ MODELS = {  # parameters of score and flow
 
 
 def exchange(parameters: float, gpus: int) -> tuple[float, float]:
-    """Bytes that each GPU sends for the mean of all gradients by a ring, 2 (n − 1)/n of them in float32, and seconds.
+    """Bytes that each GPU sends for the mean of all gradients by a ring, 2 (n − 1)/n of them in
+    float32, and seconds.
 
-    The seconds count the slowest link, and the 2 (n − 1) hops. Data parallelism hides most of them behind the
-    backward pass.
+    The seconds count the slowest link, and the 2 (n − 1) hops. Data parallelism hides most of them
+    behind the backward pass.
     """
     sent = 2 * (gpus - 1) / gpus * 4 * parameters
     return sent, sent / (WITHIN if gpus <= 8 else BETWEEN) + 2 * (gpus - 1) * LATENCY
@@ -66,18 +70,25 @@ def paper() -> list[str]:
     for name, parameters in MODELS.items():
         for gpus in GPUS:
             sent, seconds = exchange(parameters, gpus)
-            lines.append(f"| {name} | {gpus} | {gpus * PER_GPU} | {sent / 2**20:.0f} MiB | {1e3 * seconds:.1f} ms |")
+            lines.append(
+                f"| {name} | {gpus} | {gpus * PER_GPU} | {sent / 2**20:.0f} MiB | {1e3 * seconds:.1f} ms |"
+            )
     return lines
 
 
 def processes() -> list[str]:
-    """A table of seconds a step by 1, 2, … processes that share this machine's cores, the batch being the same."""
+    """A table of seconds a step by 1, 2, … processes that share this machine's cores, the batch
+    being the same.
+    """
     cores, kinds = os.cpu_count() or 1, [1, 2, 4]
     found: dict[int, list[float]] = {n: [] for n in kinds}
     for _ in range(3):
         for n in kinds:
             found[n].append(step_of_processes(n, max(1, cores // n)))
-    lines = [f"| processes on {cores} cores | threads of each | seconds a step | of one |", "|---|---|---|---|"]
+    lines = [
+        f"| processes on {cores} cores | threads of each | seconds a step | of one |",
+        "|---|---|---|---|",
+    ]
     one = statistics.median(found[1])
     for n, seconds in found.items():
         middle = statistics.median(seconds)
@@ -89,9 +100,24 @@ def processes() -> list[str]:
 def step_of_processes(n: int, threads: int, steps: int = 60) -> float:
     """Seconds a step of the recipe ``digits``, with 128 samples over all ``n`` processes."""
     launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(n), "-m"]
-    options = ["--train.seconds=inf", f"--train.steps={steps}", f"--train.validate-every={steps}", "--quiet"]
+    options = [
+        "--train.seconds=inf",
+        f"--train.steps={steps}",
+        f"--train.validate-every={steps}",
+        "--quiet",
+    ]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", *launcher, "indm", "train", "digits", *options, "--out", f"{folder}/run"]
+        command = [
+            sys.executable,
+            "-m",
+            *launcher,
+            "indm",
+            "train",
+            "digits",
+            *options,
+            "--out",
+            f"{folder}/run",
+        ]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         subprocess.run(command, check=True, capture_output=True, env=environment)
         return json.loads(Path(folder, "run", "summary.json").read_text())["seconds"] / steps
@@ -124,11 +150,17 @@ def likelihood(resolution: int, probes: int, tolerance: float) -> tuple[float, i
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--out", type=Path, default=Path("runs/bench"))
     alone = parser.add_mutually_exclusive_group()
-    alone.add_argument("--processes", action="store_true", help="only one process against several, on this machine")
-    alone.add_argument("--paper", action="store_true", help="only what many GPUs exchange, reckoned")
+    alone.add_argument(
+        "--processes", action="store_true", help="only one process against several, on this machine"
+    )
+    alone.add_argument(
+        "--paper", action="store_true", help="only what many GPUs exchange, reckoned"
+    )
     parser.add_argument("--step", nargs=3, type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.step:
@@ -144,15 +176,35 @@ def main() -> None:
             setting = USUAL | {name: value}
             arguments = [str(setting[key]) for key in ("resolution", "blocks of a group", "batch")]
             seconds, mib = in_new_process([__file__, "--step", *arguments])
-            rows.append({"of": "training step", "varied": name, "value": value, "seconds": seconds, "mib": mib})
+            rows.append(
+                {
+                    "of": "training step",
+                    "varied": name,
+                    "value": value,
+                    "seconds": seconds,
+                    "mib": mib,
+                }
+            )
             print(rows[-1], flush=True)
     for name, values in NLL.items():
         for value in values:
             setting = USUAL | {name: value}
-            seconds, nfe = likelihood(setting["resolution"], setting["probes"], setting["tolerance"])
-            rows.append({"of": "NLL of an image", "varied": name, "value": value, "seconds": seconds, "nfe": nfe})
+            seconds, nfe = likelihood(
+                setting["resolution"], setting["probes"], setting["tolerance"]
+            )
+            rows.append(
+                {
+                    "of": "NLL of an image",
+                    "varied": name,
+                    "value": value,
+                    "seconds": seconds,
+                    "nfe": nfe,
+                }
+            )
             print(rows[-1], flush=True)
-    (options.out / "scaling.json").write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
+    (options.out / "scaling.json").write_text(
+        json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n"
+    )
     write_table(rows, options.out / "scaling.md")
     plot(rows, options.out / "scaling.png")
 
@@ -161,7 +213,9 @@ def write_table(rows: list[dict], path: Path) -> None:
     lines = ["| of | varied | value | seconds | MiB or evaluations |", "|---|---|---|---|---|"]
     for r in rows:
         last = f"{r['mib']:.0f} MiB" if "mib" in r else f"{r['nfe']} evaluations"
-        lines.append(f"| {r['of']} | {r['varied']} | {r['value']:g} | {r['seconds']:.3f} | {last} |")
+        lines.append(
+            f"| {r['of']} | {r['varied']} | {r['value']:g} | {r['seconds']:.3f} | {last} |"
+        )
     path.write_text("\n".join([*lines, "", *processes(), "", *paper()]) + "\n")
 
 

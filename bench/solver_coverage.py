@@ -1,12 +1,15 @@
-"""Whether the error that a likelihood states covers its true one where the field is hostile to the solver's steps.
+"""Whether the error that a likelihood states covers its true one where the field is hostile to the
+solver's steps.
 
-    python bench/solver_coverage.py                # a field that may have ripples: solves begin with 64 steps
-    python bench/solver_coverage.py --smooth       # the network says that it has none, which is not true
+    python bench/solver_coverage.py                # a field that may have ripples: solves begin
+    with 64 steps python bench/solver_coverage.py --smooth       # the network says that it has
+    none, which is not true
 
-Scores of two dimensions in double precision, with one draw of N(0, I), or of the mixture, for each row: ripples
-sin(k·level), kinks and jumps in the level, pulses, and narrow mixtures. The true error is the difference from a solve
-in ``--converged`` steps with the same noise. "Accepted" are those whose stated error is within the tolerance, "wrong"
-are accepted ones whose true error is above the stated one.
+Scores of two dimensions in double precision, with one draw of N(0, I), or of the mixture, for each
+row: ripples sin(k·level), kinks and jumps in the level, pulses, and narrow mixtures. The true error
+is the difference from a solve in ``--converged`` steps with the same noise. "Accepted" are those
+whose stated error is within the tolerance, "wrong" are accepted ones whose true error is above the
+stated one.
 """
 
 import argparse
@@ -23,7 +26,8 @@ from indm.score import GivenScore, ScoreModel
 from indm.sde import VPSDE
 
 KINDS = ("ripples", "kinks", "jumps", "pulses", "narrow mixtures")
-FREQUENCIES = (3, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 100, 130, 160)  # ripples per unit of the level log(σ/α)
+# ripples per unit of the level log(σ/α)
+FREQUENCIES = (3, 5, 10, 15, 20, 30, 40, 50, 60, 70, 80, 100, 130, 160)
 WIDTHS = (0.3, 0.1, 0.03)  # widths of pulses
 DEVIATIONS = (0.3, 0.1, 0.03, 0.01, 0.003)  # deviations of the components of a mixture
 ANGLES = math.pi / 3 * torch.arange(6, dtype=torch.float64)
@@ -31,7 +35,9 @@ MEANS = 1.4 * torch.stack([ANGLES.cos(), ANGLES.sin()], 1)
 
 
 class Hostile(nn.Module):
-    """A network at conditions c (B, 4), a kind of :data:`KINDS` and its size, quickness or width, and place."""
+    """A network at conditions c (B, 4), a kind of :data:`KINDS` and its size, quickness or width,
+    and place.
+    """
 
     def __init__(self, smooth: bool):
         super().__init__()
@@ -40,7 +46,9 @@ class Hostile(nn.Module):
     def forward(self, y: Tensor, level: Tensor, c: Tensor) -> Tensor:
         kind, size, own, place = c.unbind(1)
         off = level - place
-        change = torch.stack([(own * off).sin(), off.relu().tanh(), (off > 0).double(), (-((off / own) ** 2)).exp()])
+        change = torch.stack(
+            [(own * off).sin(), off.relu().tanh(), (off > 0).double(), (-((off / own) ** 2)).exp()]
+        )
         change = change.gather(0, kind.long().clamp_max(3)[None])[0]
         mixed = self._of_mixture(y, level, own)
         return torch.where(kind[:, None] == 4, mixed, (size * change)[:, None] * y.tanh())
@@ -55,7 +63,9 @@ class Hostile(nn.Module):
 
 def cases(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Conditions and data of ``n`` rows for each field, in places of their own."""
-    fields: list[tuple[int, float, float]] = [(0, size, k) for k in FREQUENCIES for size in (0.03, 0.3)]
+    fields: list[tuple[int, float, float]] = [
+        (0, size, k) for k in FREQUENCIES for size in (0.03, 0.3)
+    ]
     fields += [(kind, size, 1) for kind in (1, 2) for size in (0.1, 0.5)]
     fields += [(3, 0.5, width) for width in WIDTHS] + [(4, 1, std) for std in DEVIATIONS]
     c = torch.tensor(fields, dtype=torch.float64).repeat_interleave(n, 0)
@@ -66,10 +76,16 @@ def cases(n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--samples", type=int, default=24, help="for each field")
-    parser.add_argument("--converged", type=int, default=3072, help="steps of the converged solution")
-    parser.add_argument("--smooth", action="store_true", help="the network says, wrongly, that it is smooth in t")
+    parser.add_argument(
+        "--converged", type=int, default=3072, help="steps of the converged solution"
+    )
+    parser.add_argument(
+        "--smooth", action="store_true", help="the network says, wrongly, that it is smooth in t"
+    )
     o = parser.parse_args()
     c, x = cases(o.samples, torch.Generator().manual_seed(0))
     model = indm.INDM(Identity(), GivenScore(ScoreModel(Hostile(o.smooth), VPSDE()), c))
@@ -82,11 +98,16 @@ def main() -> None:
     true, stated = (report.total - exact.total).abs(), report.solver_error
     accepted, wrong = stated <= NLL_ERROR * 2 * math.log(2), true > stated
     print(f"{report.nfe} evaluations on average")
-    print("| field | cases | covered | accepted | of these wrong | their largest true error, nats |")
+    print(
+        "| field | cases | covered | accepted | of these wrong | their largest true error, nats |"
+    )
     print("|---|---|---|---|---|---|")
     for i, name in enumerate((*KINDS, "all")):
         rows = c[:, 0] == i if i < len(KINDS) else torch.ones_like(wrong)
-        counts = (int(part.sum()) for part in (rows, rows & ~wrong, rows & accepted, rows & accepted & wrong))
+        counts = (
+            int(part.sum())
+            for part in (rows, rows & ~wrong, rows & accepted, rows & accepted & wrong)
+        )
         largest = true[rows & accepted].max().item() if bool((rows & accepted).any()) else 0.0
         print(f"| {name} | {' | '.join(map(str, counts))} | {largest:.2g} |")
 

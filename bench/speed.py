@@ -1,11 +1,13 @@
-"""Speed of recipes on this machine, by precision: steps, samples and likelihoods a second, and the memory of each.
+"""Speed of recipes on this machine, by precision: steps, samples and likelihoods a second, and the
+memory of each.
 
     python bench/speed.py                               # in every precision
     python bench/speed.py --how float32 --recipes digits
 
-On noise images, so that no data are needed. "compiled" is bfloat16 with the network under torch.compile. In bfloat16,
-sampling and NLL are under autocast, as ``indm sample`` and ``indm evaluate`` are not: it is what they would take. The
-NLL is in 64 steps, the fewest that are usual.
+On noise images, so that no data are needed. "compiled" is bfloat16 with the network under
+torch.compile. In bfloat16, sampling and NLL are under autocast, as ``indm sample`` and
+``indm evaluate`` are not: it is what they would take. The NLL is in 64 steps, the fewest that are
+usual.
 """
 
 import argparse
@@ -28,9 +30,15 @@ RECIPES = ("fashion-mnist", "folder")
 
 
 def speed(
-    name: str, how: str, *, images: int = 128, steps: int = 64, changes: Mapping[str, object] | None = None
+    name: str,
+    how: str,
+    *,
+    images: int = 128,
+    steps: int = 64,
+    changes: Mapping[str, object] | None = None,
 ) -> dict:
-    """Steps, samples and NLLs a second, and MiB at the peak of each, of a recipe in a precision of :data:`HOW`.
+    """Steps, samples and NLLs a second, and MiB at the peak of each, of a recipe in a precision of
+    :data:`HOW`.
 
     Args:
         images: at a time, samples and likelihoods.
@@ -52,7 +60,13 @@ def speed(
 
     reset_peak()
     threads = torch.get_num_threads()
-    measured("steps", 1, interleaved_seconds({how: trainer}, {how: threads}, rounds=TIMED_ROUNDS, progress=False)[how])
+    measured(
+        "steps",
+        1,
+        interleaved_seconds({how: trainer}, {how: threads}, rounds=TIMED_ROUNDS, progress=False)[
+            how
+        ],
+    )
     raw = torch.randint(0, 256, (images, *model.shape), dtype=torch.uint8, device=device())
     with torch.autocast(torch.device(device()).type, torch.bfloat16, enabled=precision == "bf16"):
         measured("samples", images, seconds({"": lambda: indm.sample(model, images)}, 2)[""].clock)
@@ -66,7 +80,9 @@ def nll(model: indm.INDM, raw: torch.Tensor, steps: int) -> indm.LikelihoodRepor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--how", nargs="+", choices=list(HOW), default=list(HOW))
     o = parser.parse_args()

@@ -1,4 +1,5 @@
-"""Errors of a run under TF32: convolutions of factors rounded to 10 bits, as PyTorch lets GPUs make them.
+"""Errors of a run under TF32: convolutions of factors rounded to 10 bits, as PyTorch lets GPUs make
+them.
 
     indm train fashion-mnist-16 --train.steps 250 --train.seconds inf --out runs/tf32
     python bench/tf32.py runs/tf32
@@ -31,7 +32,11 @@ class TF32(TorchDispatchMode):
         self.is_on = is_on
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default) and self.is_on():
+        if (
+            func
+            in (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+            and self.is_on()
+        ):
             args = tuple(map(rounded, args))
         return func(*args, **(kwargs or {}))
 
@@ -52,14 +57,18 @@ def results(model: indm.INDM, raw: Tensor, reference: Tensor) -> dict[str, Tenso
     """Bits/dim of images, and samples in model units."""
     law, bits = latent_reference(model, reference), math.prod(model.shape) * math.log(2)
     x, log_q = model.from_data(raw, generator=torch.Generator().manual_seed(0))
-    report = indm.nll(model, x, reference=law, log_q=log_q, generator=torch.Generator().manual_seed(1))
+    report = indm.nll(
+        model, x, reference=law, log_q=log_q, generator=torch.Generator().manual_seed(1)
+    )
     bound = indm.nelbo(model, x, reference=law, generator=torch.Generator().manual_seed(2)).total
     samples = indm.sample(model, IMAGES, generator=torch.Generator().manual_seed(3))
     return {"NLL": report.total / bits, "NELBO": bound / bits, "samples": samples}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     run = parser.parse_args().run
     from performance import steep_flow

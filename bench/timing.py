@@ -1,4 +1,6 @@
-"""Timing side by side: candidates take turns, so that whatever else the machine does falls on all of them alike."""
+"""Timing side by side: candidates take turns, so that whatever else the machine does falls on all
+of them alike.
+"""
 
 import statistics
 import subprocess
@@ -64,7 +66,14 @@ def shown(values: tuple[float, float, float]) -> str:
 
 def row(what: str, baseline: str, ours: str, result: str, target: str, note: str = "") -> dict:
     """A line of the table that ``bench/performance.py`` writes."""
-    return {"what": what, "baseline": baseline, "ours": ours, "ratio": result, "target": target, "note": note}
+    return {
+        "what": what,
+        "baseline": baseline,
+        "ours": ours,
+        "ratio": result,
+        "target": target,
+        "note": note,
+    }
 
 
 def on_gpu() -> bool:
@@ -88,6 +97,10 @@ def peak_mib() -> float:
 
 
 def in_new_process(arguments: list[str]) -> list[float]:
-    """The numbers that ``python ARGUMENTS`` prints as its last line: what was allocated before must not count."""
-    result = subprocess.run([sys.executable, *arguments], check=True, capture_output=True, text=True)
+    """The numbers that ``python ARGUMENTS`` prints as its last line: what was allocated before must
+    not count.
+    """
+    result = subprocess.run(
+        [sys.executable, *arguments], check=True, capture_output=True, text=True
+    )
     return [float(number) for number in result.stdout.splitlines()[-1].split()]

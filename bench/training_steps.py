@@ -2,7 +2,8 @@
 
 Parts of ``bench/performance.py``. By itself it measures memory, in a process of its own:
 
-    python bench/training_steps.py ours-mle 64         # peak MiB of steps on 64×64 images; or plain, fid
+    python bench/training_steps.py ours-mle 64         # peak MiB of steps on 64×64 images; or
+    plain, fid
 """
 
 import sys
@@ -35,11 +36,19 @@ def roughen(flow) -> None:
 
 
 class Ours:
-    """The product's own training step on noise images: the trainer of ``indm train``, with synthetic data."""
+    """The product's own training step on noise images: the trainer of ``indm train``, with
+    synthetic data.
+    """
 
     def __init__(self, size: int, flow: dict, **options):
         train = {"steps": 1e6, "batch_size": BATCH} | options
-        recipe = {"data": {"name": "digits"}, "flow": flow, "sde": {"name": "vp"}, "net": NET, "train": train}
+        recipe = {
+            "data": {"name": "digits"},
+            "flow": flow,
+            "sde": {"name": "vp"},
+            "net": NET,
+            "train": train,
+        }
         self.recipe = recipes.resolve(recipe)
         images = torch.randint(0, 256, (4 * BATCH, 3, size, size), dtype=torch.uint8)
         split = RawImages(images)
@@ -60,7 +69,9 @@ class RawImages(TensorDataset):
 
 
 class Plain:
-    """The same networks trained plainly: float32, separate passes, autograd log-determinant, parameter by parameter."""
+    """The same networks trained plainly: float32, separate passes, autograd log-determinant,
+    parameter by parameter.
+    """
 
     def __init__(self, size: int, flow: dict, loss):
         torch.manual_seed(0)
@@ -70,7 +81,9 @@ class Plain:
         self.model, self.loss = model.to(DEVICE), loss
         roughen(self.model.flow)
         self.optimizer = baselines.PlainAdamW(self.model.parameters())
-        self.images = torch.randint(0, 256, (BATCH, 3, size, size), dtype=torch.uint8, device=DEVICE)
+        self.images = torch.randint(
+            0, 256, (BATCH, 3, size, size), dtype=torch.uint8, device=DEVICE
+        )
 
     def step(self) -> None:
         self.loss(self.model, self.model.scaling.to_model(self.images)).backward()
@@ -82,7 +95,11 @@ def training(size: int, rounds: int) -> list[dict]:
     """Rows of a step with a flow over one without, and of the linear step over the plain one."""
     linear, every = {"name": "identity"}, (1, 3, 4)
     flows = {"mle": FLOW, "fid": FLOW, "mle conditional": CONDITIONAL}
-    names = {"mle": "NLL mode", "fid": "FID mode", "mle conditional": "NLL mode, conditional residual flow"}
+    names = {
+        "mle": "NLL mode",
+        "fid": "FID mode",
+        "mle conditional": "NLL mode, conditional residual flow",
+    }
     targets = {"mle": "≤ 1.3", "fid": "≤ 1.3", "mle conditional": "≤ 1.4"}
     steps = {
         ("plain linear", 1): Plain(size, linear, baselines.plain_linear_loss).step,
@@ -91,7 +108,10 @@ def training(size: int, rounds: int) -> list[dict]:
         ("linear", 1): Ours(size, linear).cycle,
     }
     for kind, flow in flows.items():
-        steps |= {(kind, k): Ours(size, flow, objective=kind[:3], flow_update_every=k).cycle for k in every}
+        steps |= {
+            (kind, k): Ours(size, flow, objective=kind[:3], flow_update_every=k).cycle
+            for k in every
+        }
     times = {(kind, k): measured.per(k) for (kind, k), measured in seconds(steps, rounds).items()}
 
     def against_linear(kind: str, k: int) -> dict:
@@ -106,17 +126,25 @@ def training(size: int, rounds: int) -> list[dict]:
         )
 
     plain, ours = times["plain linear", 1], times["linear", 1]
-    linear_step = row("linear training step", str(plain), str(ours), shown(ratio(ours, plain)), "≤ 0.65")
+    linear_step = row(
+        "linear training step", str(plain), str(ours), shown(ratio(ours, plain)), "≤ 0.65"
+    )
     return [against_linear(kind, k) for kind in flows for k in every] + [linear_step]
 
 
 def halves(size: int, rounds: int) -> list[dict]:
-    """A row of a step that takes its batch in two halves, over one that takes it at once: seconds and memory."""
+    """A row of a step that takes its batch in two halves, over one that takes it at once: seconds
+    and memory.
+    """
     ways: dict[str, dict] = {"whole": {}, "halves": HALVES}
-    times = seconds({way: Ours(size, FLOW, **options).cycle for way, options in ways.items()}, rounds)
+    times = seconds(
+        {way: Ours(size, FLOW, **options).cycle for way, options in ways.items()}, rounds
+    )
     mib = {way: in_new_process([__file__, f"{way}-mle", str(size)])[0] for way in ways}
     cells = [f"{times[way]}, {mib[way]:.0f} MiB" for way in ways]
-    what = f"INDM step at {size}×{size}, batch {BATCH}, at once and in two halves (train.accumulate 2)"
+    what = (
+        f"INDM step at {size}×{size}, batch {BATCH}, at once and in two halves (train.accumulate 2)"
+    )
     return [row(what, *cells, shown(ratio(times["halves"], times["whole"])), "≤ 1.10, ≤ 1,229 MiB")]
 
 
@@ -128,7 +156,9 @@ def memory(size: int) -> list[dict]:
     """Rows of the peak memory of training, each side in a process of its own."""
     rows = []
     for mode in ("mle", "fid"):
-        plain, ours = (in_new_process([__file__, f"{side}-{mode}", str(size)])[0] for side in ("plain", "ours"))
+        plain, ours = (
+            in_new_process([__file__, f"{side}-{mode}", str(size)])[0] for side in ("plain", "ours")
+        )
         rows.append(
             row(
                 f"peak training memory, {size}×{size}, {mode.upper()} mode (above the libraries')",
@@ -146,7 +176,11 @@ def peak(which: str, size: int) -> float:
     side, mode = which.split("-")
     loss = {"mle": baselines.plain_mle_loss, "fid": baselines.plain_fid_loss}[mode]
     options = HALVES if side == "halves" else {}
-    step = Plain(size, FLOW, loss).step if side == "plain" else Ours(size, FLOW, objective=mode, **options).cycle
+    step = (
+        Plain(size, FLOW, loss).step
+        if side == "plain"
+        else Ours(size, FLOW, objective=mode, **options).cycle
+    )
     before = peak_mib()
     for _ in range(4):
         step()

@@ -1,7 +1,10 @@
-"""Find malignant tumours as outliers among benign ones: low log p, beside the distance to neighbours and a forest.
+"""Find malignant tumours as outliers among benign ones: low log p, beside the distance to
+neighbours and a forest.
 
 python examples/anomaly_detection.py       # a minute
-The table is "WDBC" of the benchmark ADBench with all malignant rows. Half of the benign ones are fitted."""
+The table is "WDBC" of the benchmark ADBench with all malignant rows. Half of the benign ones are
+fitted.
+"""
 
 from pathlib import Path
 
@@ -26,7 +29,9 @@ def main(steps: int = 5000, out: Path = Path("runs/example-anomaly-detection")) 
     density = indm.DensityEstimator(max_seconds=30, max_steps=steps, random_state=0).fit(train)
     scores = {
         "density": -density.score_samples(test),  # nats: how surprising a row is
-        "neighbours": NearestNeighbors(n_neighbors=5).fit(train / scale).kneighbors(test / scale)[0][:, -1],
+        "neighbours": NearestNeighbors(n_neighbors=5)
+        .fit(train / scale)
+        .kneighbors(test / scale)[0][:, -1],
         "forest": -IsolationForest(random_state=0).fit(train).score_samples(test),
     }
     for name, score in scores.items():

@@ -1,4 +1,5 @@
-"""Train a model of p(x|c) on pairs (x, c), sample it at a condition, and ask by Bayes which condition a point is of.
+"""Train a model of p(x|c) on pairs (x, c), sample it at a condition, and ask by Bayes which
+condition a point is of.
 
 python examples/conditional.py
 """

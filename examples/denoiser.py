@@ -1,4 +1,5 @@
-"""log p of a diffusion model of your own: a network in plain PyTorch that knows nothing of indm, on a known law.
+"""log p of a diffusion model of your own: a network in plain PyTorch that knows nothing of indm, on
+a known law.
 
 python examples/denoiser.py        # half a minute
 """

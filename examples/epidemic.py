@@ -1,4 +1,5 @@
-"""The posterior of an epidemic's rates given its curve: an embedding compared with four summaries made by hand.
+"""The posterior of an epidemic's rates given its curve: an embedding compared with four summaries
+made by hand.
 
 python examples/epidemic.py               # three minutes on a laptop
 """
@@ -12,7 +13,8 @@ from torch import nn
 import indm
 
 LOW, HIGH = [0.2, 0.05], [1.0, 0.4]  # ends of θ: rates of infection and of recovery, a day
-PEOPLE, DAYS, FIRST, SHARE = 2000, 40, 5, 0.5  # FIRST: infected at the start; SHARE: of the cases, that are reported
+# FIRST: infected at the start; SHARE: of the cases, that are reported
+PEOPLE, DAYS, FIRST, SHARE = 2000, 40, 5, 0.5
 
 
 def simulate(theta, rng):
@@ -22,7 +24,10 @@ def simulate(theta, rng):
     cases = np.zeros((len(theta), DAYS))
     for day in range(DAYS):
         new = rng.binomial(susceptible, 1 - np.exp(-infection * infected / PEOPLE))
-        susceptible, infected = susceptible - new, infected + new - rng.binomial(infected, 1 - np.exp(-recovery))
+        susceptible, infected = (
+            susceptible - new,
+            infected + new - rng.binomial(infected, 1 - np.exp(-recovery)),
+        )
         cases[:, day] = rng.binomial(new, SHARE)
     return cases
 
@@ -49,16 +54,25 @@ def logarithms(cases):
 
 
 def main(steps: int = 4000, out: Path = Path("runs/example-epidemic")) -> None:
-    """steps: of the optimizer, at most, for each part of a fit; out: the folder for series.png and by-hand.png."""
+    """steps: of the optimizer, at most, for each part of a fit; out: the folder for series.png and
+    by-hand.png.
+    """
     rng = np.random.default_rng(0)
     theta, fresh = (rng.uniform(LOW, HIGH, (n, 2)) for n in (20_000, 500))
     cases, new = simulate(theta, rng), simulate(fresh, rng)
     out.mkdir(parents=True, exist_ok=True)
-    for name, embedding, numbers_of in (("series", series_embedding(), logarithms), ("by-hand", None, by_hand)):
-        posterior = indm.PosteriorEstimator((LOW, HIGH), embedding, max_seconds=160, max_steps=steps, random_state=0)
+    for name, embedding, numbers_of in (
+        ("series", series_embedding(), logarithms),
+        ("by-hand", None, by_hand),
+    ):
+        posterior = indm.PosteriorEstimator(
+            (LOW, HIGH), embedding, max_seconds=160, max_steps=steps, random_state=0
+        )
         posterior.fit(theta, numbers_of(cases))
         found = posterior.calibration(fresh, numbers_of(new), 100)
-        print(f"{name}: mean log p of fresh pairs {posterior.score(fresh, numbers_of(new)):.3f} nats\n{found}")
+        print(
+            f"{name}: mean log p of fresh pairs {posterior.score(fresh, numbers_of(new)):.3f} nats\n{found}"
+        )
         found.plot(out / f"{name}.png", ["infection", "recovery"])
 
 

@@ -1,4 +1,5 @@
-"""The evidence of a measurement, with its error: a learned posterior as the proposal, and a likelihood that is known.
+"""The evidence of a measurement, with its error: a learned posterior as the proposal, and a
+likelihood that is known.
 
 python examples/evidence.py               # a minute on a laptop
 """
@@ -17,7 +18,9 @@ TIMES, NOISE = np.linspace(0.0, 2.0, 12), 0.1
 def log_joint(theta, x):
     """log p(x|θ) + log p(θ) of rows θ, nats; −∞ outside of the prior's box."""
     curves = theta[:, 1:] * np.exp(-theta[:, :1] * TIMES)
-    log_p = -0.5 * np.square((x - curves) / NOISE).sum(1) - len(TIMES) * np.log(NOISE * np.sqrt(2 * np.pi))
+    log_p = -0.5 * np.square((x - curves) / NOISE).sum(1) - len(TIMES) * np.log(
+        NOISE * np.sqrt(2 * np.pi)
+    )
     inside = ((theta >= LOW) & (theta <= HIGH)).all(1)
     return np.where(inside, log_p - np.log(HIGH - LOW).sum(), -np.inf)
 
@@ -26,21 +29,32 @@ def main(steps: int = 3000, out: Path = Path("runs/example-evidence")) -> None:
     """steps: of the optimizer, at most; out: the folder for weights.npz."""
     rng = np.random.default_rng(0)
     theta = rng.uniform(LOW, HIGH, (10_000, 2))
-    x = theta[:, 1:] * np.exp(-theta[:, :1] * TIMES) + NOISE * rng.normal(size=(len(theta), len(TIMES)))
-    posterior = indm.PosteriorEstimator((LOW, HIGH), max_seconds=60, max_steps=steps, random_state=0).fit(theta, x)
+    x = theta[:, 1:] * np.exp(-theta[:, :1] * TIMES) + NOISE * rng.normal(
+        size=(len(theta), len(TIMES))
+    )
+    posterior = indm.PosteriorEstimator(
+        (LOW, HIGH), max_seconds=60, max_steps=steps, random_state=0
+    ).fit(theta, x)
 
     seen = x[0]  # as good as a measurement: its θ is not used below
     draws = posterior.sample(4000, seen, random_state=0)
     log_q = posterior.log_prob(draws, seen)
-    found = indm.reweight(lambda rows: log_joint(rows, seen), draws=draws, log_q=log_q, solver_error=0.05)
+    found = indm.reweight(
+        lambda rows: log_joint(rows, seen), draws=draws, log_q=log_q, solver_error=0.05
+    )
     print(found)
     print("mean rate ", found.mean(draws[:, 0]))
     found.save(out / "weights.npz")
 
-    middles = [low + (high - low) * (np.arange(400) + 0.5) / 400 for low, high in zip(LOW, HIGH, strict=True)]
+    middles = [
+        low + (high - low) * (np.arange(400) + 0.5) / 400
+        for low, high in zip(LOW, HIGH, strict=True)
+    ]
     grid = np.stack(np.meshgrid(*middles), -1).reshape(-1, 2)
     p = np.exp(log_joint(grid, seen))
-    print(f"by a grid   log Z {np.log(p.mean() * np.prod(HIGH - LOW)):.4f}, mean rate {p @ grid[:, 0] / p.sum():.4f}")
+    print(
+        f"by a grid   log Z {np.log(p.mean() * np.prod(HIGH - LOW)):.4f}, mean rate {p @ grid[:, 0] / p.sum():.4f}"
+    )
 
 
 if __name__ == "__main__":

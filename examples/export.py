@@ -1,4 +1,5 @@
-"""Score and flow of a model as programs that run without indm. For ONNX, too: pip install onnx onnxscript
+"""Score and flow of a model as programs that run without indm. For ONNX, too: pip install onnx
+onnxscript
 
 python examples/export.py
 """
@@ -21,12 +22,19 @@ except ImportError:
 class Latent(nn.Module):
     def __init__(self, flow: indm.flows.Flow):
         super().__init__()
-        self.forward = flow.latent  # without log|det|, which is an estimate where the inverse is not a formula
+        # without log|det|, which is an estimate where the inverse is not a formula
+        self.forward = flow.latent
 
 
 def export(model: indm.INDM, folder: Path) -> None:
-    """score: (z_t (B, *event), t (B,)) → s_θ, and c as networks see it, where there is one; flow: x → (z, log|det|)."""
-    model, x, t = model.eval().requires_grad_(False), torch.zeros(3, *model.shape), torch.full((3,), 0.5)
+    """score: (z_t (B, *event), t (B,)) → s_θ, and c as networks see it, where there is one; flow: x
+    → (z, log|det|).
+    """
+    model, x, t = (
+        model.eval().requires_grad_(False),
+        torch.zeros(3, *model.shape),
+        torch.full((3,), 0.5),
+    )
     c = () if model.condition.is_none else (torch.zeros(3, *model.condition.seen_shape),)
     flow: nn.Module = model.flow if model.flow.inverse_is_formula else Latent(model.flow)
     for name, part, example in (("score", model.score, (x, t, *c)), ("flow", flow, (x,))):
@@ -34,8 +42,17 @@ def export(model: indm.INDM, folder: Path) -> None:
         program = torch.export.export(part, example, dynamic_shapes=any_batch, strict=False)
         torch.export.save(program, folder / f"{name}.pt2")
         if op is not None:
-            lacking: Any = {torch.ops.prims.hypot.default: hypot, torch.ops.aten.searchsorted.Tensor: searchsorted}
-            torch.onnx.export(program, (), folder / f"{name}.onnx", custom_translation_table=lacking, verbose=False)
+            lacking: Any = {
+                torch.ops.prims.hypot.default: hypot,
+                torch.ops.aten.searchsorted.Tensor: searchsorted,
+            }
+            torch.onnx.export(
+                program,
+                (),
+                folder / f"{name}.onnx",
+                custom_translation_table=lacking,
+                verbose=False,
+            )
 
 
 def hypot(a, b):

@@ -1,4 +1,5 @@
-"""Train a diffusion behind a spline and a linear diffusion on digits, and compare them on the same test images.
+"""Train a diffusion behind a spline and a linear diffusion on digits, and compare them on the same
+test images.
 
 python examples/images.py                  # four minutes on two cores
 """
@@ -13,7 +14,8 @@ from indm.workbench.evaluation.results import evaluate_run
 from indm.workbench.recipes.options import Drawing
 from indm.workbench.runs.samples import draw
 
-VARIANTS = {"spline": {}, "linear": {"flow": "identity"}}  # the recipe's flow is one spline of grey levels
+# the recipe's flow is one spline of grey levels
+VARIANTS = {"spline": {}, "linear": {"flow": "identity"}}
 
 
 def main(steps: int = 600, out: Path = Path("runs/example-images")) -> None:

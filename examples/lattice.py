@@ -1,4 +1,5 @@
-"""A small Boltzmann generator: models of a lattice field φ⁴, trained on draws and reweighted to its action.
+"""A small Boltzmann generator: models of a lattice field φ⁴, trained on draws and reweighted to its
+action.
 
 python examples/lattice.py               # two minutes on a laptop
 """
@@ -16,7 +17,9 @@ SIDE, COUPLING = 4, 4.5
 
 
 def action(x):
-    """S = Σ λφ⁴ − φ · (sum of the four neighbours) of rows (n, 16), on a torus: m² = −4. It has two phases."""
+    """S = Σ λφ⁴ − φ · (sum of the four neighbours) of rows (n, 16), on a torus: m² = −4. It has two
+    phases.
+    """
     field = x.reshape(-1, SIDE, SIDE)
     around = sum(field.roll(shift, axis) for axis in (1, 2) for shift in (1, -1))
     return (COUPLING * field**4 - field * around).flatten(1).sum(1)
@@ -64,7 +67,9 @@ def main(steps: int = 1500, out: Path = Path("runs/example-lattice")) -> None:
 
     for name, model in {"flow alone": flow, "linear diffusion": linear, "INDM": both}.items():
         given = {"n": 2000, "target_draws": fresh, "exact": True, "progress": False}
-        found = indm.reweight(lambda x: -action(x), model, generator=torch.Generator().manual_seed(2), **given)
+        found = indm.reweight(
+            lambda x: -action(x), model, generator=torch.Generator().manual_seed(2), **given
+        )
         print(name, found, sep="\n", end="\n\n")
         found.save(out / f"{name}.npz")
 

@@ -1,7 +1,8 @@
 """Bring a network of your own: any torch module ``forward(z, level)`` that returns z's shape.
 
 python examples/own_network.py
-indm sample runs/example-own-network --trust own_network       # in this folder; --trust as the class is yours
+indm sample runs/example-own-network --trust own_network       # in this folder; --trust as the
+class is yours
 """
 
 from pathlib import Path
@@ -14,13 +15,18 @@ import indm
 
 
 class Convolutions(nn.Module):
-    """Three convolutions that see the log noise level as one more channel. Options are attributes of the same name."""
+    """Three convolutions that see the log noise level as one more channel. Options are attributes
+    of the same name.
+    """
 
     def __init__(self, shape: tuple[int, ...], width: int = 32):
         super().__init__()
         self.shape, self.width = shape, width
         self.layers = nn.Sequential(
-            nn.Conv2d(shape[0] + 1, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1), nn.SiLU()
+            nn.Conv2d(shape[0] + 1, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
         )
         self.last = nn.Conv2d(width, shape[0], 3, padding=1)
 

@@ -1,4 +1,5 @@
-"""A model of another library as a proposal: a mixture of scikit-learn, audited, then weighted to two rings.
+"""A model of another library as a proposal: a mixture of scikit-learn, audited, then weighted to
+two rings.
 
 python examples/proposal.py               # half a minute on a laptop
 """
@@ -25,18 +26,22 @@ def log_target(x):
 def draws(n, rng):
     """n draws of the rings, exact up to the grid of radii."""
     radius, angle = rng.choice(RADII, n, p=MASS / MASS.sum()), rng.uniform(0, 2 * np.pi, n)
-    return CENTRES[rng.integers(2, size=n)] + radius[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
+    return CENTRES[rng.integers(2, size=n)] + radius[:, None] * np.stack(
+        [np.cos(angle), np.sin(angle)], 1
+    )
 
 
 def main(steps: int = 100, out: Path = Path("runs/example-proposal")) -> None:
     """steps: of the mixtures' EM algorithm; out: the folder for their weights."""
-    rng, state = np.random.default_rng(0), np.random.RandomState(0)  # a number would draw the same rows each time
+    # a number would draw the same rows each time
+    rng, state = np.random.default_rng(0), np.random.RandomState(0)
     data, fresh = draws(5000, rng), draws(1000, rng)
     for name, rows in {"two rings": data, "right ring": data[data[:, 0] > 0]}.items():
         mixture = GaussianMixture(24, max_iter=steps, reg_covar=1e-2, random_state=state).fit(rows)
 
         def sample(n, q=mixture):
-            return rng.permutation(q.sample(n)[0])  # scikit-learn's are in the order of the components
+            # scikit-learn's are in the order of the components
+            return rng.permutation(q.sample(n)[0])
 
         given = {"draws": sample(10_000), "log_q": mixture.score_samples, "progress": False}
         print(f"fitted to {name}; audit: {indm.audit(mixture.score_samples, sample).verdict}")

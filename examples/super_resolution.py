@@ -1,4 +1,5 @@
-"""Train a model of images x given small ones c, and draw several x for each c: clothes of Fashion-MNIST, 28×28.
+"""Train a model of images x given small ones c, and draw several x for each c: clothes of
+Fashion-MNIST, 28×28.
 
 python examples/super_resolution.py        # 10 minutes on two cores
 """
@@ -15,7 +16,12 @@ from indm.workbench.data import as_data, load_data, stack
 from indm.workbench.figures.plots import save_pixels
 from indm.workbench.figures.sheets import Panel, sheet
 
-CHANGES = {"condition": "image", "net.multipliers": [1, 2], "train.objective": "fid", "train.seconds": float("inf")}
+CHANGES = {
+    "condition": "image",
+    "net.multipliers": [1, 2],
+    "train.objective": "fid",
+    "train.seconds": float("inf"),
+}
 
 
 def blurred(raw: torch.Tensor) -> torch.Tensor:
@@ -30,9 +36,16 @@ def main(steps: int = 900, out: Path = Path("runs/example-super-resolution")) ->
     indm.train(indm.recipe("fashion-mnist", CHANGES | {"train.steps": steps}), out, data=data)
     x = stack(clothes.test)[[int((clothes.labels["test"] == k).nonzero()[1, 0]) for k in range(10)]]
     model, c, generator = indm.INDM.load(out), blurred(x), torch.Generator().manual_seed(0)
-    samples = torch.cat([model.scaling.to_data(indm.sample(model, 10, c=c, generator=generator)) for _ in range(3)])
-    print("RMS of the means of samples less c:", (blurred(samples) - c.repeat(3, 1, 1, 1)).square().mean().sqrt())
-    panel = Panel(torch.cat([(255 * c).round().byte(), samples, x]), 10, rows=["c", *["sample"] * 3, "x"])
+    samples = torch.cat(
+        [model.scaling.to_data(indm.sample(model, 10, c=c, generator=generator)) for _ in range(3)]
+    )
+    print(
+        "RMS of the means of samples less c:",
+        (blurred(samples) - c.repeat(3, 1, 1, 1)).square().mean().sqrt(),
+    )
+    panel = Panel(
+        torch.cat([(255 * c).round().byte(), samples, x]), 10, rows=["c", *["sample"] * 3, "x"]
+    )
     save_pixels(sheet([panel], 256), out / "super-resolution.png")
 
 

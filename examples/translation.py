@@ -1,4 +1,5 @@
-"""Translate without pairs: two models, one of the digit 3 and one of the digit 8, joined at the end of time.
+"""Translate without pairs: two models, one of the digit 3 and one of the digit 8, joined at the end
+of time.
 
 python examples/translation.py             # two minutes on two cores
 """

@@ -1,7 +1,8 @@
 """A flow of zuko as the flow of an INDM, for vectors. pip install zuko
 
 python examples/zuko_flow.py
-indm train two-spirals --flow zuko_flow:ZukoFlow --flow.kind MAF --out runs/mine     # in this folder
+indm train two-spirals --flow zuko_flow:ZukoFlow --flow.kind MAF --out runs/mine     # in this
+folder
 """
 
 from pathlib import Path
@@ -23,9 +24,13 @@ FORMULAS = (
 
 
 class ZukoFlow(ForeignFlow):
-    """A flow of zuko by the name of its class: h is its transform, and its base distribution is not used."""
+    """A flow of zuko by the name of its class: h is its transform, and its base distribution is not
+    used.
+    """
 
-    def __init__(self, shape: tuple[int, ...], kind: str = "NSF", transforms: int = 3, width: int = 64):
+    def __init__(
+        self, shape: tuple[int, ...], kind: str = "NSF", transforms: int = 3, width: int = 64
+    ):
         super().__init__(inverse_is_formula=kind in FORMULAS)
         options = {"transforms": transforms, "hidden_features": (width, width)}
         self.lazy = getattr(zuko.flows, kind)(shape[0], **options).transform

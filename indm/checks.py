@@ -1,6 +1,8 @@
-"""Words for error messages, and the one checker: of options, of the arguments of parts, of foreign settings.
+"""Words for error messages, and the one checker: of options, of the arguments of parts, of foreign
+settings.
 
-A failure is a ``ValueError`` that names the option, its value, a value that works, and the nearest name that exists.
+A failure is a ``ValueError`` that names the option, its value, a value that works, and the nearest
+name that exists.
 """
 
 import collections.abc
@@ -20,11 +22,14 @@ NLL_ERROR = 1e-3  # bits/dim, of the solver
 TIMES, PROBES = 4, 1  # score evaluations of a NELBO; Hutchinson probes of a divergence
 IW_EXAMPLES, REPEATS, BATCH_SIZE = 100, 2, 256
 
-FEW_VALUES, ROWS_PER_VALUE = 64, 10  # most distinct values of a column with few; fewest rows per value, on average
+# most distinct values of a column with few; fewest rows per value, on average
+FEW_VALUES, ROWS_PER_VALUE = 64, 10
 
 
 def one_line(text: object) -> str:
-    """``text`` on one line, escape sequences shown: names of files may hold newlines and terminal commands."""
+    """``text`` on one line, escape sequences shown: names of files may hold newlines and terminal
+    commands.
+    """
     words = " ".join(str(text).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
@@ -38,13 +43,19 @@ def brief(value: object) -> str:
 def listed(problems: Sequence[object]) -> str:
     """The first :data:`MOST_LISTED` of them, each as in :func:`brief`, and how many more there are."""
     more = len(problems) - MOST_LISTED
-    return "; ".join(map(brief, problems[:MOST_LISTED])) + (f"; and {more} more" if more > 0 else "")
+    return "; ".join(map(brief, problems[:MOST_LISTED])) + (
+        f"; and {more} more" if more > 0 else ""
+    )
 
 
 def reason(error: BaseException) -> str:
-    """The message of an error, on one line; decoders raise errors of all kinds, some of them without a message."""
+    """The message of an error, on one line; decoders raise errors of all kinds, some of them
+    without a message.
+    """
     message = one_line(error)[:300]
-    return f"{message} is missing" if isinstance(error, KeyError) else message or type(error).__name__
+    return (
+        f"{message} is missing" if isinstance(error, KeyError) else message or type(error).__name__
+    )
 
 
 def counted(number: int, thing: str) -> str:
@@ -55,7 +66,13 @@ def counted(number: int, thing: str) -> str:
 def did_you_mean(word: str, known: Iterable[object]) -> str:
     """«; did you mean 'x'?» where a known word is near, leading dashes apart, else nothing."""
     names = {str(name).lstrip("-"): str(name) for name in known}
-    return next((f"; did you mean {names[near]!r}?" for near in get_close_matches(word.lstrip("-"), names, n=1)), "")
+    return next(
+        (
+            f"; did you mean {names[near]!r}?"
+            for near in get_close_matches(word.lstrip("-"), names, n=1)
+        ),
+        "",
+    )
 
 
 def nearest(word: str, known: Iterable[object]) -> str:
@@ -65,7 +82,9 @@ def nearest(word: str, known: Iterable[object]) -> str:
 
 
 def few_values(columns: Mapping[str, Any]) -> str:
-    """Words that name the columns, arrays of numbers, of few values that each stand in many rows; "" of none."""
+    """Words that name the columns, arrays of numbers, of few values that each stand in many rows;
+    "" of none.
+    """
     import numpy as np  # not needed by `indm list`, which starts faster without it
 
     few = [
@@ -78,7 +97,8 @@ def few_values(columns: Mapping[str, Any]) -> str:
     return named if few else ""
 
 
-LARGEST_SIZE, LARGEST_SEED = 2**31 - 1, 2**63 - 1  # whole numbers that torch takes for a size, and for a seed
+# whole numbers that torch takes for a size, and for a seed
+LARGEST_SIZE, LARGEST_SEED = 2**31 - 1, 2**63 - 1
 WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a table",
     list: "a list", tuple: "a list", Path: "a path",
@@ -87,7 +107,9 @@ SEQUENCES = (tuple, list, collections.abc.Sequence)
 
 
 def check_call(part: Any, argument: str, *names: str) -> None:
-    """ValueError unless ``part``, the value of ``argument``, can be called with values for ``names``, in this order."""
+    """ValueError unless ``part``, the value of ``argument``, can be called with values for
+    ``names``, in this order.
+    """
     try:
         signature = inspect.signature(getattr(part, "forward", part))
     except (TypeError, ValueError):  # a function in C, without a signature
@@ -96,7 +118,9 @@ def check_call(part: Any, argument: str, *names: str) -> None:
         signature.bind(*names)
     except TypeError as error:
         got = f"{getattr(part, '__name__', type(part).__name__)}{signature}"
-        raise ValueError(f"{argument} must be callable as {argument}({', '.join(names)}), got {got}: {error}") from None
+        raise ValueError(
+            f"{argument} must be callable as {argument}({', '.join(names)}), got {got}: {error}"
+        ) from None
 
 
 def require(condition: bool, key: str, value: object, wanted: str, hint: str = "") -> None:
@@ -133,14 +157,16 @@ def check_arguments(
     given_later: Collection[str] = (),
     more: Mapping[str, object] = types.MappingProxyType({}),
 ) -> None:
-    """ValueError for an unknown name, a value that its annotation does not allow, or a missing argument of a call.
+    """ValueError for an unknown name, a value that its annotation does not allow, or a missing
+    argument of a call.
 
     This one function checks options and the arguments of parts, wherever they come from.
 
     Args:
         target: what is called; where it takes ``**options``, any name is accepted.
         values: its arguments by name.
-        table, what: of the values and the target in messages: "flow" and "flow 'coupling'"; table may be "".
+        table, what: of the values and the target in messages: "flow" and "flow 'coupling'"; table
+            may be "".
         given_later: parameters that the caller fills in.
         more: further names that are accepted, with their types.
     """
@@ -159,7 +185,9 @@ def check_arguments(
 
 
 def _check_value(key: str, value: object, hint: Any) -> None:
-    """ValueError unless ``value`` is of the type ``hint`` and holds each :class:`Must` in it; None needs no more."""
+    """ValueError unless ``value`` is of the type ``hint`` and holds each :class:`Must` in it; None
+    needs no more.
+    """
     require(_is_a(value, hint), key, value, type_words(hint))
     if value is None:
         return
@@ -173,7 +201,9 @@ def _check_value(key: str, value: object, hint: Any) -> None:
 
 def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """``values`` with lists, as files have them, as tuples."""
-    return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+    return {
+        key: tuple(value) if isinstance(value, list) else value for key, value in values.items()
+    }
 
 
 def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -184,11 +214,16 @@ def arguments_of(target: Callable[..., Any]) -> dict[str, inspect.Parameter]:
 
 def takes_any_name(target: Callable[..., Any]) -> bool:
     """Whether ``target`` has ``**options``."""
-    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(target).parameters.values())
+    return any(
+        p.kind is inspect.Parameter.VAR_KEYWORD
+        for p in inspect.signature(target).parameters.values()
+    )
 
 
 def hints_of(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str, object]:
-    """The types of the parameters; annotations that cannot be resolved stay text, which is not checked."""
+    """The types of the parameters; annotations that cannot be resolved stay text, which is not
+    checked.
+    """
     annotations = {name: p.annotation for name, p in inspect.signature(target).parameters.items()}
     function: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     with contextlib.suppress(NameError, TypeError, AttributeError):
@@ -197,7 +232,9 @@ def hints_of(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str,
 
 
 def _is_a(value: object, hint: Any) -> bool:
-    """Whether ``value`` is of that type: a whole number is a number, a bool is none, a list is as good as a tuple."""
+    """Whether ``value`` is of that type: a whole number is a number, a bool is none, a list is as
+    good as a tuple.
+    """
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _is_a(value, inner[0])
@@ -207,15 +244,23 @@ def _is_a(value: object, hint: Any) -> bool:
         return value in inner
     if origin in SEQUENCES:
         if len(inner) > 1 and inner[-1] is not ...:
-            return isinstance(value, list | tuple) and len(value) == len(inner) and all(map(_is_a, value, inner))
-        return isinstance(value, list | tuple) and all(_is_a(part, inner[0]) for part in value if inner)
+            return (
+                isinstance(value, list | tuple)
+                and len(value) == len(inner)
+                and all(map(_is_a, value, inner))
+            )
+        return isinstance(value, list | tuple) and all(
+            _is_a(part, inner[0]) for part in value if inner
+        )
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint in (list, tuple):
         return isinstance(value, list | tuple)
     if hint in (None, types.NoneType):
         return value is None
-    return hint not in WORDS or (isinstance(value, hint) and (hint is bool or not isinstance(value, bool)))
+    return hint not in WORDS or (
+        isinstance(value, hint) and (hint is bool or not isinstance(value, bool))
+    )
 
 
 def type_words(hint: Any) -> str:

@@ -1,8 +1,9 @@
-"""The condition c of a model p(x|c): a class, a vector, an image, or none; and flows at given conditions.
+"""The condition c of a model p(x|c): a class, a vector, an image, or none; and flows at given
+conditions.
 
-A :class:`Condition` turns classes, numbers or pixels into what networks *see*, a tensor with one row a sample.
-:func:`given` makes of a flow the same flow at these rows. (A score at given rows is :class:`indm.score.GivenScore`, a
-model :meth:`indm.INDM.given`.)
+A :class:`Condition` turns classes, numbers or pixels into what networks *see*, a tensor with one
+row a sample. :func:`given` makes of a flow the same flow at these rows. (A score at given rows is
+:class:`indm.score.GivenScore`, a model :meth:`indm.INDM.given`.)
 """
 
 import contextlib
@@ -23,24 +24,27 @@ from indm.scaling import least_std
 from indm.tensors import double, with_parts
 
 Module = TypeVar("Module", bound=nn.Module)
-LEAST_STD = 1e-6  # smallest deviation of a condition's numbers that is scaled to 1, as a share of their mean
+# smallest deviation of a condition's numbers that is scaled to 1, as a share of their mean
+LEAST_STD = 1e-6
 
 
 class Condition(nn.Module, ABC):
-    """The kind of c, and the tensor that flow and networks see of it. Where c is hidden, they see zeros: p(x).
+    """The kind of c, and the tensor that flow and networks see of it. Where c is hidden, they see
+    zeros: p(x).
 
     To write one, define :attr:`seen_shape`, :meth:`of_data`, :meth:`rows` and :meth:`forward`.
 
     Args:
-        drop: probability with which training hides the c of an example, so that one network learns p(x|c) and p(x),
-            and samples can be guided.
+        drop: probability with which training hides the c of an example, so that one network learns
+            p(x|c) and p(x), and samples can be guided.
         flow: whether the flow sees c, too.
 
     Raises:
-        ValueError: ``drop`` is not a probability below 1, or c is to be hidden from a flow: p(x|c) and p(x) must then
-            have one latent.
+        ValueError: ``drop`` is not a probability below 1, or c is to be hidden from a flow: p(x|c)
+            and p(x) must then have one latent.
 
-    Example: a direction in degrees, seen as its cosine and its sine, so that 0 and 360 are the same.
+    Example: a direction in degrees, seen as its cosine and its sine, so that 0 and 360 are the
+    same.
 
         >>> class Direction(Condition):
         ...     seen_shape = (2,)
@@ -63,24 +67,31 @@ class Condition(nn.Module, ABC):
     def __init__(self, drop: float = 0.0, flow: bool = False):
         super().__init__()
         require(0 <= drop < 1, "drop", drop, "in [0, 1)", "0.1 is usual where samples are guided")
-        require(not drop or not flow, "drop", drop, "0 where the flow sees the condition (flow=True)")
+        require(
+            not drop or not flow, "drop", drop, "0 where the flow sees the condition (flow=True)"
+        )
         self.drop, self.flow = drop, flow
         self.register_buffer("one", torch.ones(()), persistent=False)  # has the device and dtype
 
     @property
     @abstractmethod
     def seen_shape(self) -> tuple[int, ...]:
-        """Shape of the tensor that networks see of one c: (features,), or (channels, height, width)."""
+        """Shape of the tensor that networks see of one c: (features,), or (channels, height,
+        width).
+        """
 
     @classmethod
     @abstractmethod
     def of_data(cls, c: Tensor, labels: Sequence[str]) -> dict[str, Any]:
-        """The arguments that the data decide, from their rows c and names of classes; ValueError for c of another
-        kind."""
+        """The arguments that the data decide, from their rows c and names of classes; ValueError
+        for c of another kind.
+        """
 
     @abstractmethod
     def rows(self, c: Any, n: int | None = None) -> Tensor:
-        """c, as a user may give it, with a row for each of ``n`` samples, or one for all; ValueError for another c."""
+        """c, as a user may give it, with a row for each of ``n`` samples, or one for all;
+        ValueError for another c.
+        """
 
     @abstractmethod
     def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *event"]:
@@ -94,14 +105,17 @@ class Condition(nn.Module, ABC):
         return self.one.new_zeros(n, *self.seen_shape)
 
     def seen(self, c: Any, n: int | None) -> Float[Tensor, "batch *event"]:
-        """The tensor that networks see of c, as a user may give it, for ``n`` samples; None hides it.
+        """The tensor that networks see of c, as a user may give it, for ``n`` samples; None hides
+        it.
 
         ValueError where c is none of these conditions, or the model does not know p(x).
         """
         if c is not None:
             return self(self.rows(c, n))
         if not self.drop:
-            raise ValueError("c must be given, as the model is one of p(x|c); trained with drop=0.1 it knows p(x), too")
+            raise ValueError(
+                "c must be given, as the model is one of p(x|c); trained with drop=0.1 it knows p(x), too"
+            )
         if n is None:
             raise ValueError("n must be given, the number of samples whose c is hidden")
         return self.absent(n)
@@ -128,14 +142,17 @@ class NoCondition(Condition):
         return {}
 
     def rows(self, c: Any, n: int | None = None) -> Tensor:
-        raise ValueError(f"c must be left out, as this model has no condition, got {brief(repr(c))}")
+        raise ValueError(
+            f"c must be left out, as this model has no condition, got {brief(repr(c))}"
+        )
 
     def forward(self, c: Shaped[Tensor, "batch ..."]) -> Float[Tensor, "batch *event"]:
         return self.absent(len(c))
 
 
 class Classes(Condition):
-    """One of K classes, seen one-hot encoded as K numbers; given by its index or, as a string, its name.
+    """One of K classes, seen one-hot encoded as K numbers; given by its index or, as a string, its
+    name.
 
     Args:
         labels: names of the classes, in the order of their numbers.
@@ -164,7 +181,9 @@ class Classes(Condition):
     @classmethod
     def of_data(cls, c: Tensor, labels: Sequence[str]) -> dict[str, Any]:
         if c.is_floating_point() or c.ndim != 1:
-            raise ValueError(f'condition "classes" needs whole numbers, one for each example, got {_in_words(c)}')
+            raise ValueError(
+                f'condition "classes" needs whole numbers, one for each example, got {_in_words(c)}'
+            )
         return {"labels": list(labels) or [str(number) for number in range(int(c.max()) + 1)]}
 
     @property
@@ -180,16 +199,21 @@ class Classes(Condition):
             c = torch.tensor([self.number(value) for value in c])
         c = torch.as_tensor(c)
         if c.is_floating_point() or c.is_complex() or c.dtype == torch.bool or c.ndim > 1:
-            raise ValueError(f"c must be classes, numbers or names with one for each sample, got {_in_words(c)}")
+            raise ValueError(
+                f"c must be classes, numbers or names with one for each sample, got {_in_words(c)}"
+            )
         c = c.reshape(-1).long()
         if len(c) and not 0 <= int(c.min()) <= int(c.max()) < len(self.labels):
-            raise ValueError(f"c must be from 0 to {len(self.labels) - 1}, got {int(c.min())} … {int(c.max())}")
+            raise ValueError(
+                f"c must be from 0 to {len(self.labels) - 1}, got {int(c.min())} … {int(c.max())}"
+            )
         return _as_many(c, n)
 
     def number(self, value: Any) -> int:
         """The number of a class from its name, a string, or from its number.
 
-        Text of digits is a number where no name has a digit; else it is more likely a mistake than an index.
+        Text of digits is a number where no name has a digit; else it is more likely a mistake than
+        an index.
 
         >>> Classes(("cat", "dog")).number("1"), Classes(("1", "2")).number("1")
         (1, 0)
@@ -199,9 +223,13 @@ class Classes(Condition):
             if value in self.labels:
                 return self.labels.index(value)
             hint = did_you_mean(value, self.labels)
-        is_index = not isinstance(value, str) or (value.isdecimal() and not re.search(r"\d", "".join(self.labels)))
+        is_index = not isinstance(value, str) or (
+            value.isdecimal() and not re.search(r"\d", "".join(self.labels))
+        )
         with contextlib.suppress(TypeError):  # not a whole number
-            index = operator.index(int(value) if isinstance(value, str) else value) if is_index else -1
+            index = (
+                operator.index(int(value) if isinstance(value, str) else value) if is_index else -1
+            )
             if 0 <= index < len(self.labels) and not isinstance(value, bool):
                 return index
         known = brief(", ".join(self.labels))
@@ -212,8 +240,9 @@ class Classes(Condition):
 
 
 class Numbers(Condition):
-    """Base of the conditions of numbers: scaled to mean 0 and deviation 1, then a channel of ones, which tell 0 from
-    none."""
+    """Base of the conditions of numbers: scaled to mean 0 and deviation 1, then a channel of ones,
+    which tell 0 from none.
+    """
 
     event: tuple[int, ...]
 
@@ -276,7 +305,9 @@ class Vector(Numbers):
     @classmethod
     def of_data(cls, c: Tensor, labels: Sequence[str]) -> dict[str, Any]:
         if c.ndim != 2:
-            raise ValueError(f'condition "vector" needs numbers of shape (n, size), got {_in_words(c)}')
+            raise ValueError(
+                f'condition "vector" needs numbers of shape (n, size), got {_in_words(c)}'
+            )
         return {"size": c.shape[1]}
 
 
@@ -288,7 +319,8 @@ class Image(Numbers):
         channels: of the image c.
         drop: see :class:`Condition`.
 
-    Example: one image for five samples. A black one is told from none by the channel of ones, which is the last.
+    Example: one image for five samples. A black one is told from none by the channel of ones, which
+    is the last.
 
         >>> photo = Image((1, 8, 8), channels=3)
         >>> seen = photo(photo.rows(torch.zeros(3, 8, 8), 5))
@@ -298,7 +330,9 @@ class Image(Numbers):
 
     def __init__(self, shape: tuple[int, ...], channels: int = 0, drop: float = 0.0):
         if len(shape) != 3 or channels < 1:
-            raise ValueError(f"channels must be at least 1, for images, got {channels} for events of {tuple(shape)}")
+            raise ValueError(
+                f"channels must be at least 1, for images, got {channels} for events of {tuple(shape)}"
+            )
         super().__init__(channels, drop, flow=False)
         self.shape, self.channels, self.event = tuple(shape), channels, (channels, *shape[1:])
 
@@ -320,31 +354,42 @@ def _in_words(c: Tensor) -> str:
 
 
 class Conditioned(nn.Module):
-    """A module that sees ``features`` numbers of a condition, 0 for none: :func:`given` makes one at given rows
-    ``c``."""
+    """A module that sees ``features`` numbers of a condition, 0 for none: :func:`given` makes one
+    at given rows ``c``.
+    """
 
     features: int = 0
     c: Tensor | None = None
 
     def seen(self, like: Tensor) -> Float[Tensor, "batch features"] | None:
-        """The rows in the dtype of ``like``; None where it sees no condition. ValueError for rows of another length."""
+        """The rows in the dtype of ``like``; None where it sees no condition. ValueError for rows
+        of another length.
+        """
         if not self.features:
             return None
         if self.c is None or tuple(self.c.shape[1:]) != (self.features,):
             got = "none" if self.c is None else f"shape {tuple(self.c.shape)}"
-            raise ValueError(f"c must be given to {type(self).__name__} with shape (n, {self.features}), got {got}")
+            raise ValueError(
+                f"c must be given to {type(self).__name__} with shape (n, {self.features}), got {got}"
+            )
         return self.c.to(like)
 
 
 def features_of(condition: tuple[int, ...]) -> int:
-    """The numbers that a flow sees of a condition of that shape; 0 for (). ValueError where it is an image."""
-    require(len(condition) < 2, "condition of a flow", condition, "of classes or a vector, not an image")
+    """The numbers that a flow sees of a condition of that shape; 0 for (). ValueError where it is
+    an image.
+    """
+    require(
+        len(condition) < 2, "condition of a flow", condition, "of classes or a vector, not an image"
+    )
     return sum(condition)
 
 
 def given(module: Module, c: Tensor) -> Module:
     """``module`` in which every :class:`Conditioned` part sees the rows ``c``; weights are shared."""
-    view = with_parts(module, {name: part and given(part, c) for name, part in module._modules.items()})
+    view = with_parts(
+        module, {name: part and given(part, c) for name, part in module._modules.items()}
+    )
     if isinstance(module, Conditioned) and module.features > 0:
         view = copy.copy(view)
         view.c = c
@@ -353,7 +398,14 @@ def given(module: Module, c: Tensor) -> Module:
 
 def rows_of(module: nn.Module) -> Tensor | None:
     """The rows that ``module`` was given; None without."""
-    return next((part.c for part in module.modules() if isinstance(part, Conditioned) and part.c is not None), None)
+    return next(
+        (
+            part.c
+            for part in module.modules()
+            if isinstance(part, Conditioned) and part.c is not None
+        ),
+        None,
+    )
 
 
 def sees_condition(module: nn.Module) -> bool:

@@ -1,15 +1,18 @@
-r"""The nonlinear diffusion of the data, :math:`dx = f_\varphi\,dt + G_\varphi\,dw`, that a flow and a linear SDE imply.
+r"""The nonlinear diffusion of the data, :math:`dx = f_\varphi\,dt + G_\varphi\,dw`, that a flow and
+a linear SDE imply.
 
-With z = h(x) and J = [∂h/∂x]⁻¹ = ∂h⁻¹/∂z, Itô's formula for x_t = h⁻¹(z_t), dz = f z dt + g dw, gives
+With z = h(x) and J = [∂h/∂x]⁻¹ = ∂h⁻¹/∂z, Itô's formula for x_t = h⁻¹(z_t), dz = f z dt + g dw,
+gives
 
 .. math:: f_\varphi = J\,(f z) + \tfrac12 g^2 \Delta h^{-1}(z), \qquad G_\varphi = g\,J, \qquad
           \Delta h^{-1}(z) = -J\,E_v\big[D^2h(x)[Jv, Jv]\big],\ v \sim (0, I).
 
-Everything is J times a velocity of the latent. No Jacobian is ever formed: h is linearised once at x, and J v is the
-solution of (∂h/∂x) y = v.
+Everything is J times a velocity of the latent. No Jacobian is ever formed: h is linearised once at
+x, and J v is the solution of (∂h/∂x) y = v.
 
-Itô's formula asks for h ∈ C². Rational-quadratic splines are C¹ with bounded second derivatives, for which it still
-holds along a nondegenerate diffusion (Krylov), D²h being taken almost everywhere.
+Itô's formula asks for h ∈ C². Rational-quadratic splines are C¹ with bounded second derivatives,
+for which it still holds along a nondegenerate diffusion (Krylov), D²h being taken almost
+everywhere.
 
 Paths are drawn in the latent space, and every frame is decoded: exact in law and cheap.
 
@@ -35,12 +38,22 @@ from indm.ode import basis, rademacher
 from indm.protocols import Model
 from indm.sampling import FLOW_TOLERANCE, follow_flow, reverse_diffusion_step
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, PerSample, double, evaluation_mode, event_size, expand_like, float64_device, randn_like
+from indm.tensors import (
+    Batch,
+    PerSample,
+    double,
+    evaluation_mode,
+    event_size,
+    expand_like,
+    float64_device,
+    randn_like,
+)
 
 Grid = Float[Tensor, " times"]
 Path = Float[Tensor, "times batch *event"]
 
-DRIFT_TOLERANCE = 1e-4  # largest ‖(∂h/∂x) y − v‖/‖v‖: within reach of single precision where h is badly conditioned
+# largest ‖(∂h/∂x) y − v‖/‖v‖: within reach of single precision where h is badly conditioned
+DRIFT_TOLERANCE = 1e-4
 Method = TypeVar("Method", bound=Callable[..., Any])
 
 
@@ -80,15 +93,17 @@ class NonlinearDiffusion:
     Args:
         model: an INDM.
         tol: of every product with J, relative.
-        probes: Rademacher probes v of the second derivative: exact (the basis) where d ≤ max(2, ``probes``), else drawn
-            anew each time and unbiased.
+        probes: Rademacher probes v of the second derivative: exact (the basis) where d ≤ max(2,
+            ``probes``), else drawn anew each time and unbiased.
 
-    Points x are (B, *event), times t (B,). All methods compute in evaluation mode and without gradients.
+    Points x are (B, *event), times t (B,). All methods compute in evaluation mode and without
+    gradients.
 
     Raises:
-        ValueError: ``tol`` or ``probes`` that is not positive, a flow without the log-determinant of one map, or a
-            model of p(x|c) without c.
-        RuntimeError: from any method, naming the samples for which a product with J did not reach ``tol``.
+        ValueError: ``tol`` or ``probes`` that is not positive, a flow without the log-determinant
+            of one map, or a model of p(x|c) without c.
+        RuntimeError: from any method, naming the samples for which a product with J did not reach
+            ``tol``.
 
     Example: with the identity for h it is the linear diffusion.
 
@@ -134,8 +149,12 @@ class NonlinearDiffusion:
         return torch.stack([(G @ v).flatten(1) for v in basis(x).unbind(1)], dim=2)
 
     @_evaluated
-    def divergence(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
-        """div(G_φ G_φᵀ)_k = Σ_j ∂_j (G_φ G_φᵀ)_kj, as g² (Δh⁻¹ − J Jᵀ ∇ₓ log|det ∂h/∂x|), (B, *event)."""
+    def divergence(
+        self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None
+    ) -> Batch:
+        """div(G_φ G_φᵀ)_k = Σ_j ∂_j (G_φ G_φᵀ)_kj, as g² (Δh⁻¹ − J Jᵀ ∇ₓ log|det ∂h/∂x|), (B,
+        *event).
+        """
         here = self._at(x, t)
         gradient = self._pull_back(torch.zeros_like, x, generator)
         return -(here.J @ (self._bend(here, generator) + here.g**2 * (here.J.mT @ gradient)))
@@ -144,15 +163,24 @@ class NonlinearDiffusion:
     def score(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
         """∇ₓ log p_t(x) = (∂h/∂x)ᵀ s_θ(h(x), t) + ∇ₓ log|det ∂h/∂x|, (B, *event).
 
-        ``generator`` feeds a stochastic log-determinant (residual flows above 64 dimensions), which stays unbiased.
+        ``generator`` feeds a stochastic log-determinant (residual flows above 64 dimensions), which
+        stays unbiased.
         """
         return self._pull_back(lambda z: self.model.score(z, t), x, generator)
 
     @_evaluated
-    def generative_drift(self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None) -> Batch:
-        """f_φ − div(G_φ G_φᵀ) − G_φ G_φᵀ ∇ₓ log p_t in its simple form J(f z − g² s_θ) − ½ g² Δh⁻¹(z), (B, *event)."""
+    def generative_drift(
+        self, x: Batch, t: PerSample, *, generator: torch.Generator | None = None
+    ) -> Batch:
+        """f_φ − div(G_φ G_φᵀ) − G_φ G_φᵀ ∇ₓ log p_t in its simple form J(f z − g² s_θ) − ½ g²
+        Δh⁻¹(z), (B, *event).
+        """
         here = self._at(x, t)
-        return here.J @ (here.f * here.z - here.g**2 * self.model.score(here.z, t) + 0.5 * self._bend(here, generator))
+        return here.J @ (
+            here.f * here.z
+            - here.g**2 * self.model.score(here.z, t)
+            + 0.5 * self._bend(here, generator)
+        )
 
     @_evaluated
     def probability_flow(self, x: Batch, t: PerSample) -> Batch:
@@ -162,7 +190,9 @@ class NonlinearDiffusion:
 
     @_evaluated
     def perturb(self, x: Batch, t: PerSample, noise: Batch) -> Batch:
-        """x_t = h⁻¹(α_t h(x) + σ_t noise) for data x: the kernel's draw, where paths start (at t = ε)."""
+        """x_t = h⁻¹(α_t h(x) + σ_t noise) for data x: the kernel's draw, where paths start (at t =
+        ε).
+        """
         return self.model.decode(self.model.sde.perturb(self.model.flow.latent(x), t, noise))
 
     def _at(self, x: Tensor, t: Tensor) -> Point:
@@ -187,7 +217,9 @@ class NonlinearDiffusion:
         bends = second_derivative(flow.latent, here.x.repeat_interleave(count, dim=0), directions)
         return bends.unflatten(0, (-1, count)).sum(1)
 
-    def _pull_back(self, covector: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _pull_back(
+        self, covector: Callable[[Tensor], Tensor], x: Tensor, generator: torch.Generator | None
+    ) -> Tensor:
         """(∂h/∂x)ᵀ covector(z) + ∇ₓ log|det ∂h/∂x|."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -197,16 +229,21 @@ class NonlinearDiffusion:
             return torch.autograd.grad((s * z).sum() + log_det.sum(), x)[0]
 
 
-# ── Paths ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Paths ─────────────────────────────────────────────────────────────────────────────────────────
 
 
-def forward_path(model: Model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
-    """x_t = h⁻¹(z_t) along one Brownian path from data x, at increasing ``times``, (times, B, *event).
+def forward_path(
+    model: Model, x: Batch, times: Grid, *, generator: torch.Generator | None = None
+) -> Path:
+    """x_t = h⁻¹(z_t) along one Brownian path from data x, at increasing ``times``, (times, B,
+    *event).
 
-    Exact in law, for any number of frames: the latent makes exact transitions and each frame is decoded.
+    Exact in law, for any number of frames: the latent makes exact transitions and each frame is
+    decoded.
 
     Raises:
-        ValueError: ``times`` that do not increase within [ε, T], or a flow without the log-determinant of one map.
+        ValueError: ``times`` that do not increase within [ε, T], or a flow without the
+            log-determinant of one map.
         RuntimeError: where the flow's inverse did not converge.
 
     Example: from one point, through the identity, to the prior N(0, I) of VP.
@@ -219,17 +256,25 @@ def forward_path(model: Model, x: Batch, times: Grid, *, generator: torch.Genera
     """
     sde, times = model.sde, _checked(model, times, {1.0}, "increase").to(float64_device(x.device))
     with evaluation_mode(model):
-        path = [sde.perturb(model.flow.latent(x), times[:1].to(x).expand(len(x)), randn_like(x, generator))]
+        path = [
+            sde.perturb(
+                model.flow.latent(x), times[:1].to(x).expand(len(x)), randn_like(x, generator)
+            )
+        ]
         for t, s in itertools.pairwise(times.split(1)):
             ratio, std = (expand_like(v, x).to(x) for v in sde.transition(t, s))
             path.append(ratio * path[-1] + std * randn_like(x, generator))
         return _decoded(model, path)
 
 
-def generative_path(model: Model, x: Batch, times: Grid, *, generator: torch.Generator | None = None) -> Path:
-    """x_t = h⁻¹(z_t) along the generative SDE from x at times[0], at decreasing ``times``, (times, B, *event).
+def generative_path(
+    model: Model, x: Batch, times: Grid, *, generator: torch.Generator | None = None
+) -> Path:
+    """x_t = h⁻¹(z_t) along the generative SDE from x at times[0], at decreasing ``times``, (times,
+    B, *event).
 
-    One step of reverse diffusion between successive times: for its accuracy take many. Raises as :func:`forward_path`.
+    One step of reverse diffusion between successive times: for its accuracy take many. Raises as
+    :func:`forward_path`.
 
     Example: N(0, I) and its exact score, whose law stays what it is.
 
@@ -244,12 +289,19 @@ def generative_path(model: Model, x: Batch, times: Grid, *, generator: torch.Gen
     with evaluation_mode(model):
         path = [model.flow.latent(x)]
         for t, s in itertools.pairwise(times):
-            path.append(reverse_diffusion_step(model.score, path[-1], t.expand(len(x)), s.expand(len(x)), generator))
+            path.append(
+                reverse_diffusion_step(
+                    model.score, path[-1], t.expand(len(x)), s.expand(len(x)), generator
+                )
+            )
         return _decoded(model, path)
 
 
-def probability_flow_path(model: Model, x: Batch, times: Grid, *, tol: float = FLOW_TOLERANCE) -> Path:
-    """x_t = h⁻¹(z_t) along the probability flow from x at times[0], ``times`` in either direction, (times, B, *event).
+def probability_flow_path(
+    model: Model, x: Batch, times: Grid, *, tol: float = FLOW_TOLERANCE
+) -> Path:
+    """x_t = h⁻¹(z_t) along the probability flow from x at times[0], ``times`` in either direction,
+    (times, B, *event).
 
     The latent's ODE is solved to ``tol`` between successive times. Raises as :func:`forward_path`.
 

@@ -1,7 +1,8 @@
-r"""Gaussian latents. Their denoising error has a closed form, which makes it a control variate for any other law.
+r"""Gaussian latents. Their denoising error has a closed form, which makes it a control variate for
+any other law.
 
-For latents N(m, QΛQᵀ) the exact score gives the denoising error (with r = σ²/α², and λ, δ, n the variance, z₀ − m and
-the noise in one coordinate of the basis Q)
+For latents N(m, QΛQᵀ) the exact score gives the denoising error (with r = σ²/α², and λ, δ, n the
+variance, z₀ − m and the noise in one coordinate of the basis Q)
 
 .. math:: D_G = \tfrac12 \sum \left(\frac{\lambda n - \sqrt r\,\delta}{\lambda + r}\right)^2, \qquad
           E[D_G] = \tfrac12 \sum \frac{\lambda^2 + r\delta^2}{(\lambda+r)^2},
@@ -18,16 +19,21 @@ from torch import Tensor
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, double, event_size, expand_like, float64_device
 
-LARGEST_DENSE = 4096  # dimensions up to which the covariance is dense; above, only its diagonal is used
+# dimensions up to which the covariance is dense; above, only its diagonal is used
+LARGEST_DENSE = 4096
 
 
 class GaussianReference:
-    """A Gaussian law of the latents: its mean and its variance along the columns of an orthonormal ``basis`` (d, d).
+    """A Gaussian law of the latents: its mean and its variance along the columns of an orthonormal
+    ``basis`` (d, d).
 
     Both are (d,), or one number for all; the basis is None for the standard one."""
 
     def __init__(
-        self, mean: Float[Tensor, "..."], variance: Float[Tensor, "..."], basis: Float[Tensor, "d d"] | None = None
+        self,
+        mean: Float[Tensor, "..."],
+        variance: Float[Tensor, "..."],
+        basis: Float[Tensor, "d d"] | None = None,
     ):
         self.mean, self.variance, self.basis = mean, variance, basis
 
@@ -43,10 +49,11 @@ class GaussianReference:
 
     @classmethod
     def fit(cls, z: Batch) -> "GaussianReference":
-        """Mean and covariance of latents ``z``; correlations are shrunk towards 0, more so with fewer samples.
+        """Mean and covariance of latents ``z``; correlations are shrunk towards 0, more so with
+        fewer samples.
 
-        Source of the shrinkage: Chen et al. 2010, "Shrinkage Algorithms for MMSE Covariance Estimation", eq. 23,
-        https://arxiv.org/abs/0907.4698.
+        Source of the shrinkage: Chen et al. 2010, "Shrinkage Algorithms for MMSE Covariance
+        Estimation", eq. 23, https://arxiv.org/abs/0907.4698.
         """
         n, d = len(z), event_size(z)
         v = double(z.flatten(1))
@@ -59,7 +66,9 @@ class GaussianReference:
         total = correlation.square().sum()
         shrinkage = ((1 - 2 / d) * total + d**2) / ((n + 1 - 2 / d) * (total - d).clamp_min(1e-12))
         shrinkage = shrinkage.clamp(1e-6, 1.0)
-        correlation = (1 - shrinkage) * correlation + shrinkage * torch.eye(d, dtype=v.dtype, device=v.device)
+        correlation = (1 - shrinkage) * correlation + shrinkage * torch.eye(
+            d, dtype=v.dtype, device=v.device
+        )
         variance, basis = torch.linalg.eigh(std[:, None] * correlation * std)
         return cls(mean.to(z), variance.clamp_min(1e-16).to(z), basis.to(z))
 
@@ -74,7 +83,8 @@ class GaussianReference:
     def whiten(self, w: Batch, clock: PerSample) -> Float[Tensor, "batch d"]:
         """The coordinate v = Qᵀ(w √(1+r) − m)/√(λ+r), r = e^clock, of w = z_t/√(α_t² + σ_t²).
 
-        It is constant along the probability flow of this Gaussian law (:func:`indm.score.probability_flow`).
+        It is constant along the probability flow of this Gaussian law
+        (:func:`indm.score.probability_flow`).
         """
         r = expand_like(clock.exp().to(w), w.flatten(1))
         return self.offset((1 + r).sqrt() * w.flatten(1)) / (self.variance + r).sqrt()
@@ -86,7 +96,9 @@ class GaussianReference:
         y = y if self.basis is None else y @ self.basis.T
         return (y + self.mean) / (1 + r).sqrt()
 
-    def whitened_velocity(self, v: Float[Tensor, "batch d"], w: Batch, velocity: Batch, clock: PerSample) -> Tensor:
+    def whitened_velocity(
+        self, v: Float[Tensor, "batch d"], w: Batch, velocity: Batch, clock: PerSample
+    ) -> Tensor:
         """dv/dclock where dw/dclock = ``velocity``."""
         r = expand_like(clock.exp().to(v), v)
         y = (1 + r).sqrt() * velocity.flatten(1) + 0.5 * r / (1 + r).sqrt() * w.flatten(1)
@@ -102,7 +114,9 @@ class GaussianReference:
         """tr A, (B,), in the dtype of ``like``."""
         return self._growth(clock, like).sum(1)
 
-    def divergence(self, probe: Float[Tensor, "batch probes *event"], clock: PerSample) -> PerSample:
+    def divergence(
+        self, probe: Float[Tensor, "batch probes *event"], clock: PerSample
+    ) -> PerSample:
         """The estimate of tr A by ``probe``: Σ vᵀ A v, (B,)."""
         along = probe.flatten(2) if self.basis is None else probe.flatten(2) @ self.basis
         return (self._growth(clock, probe)[:, None] * along.square()).sum((1, 2))
@@ -127,7 +141,8 @@ class GaussianReference:
         return -0.5 * terms.expand_as(offset).sum(1)
 
     def denoising(self, sde: LinearSDE, z: Batch, eps: float) -> PerSample:
-        r"""Score and reconstruction terms of this law on average over the noise, nats, (B,): ∫ E[D_G] dΛ + E[D_G(ε)].
+        r"""Score and reconstruction terms of this law on average over the noise, nats, (B,): ∫
+        E[D_G] dΛ + E[D_G(ε)].
 
         .. math:: \tfrac12 \sum \Big[\log\frac{r}{\lambda+r}
             + \frac{\lambda-\delta^2}{\lambda+r}\Big]_{r_\epsilon}^{r_T}
@@ -138,10 +153,16 @@ class GaussianReference:
         offset = self.offset(z)
         variance = double(self.variance).expand(offset.shape[1])
         total = variance + start, variance + end
-        mean = (end / total[1]).log() - (start / total[0]).log() + variance / total[1] - variance / total[0]
+        mean = (
+            (end / total[1]).log()
+            - (start / total[0]).log()
+            + variance / total[1]
+            - variance / total[0]
+        )
         mean = mean + (variance / total[0]).square()
         of_square = 1 / total[0] - 1 / total[1] + start / total[0].square()
         return 0.5 * (mean.sum().to(z) + (of_square.to(z) * offset.square()).sum(1))
 
 
-STANDARD = GaussianReference(torch.tensor(0.0), torch.tensor(1.0))  # N(0, I), for latents of any size
+# N(0, I), for latents of any size
+STANDARD = GaussianReference(torch.tensor(0.0), torch.tensor(1.0))

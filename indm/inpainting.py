@@ -1,6 +1,8 @@
-r"""The missing entries of x given the others, by a trained model of p(x): moment-matching posterior sampling (MMPS).
+r"""The missing entries of x given the others, by a trained model of p(x): moment-matching posterior
+sampling (MMPS).
 
-Let y = A z_0 be the latents of the observed entries. Tweedie's formulas give the moments of z_0 given z_t,
+Let y = A z_0 be the latents of the observed entries. Tweedie's formulas give the moments of z_0
+given z_t,
 
 .. math:: D = E[z_0|z_t] = \frac{z_t + \sigma_t^2 s_\theta(z_t, t)}{\alpha_t}, \qquad
           V = \mathrm{Cov}[z_0|z_t] = \frac{\sigma_t^2}{\alpha_t} \frac{\partial D}{\partial z_t},
@@ -9,11 +11,11 @@ and p(z_0|z_t) ≈ N(D, V) gives the mean of z_0 given y, too:
 
 .. math:: E[z_0|z_t, y] = D + V A^\top (A V A^\top)^{-1} (y - A D).
 
-A sampler then takes the score of p(z_t|y) that belongs to this mean. For Gaussian latents it is exact; else it becomes
-exact as t → 0. A product with V is one reverse pass of the network.
+A sampler then takes the score of p(z_t|y) that belongs to this mean. For Gaussian latents it is
+exact; else it becomes exact as t → 0. A product with V is one reverse pass of the network.
 
-Source: Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation Maximization", §4.2,
-https://arxiv.org/abs/2405.13712.
+Source: Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation
+Maximization", §4.2, https://arxiv.org/abs/2405.13712.
 """
 
 import math
@@ -30,15 +32,25 @@ from indm.protocols import Model
 from indm.sampling import Sampler, default_steps, make_sampler, prior_batches, solve_latent
 from indm.score import denoise
 from indm.sde.linear import LinearSDE
-from indm.tensors import Batch, PerSample, evaluation_mode, expand_like, outside_inference, with_parts
+from indm.tensors import (
+    Batch,
+    PerSample,
+    evaluation_mode,
+    expand_like,
+    outside_inference,
+    with_parts,
+)
 
-INPAINTING_SAMPLER = "sde-dpm++2m"  # noise in each step corrects what the approximation did in earlier ones
-RESIDUAL_TOLERANCE, MOST_PRODUCTS = 0.03, 8  # residual that is left, as a share of y − A D; most products with V
+# noise in each step corrects what the approximation did in earlier ones
+INPAINTING_SAMPLER = "sde-dpm++2m"
+# residual that is left, as a share of y − A D; most products with V
+RESIDUAL_TOLERANCE, MOST_PRODUCTS = 0.03, 8
 
 
 class ObservedScore(nn.Module):
-    r"""∇log p(z_t|y) = (α_t E[z_0|z_t, y] − z_t)/σ_t², called like the ``score`` of p(z_t); ``y`` is observed where it
-    is not ``missing``."""
+    r"""∇log p(z_t|y) = (α_t E[z_0|z_t, y] − z_t)/σ_t², called like the ``score`` of p(z_t); ``y``
+    is observed where it is not ``missing``.
+    """
 
     def __init__(self, score: nn.Module, y: Batch, missing: Tensor):
         super().__init__()
@@ -65,7 +77,9 @@ class ObservedScore(nn.Module):
             return A(V(u))
 
         gap = A(self.y - D.detach())
-        solution = gmres(Operator(AVA, AVA), gap, RESIDUAL_TOLERANCE * gap.flatten(1).norm(dim=1), MOST_PRODUCTS)
+        solution = gmres(
+            Operator(AVA, AVA), gap, RESIDUAL_TOLERANCE * gap.flatten(1).norm(dim=1), MOST_PRODUCTS
+        )
         return ((alpha * (D + V(solution)) - z_t) / sigma**2).detach()
 
 
@@ -84,10 +98,11 @@ def inpaint(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Shaped[Tensor, "n *event"]:
-    """Draw the missing entries of data given the others, by a model that was trained without missing ones.
+    """Draw the missing entries of data given the others, by a model that was trained without
+    missing ones.
 
-    The flow must be one of each entry by itself, as that of images is by default, or the identity. Grey levels get
-    the noise of the model, anew in each draw.
+    The flow must be one of each entry by itself, as that of images is by default, or the identity.
+    Grey levels get the noise of the model, anew in each draw.
 
     Args:
         model: an INDM.
@@ -95,16 +110,18 @@ def inpaint(
         mask: True where an entry is missing; it is broadcast against ``observed``.
         n: how many draws.
         c, guidance: as of :func:`indm.sample`.
-        sampler: one with fixed steps; those without noise (``stochastic``) gave worse draws of digits.
-        steps: time steps, each with up to 10 passes of the network; default: as of :func:`indm.sample`.
+        sampler: one with fixed steps; those without noise (``stochastic``) gave worse draws of
+            digits.
+        steps: time steps, each with up to 10 passes of the network; default: as of
+            :func:`indm.sample`.
         batch_size: draws at a time.
 
     Returns:
         Data in data units, (n, *event), with the observed entries as they were.
 
     Raises:
-        ValueError: a flow that mixes entries, data or a mask of another shape, observed values that are not finite or
-            no grey levels, or a sampler that chooses its own steps.
+        ValueError: a flow that mixes entries, data or a mask of another shape, observed values that
+            are not finite or no grey levels, or a sampler that chooses its own steps.
 
     Source: see :mod:`indm.inpainting`.
 
@@ -120,16 +137,38 @@ def inpaint(
     steps = default_steps(model) if steps is None else steps
     check_counts(n=n, steps=steps)
     name = type(model.flow).__name__
-    require(model.flow.is_elementwise, "flow", name, "one of each entry by itself", "elementwise and identity are")
+    require(
+        model.flow.is_elementwise,
+        "flow",
+        name,
+        "one of each entry by itself",
+        "elementwise and identity are",
+    )
     sampler = make_sampler(sampler)
-    require(not sampler.adaptive, "sampler", sampler, "one with fixed steps", f"{INPAINTING_SAMPLER!r} is the default")
+    require(
+        not sampler.adaptive,
+        "sampler",
+        sampler,
+        "one with fixed steps",
+        f"{INPAINTING_SAMPLER!r} is the default",
+    )
     raw, missing = _rows(observed, model, n), _rows(mask, model, n)
     raw = torch.where(missing, 0, raw)
     levels = model.scaling.levels
-    if levels is not None and (raw.is_floating_point() or not 0 <= int(raw.min()) <= int(raw.max()) < levels):
-        raise ValueError(f"observed must be integers from 0 to {levels - 1}, got {raw.dtype} up to {raw.max()}")
+    if levels is not None and (
+        raw.is_floating_point() or not 0 <= int(raw.min()) <= int(raw.max()) < levels
+    ):
+        raise ValueError(
+            f"observed must be integers from 0 to {levels - 1}, got {raw.dtype} up to {raw.max()}"
+        )
     largest = raw.abs().max().item()
-    require(math.isfinite(largest), "observed", largest, "finite where mask is False", "mask such entries")
+    require(
+        math.isfinite(largest),
+        "observed",
+        largest,
+        "finite where mask is False",
+        "mask such entries",
+    )
     parts = []
     with evaluation_mode(model):
         batches = prior_batches(model, n, c, batch_size, generator, progress, guidance=guidance)
@@ -137,7 +176,9 @@ def inpaint(
             y = part.flow.latent(from_data(part, raw[rows], generator=generator)[0])
             given = with_parts(part, {"score": ObservedScore(part.score, y, missing[rows])})
             z, _ = solve_latent(given, z_T, sampler, steps, generator=generator, progress=progress)
-            parts.append(torch.where(missing[rows], model.scaling.to_data(part.decode(z)), raw[rows]))
+            parts.append(
+                torch.where(missing[rows], model.scaling.to_data(part.decode(z)), raw[rows])
+            )
     return torch.cat(parts)
 
 

@@ -1,12 +1,14 @@
-r"""Likelihoods with error bars by the probability-flow ODE: log p(x) with its gradient, bounds, and log p of samples.
+r"""Likelihoods with error bars by the probability-flow ODE: log p(x) with its gradient, bounds, and
+log p of samples.
 
 .. math:: \log p(x) = \log|\det \partial h/\partial x| + \log\det\alpha_\epsilon + \log p_\epsilon(z_\epsilon),
           \quad z_\epsilon = \alpha_\epsilon h(x), \qquad
-          \log p_\epsilon(z_\epsilon) = \log\pi(z_T) + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt
+          \log p_\epsilon(z_\epsilon) = \log\pi(z_T) + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2
+          s)\,dt
 
-is the density of h⁻¹(z_ε/α_ε), where the probability flow carries z_T ~ π to z_ε. The NELBO bounds the likelihood of
-the generative *SDE*; the ODE has a likelihood of its own. They agree at the exact score; off it their difference can
-have either sign and is not a variational gap.
+is the density of h⁻¹(z_ε/α_ε), where the probability flow carries z_T ~ π to z_ε. The NELBO bounds
+the likelihood of the generative *SDE*; the ODE has a likelihood of its own. They agree at the exact
+score; off it their difference can have either sign and is not a variational gap.
 """
 
 import math
@@ -28,9 +30,27 @@ from indm.conditions import sees_condition
 from indm.dequantization import check_raw, constant_log_q, from_data
 from indm.gaussian import GaussianReference
 from indm.objective import reconstruction as reconstruction_of
-from indm.ode import Solution, State, adams, basis, error_of_integral, offsets, rademacher, solve, value_and_divergence
+from indm.ode import (
+    Solution,
+    State,
+    adams,
+    basis,
+    error_of_integral,
+    offsets,
+    rademacher,
+    solve,
+    value_and_divergence,
+)
 from indm.protocols import Model
-from indm.score import closed_flow, context_of, has_kinks, is_smooth, probability_flow, unguided, with_context
+from indm.score import (
+    closed_flow,
+    context_of,
+    has_kinks,
+    is_smooth,
+    probability_flow,
+    unguided,
+    with_context,
+)
 from indm.tensors import (
     Batch,
     PerSample,
@@ -45,16 +65,19 @@ from indm.tensors import (
 )
 
 NEAR_SIGMAS = 1e-3  # step of a finite difference, in σ
-WRONG_SLOPE = 0.03  # error of the divergence of E[z_0|z_t] a dimension: 0.04 bits/dim for each factor of e in σ/α
+# error of the divergence of E[z_0|z_t] a dimension: 0.04 bits/dim for each factor of e in σ/α
+WRONG_SLOPE = 0.03
 SMALL = 16  # dimensions of a vector up to which the divergence is exact by default
 START, END = 0, 1  # ε and T
 
 
 @dataclass(frozen=True)
 class WhitenedFlow:
-    """The probability flow of (v, ∫ excess divergence/d), in the coordinate v in which the Gaussian ``law`` is at rest.
+    """The probability flow of (v, ∫ excess divergence/d), in the coordinate v in which the Gaussian
+    ``law`` is at rest.
 
-    The divergence is ``exact``, or estimated by the probes (B, n, *event) of a call, which has the rows ``given`` of c.
+    The divergence is ``exact``, or estimated by the probes (B, n, *event) of a call, which has the
+    rows ``given`` of c.
     """
 
     score: nn.Module
@@ -72,7 +95,9 @@ class WhitenedFlow:
         velocity = probability_flow(with_context(self.score, given), clock)(w)
         return (self.law.whitened_velocity(state[0], w, velocity, clock),)
 
-    def __call__(self, clock: PerSample, state: State, probe: Tensor, *given: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(
+        self, clock: PerSample, state: State, probe: Tensor, *given: Tensor
+    ) -> tuple[Tensor, Tensor]:
         w = self.latent(state[0], clock)
         score = with_context(self.score, given)
         if self.exact and not torch.is_grad_enabled() and (closed := closed_flow(score, clock)):
@@ -80,13 +105,19 @@ class WhitenedFlow:
         else:
             along, field = basis(w) if self.exact else probe, probability_flow(score, clock)
             velocity, divergence = value_and_divergence(field, w, along)
-        excess = divergence - (self.law.trace(clock, w) if self.exact else self.law.divergence(probe, clock))
+        excess = divergence - (
+            self.law.trace(clock, w) if self.exact else self.law.divergence(probe, clock)
+        )
         return self.law.whitened_velocity(state[0], w, velocity, clock), excess / event_size(w)
 
     def at(self, end: int, like: Tensor) -> tuple[PerSample, Tensor]:
-        """The clock and √(α² + σ²) at ε (:data:`START`) or T (:data:`END`), one for each row of ``like``."""
+        """The clock and √(α² + σ²) at ε (:data:`START`) or T (:data:`END`), one for each row of
+        ``like``.
+        """
         sde = self.score.sde
-        return like.new_full((len(like),), sde.clock_span()[end]), sde.marginal_std(sde.endpoints(like)[end])
+        return like.new_full((len(like),), sde.clock_span()[end]), sde.marginal_std(
+            sde.endpoints(like)[end]
+        )
 
     def state(self, z: Batch, end: int) -> State:
         """The state in which z_ε or z_T sets out."""
@@ -115,15 +146,30 @@ class WhitenedFlow:
         return self.log_prior(state[0]) + self.growth(state)
 
     def rate(self, state: State, slope: State) -> PerSample:
-        """d log p/dclock along the way; log π is quadratic, so that half the difference is its derivative."""
+        """d log p/dclock along the way; log π is quadratic, so that half the difference is its
+        derivative.
+        """
         (v, _), (velocity, divergence) = state, slope
-        return 0.5 * (self.log_prior(v + velocity) - self.log_prior(v - velocity)) + v.shape[1] * divergence
+        return (
+            0.5 * (self.log_prior(v + velocity) - self.log_prior(v - velocity))
+            + v.shape[1] * divergence
+        )
 
-    def solve(self, z: Batch, end: int, probe: Tensor, nll_error: float, steps: int | None) -> Solution:
-        """The state at T from z_ε (``end`` is :data:`START`), or at ε from z_T, to ``nll_error`` or in ``steps``."""
+    def solve(
+        self, z: Batch, end: int, probe: Tensor, nll_error: float, steps: int | None
+    ) -> Solution:
+        """The state at T from z_ε (``end`` is :data:`START`), or at ε from z_T, to ``nll_error`` or
+        in ``steps``.
+        """
         tol = nll_error * event_size(z) * math.log(2)
-        options: dict[str, Any] = {"tol": tol} if steps is None else {"tol": tol, "steps": steps, "most": steps}
-        options |= {"watch": self.rate, "drift": self.drift, "context": (probe, *context_of(self.score))}
+        options: dict[str, Any] = (
+            {"tol": tol} if steps is None else {"tol": tol, "steps": steps, "most": steps}
+        )
+        options |= {
+            "watch": self.rate,
+            "drift": self.drift,
+            "context": (probe, *context_of(self.score)),
+        }
         options |= {"smooth": is_smooth(self.score), "kinks": has_kinks(self.score)}
         span = self.score.sde.clock_span()
         return solve(self, self.state(z, end), span[end], span[1 - end], **options)
@@ -137,9 +183,11 @@ def whitened_flow(
     reference: GaussianReference | None,
     generator: torch.Generator | None,
 ) -> tuple[WhitenedFlow, Tensor]:
-    """The flow of latents like ``z`` and the probe of its divergence, drawn from ``generator`` unless it is exact.
+    """The flow of latents like ``z`` and the probe of its divergence, drawn from ``generator``
+    unless it is exact.
 
-    By default it is exact where that is cheaper (d ≤ ``probes``), in two dimensions, and for vectors of up to 16.
+    By default it is exact where that is cheaper (d ≤ ``probes``), in two dimensions, and for
+    vectors of up to 16.
     """
     exact = event_size(z) <= max(probes, SMALL if z.ndim == 2 else 2) if exact is None else exact
     law = GaussianReference.standard(z) if reference is None else reference
@@ -149,13 +197,16 @@ def whitened_flow(
 
 @outside_inference
 def check_gradient(score: nn.Module, z: Batch) -> float:
-    """Compare products with the Jacobian of a score at noised latents ``z`` with finite differences.
+    """Compare products with the Jacobian of a score at noised latents ``z`` with finite
+    differences.
 
-    J is the Jacobian of E[z_0|z_t], at σ/α of half and of twice the root mean square of ``z``. Where a few samples
-    differ, many must differ by more than their noise, so that kinks and half precision are not errors.
+    J is the Jacobian of E[z_0|z_t], at σ/α of half and of twice the root mean square of ``z``.
+    Where a few samples differ, many must differ by more than their noise, so that kinks and half
+    precision are not errors.
 
     Returns:
-        An estimate of how far the rounding of the network moves log p, nats, from second differences of its output.
+        An estimate of how far the rounding of the network moves log p, nats, from second
+        differences of its output.
 
     Raises:
         ValueError: autograd does not see a part of the network, so that log p would be wrong.
@@ -176,11 +227,22 @@ def check_gradient(score: nn.Module, z: Batch) -> float:
 
 @torch.no_grad()
 def _slope_errors(score: nn.Module, z: Batch, n: int) -> tuple[Float[Tensor, "2 n"], float]:
-    """Errors of v·Jv a dimension, as that of E[z_0|z_t], at two noise levels, and the rounding of log p in nats."""
-    generator, rows = torch.Generator(z.device).manual_seed(0), torch.arange(2 * n, device=z.device) % n % len(z)
+    """Errors of v·Jv a dimension, as that of E[z_0|z_t], at two noise levels, and the rounding of
+    log p in nats.
+    """
+    generator, rows = (
+        torch.Generator(z.device).manual_seed(0),
+        torch.arange(2 * n, device=z.device) % n % len(z),
+    )
     z_0, score = z[rows], with_context(score, tuple(c[rows] for c in context_of(score)))
     span, scale = score.sde.clock_span(), z.square().mean().sqrt().item() or 1.0
-    clock = z.new_tensor([0.5 * scale, 2 * scale]).log().mul(2).clamp(min(span), max(span)).repeat_interleave(n)
+    clock = (
+        z.new_tensor([0.5 * scale, 2 * scale])
+        .log()
+        .mul(2)
+        .clamp(min(span), max(span))
+        .repeat_interleave(n)
+    )
     alpha, q = (expand_like((sign * clock).sigmoid().sqrt(), z_0) for sign in (-1, 1))
     w, v = alpha * z_0 + q * randn_like(z_0, generator), rademacher(z_0, 1, generator)
     field = probability_flow(score, clock)
@@ -188,8 +250,18 @@ def _slope_errors(score: nn.Module, z: Batch, n: int) -> tuple[Float[Tensor, "2 
     v = NEAR_SIGMAS * q * v[:, 0]
     above, below = field(w + v), field(w - v)
     along = ((above - below) * v / (2 * (NEAR_SIGMAS * q).square())).flatten(1).sum(1)
-    noise = (above + below - 2 * value).unflatten(0, (2, n)).flatten(1).square().mean(1).amax().sqrt().item()
-    rounding = 0.5 * noise * event_size(z) * abs(span[END] - span[START])  # half of it in every entry at all levels
+    noise = (
+        (above + below - 2 * value)
+        .unflatten(0, (2, n))
+        .flatten(1)
+        .square()
+        .mean(1)
+        .amax()
+        .sqrt()
+        .item()
+    )
+    # half of it in every entry at all levels
+    rounding = 0.5 * noise * event_size(z) * abs(span[END] - span[START])
     return 2 * (product - along).unflatten(0, (2, n)) / event_size(z), rounding
 
 
@@ -200,11 +272,13 @@ class LikelihoodReport:
     :attr:`nats` and :attr:`bits_per_dim` are of the raw data.
 
     Attributes:
-        total: (B,), with the reconstruction term: an estimate of an upper bound of −log p(x), nats in model units.
+        total: (B,), with the reconstruction term: an estimate of an upper bound of −log p(x), nats
+            in model units.
         reconstruction: (B,), that term; without it the number is not a likelihood of x.
         log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`.
-        solver_error: (B,), an estimate of the error of ``total`` by the ODE solver and the rounding of the network,
-            nats, which is not a bound (``docs/likelihood.md`` says how often it covers the true error).
+        solver_error: (B,), an estimate of the error of ``total`` by the ODE solver and the rounding
+            of the network, nats, which is not a bound (``docs/likelihood.md`` says how often it
+            covers the true error).
         nfe: evaluations of the network, the mean over samples (each has its own steps) rounded up.
         settings: ε, the steps or the error that was asked for, divergence.
         dims: dimensions of one event.
@@ -239,7 +313,9 @@ class LikelihoodReport:
 
     @property
     def without_reconstruction(self) -> Float[Tensor, " batch"]:
-        """(B,), −log p of z_ε with the flow's volume, nats in model units: for comparison with numbers published so."""
+        """(B,), −log p of z_ε with the flow's volume, nats in model units: for comparison with
+        numbers published so.
+        """
         return self.total - self.reconstruction
 
     def standard_error(self) -> float:
@@ -255,11 +331,18 @@ class LikelihoodReport:
         lines = [" " * 24 + "".join(f"{unit:>12}{'±':>10}" for unit in units)]
         rows = {"-log p": self.nats, "without reconstruction": self.nats - self.reconstruction}
         for name, nats in rows.items():
-            mean, error = nats.mean().item(), nats.std().item() / math.sqrt(n) if n > 1 else math.nan
-            lines.append(f"{name:24}" + "".join(f"{mean / u:12.4f}{error / u:10.4f}" for u in units.values()))
+            mean, error = (
+                nats.mean().item(),
+                nats.std().item() / math.sqrt(n) if n > 1 else math.nan,
+            )
+            lines.append(
+                f"{name:24}" + "".join(f"{mean / u:12.4f}{error / u:10.4f}" for u in units.values())
+            )
         error = self.solver_error.mean().item()
         in_bits = f", {error / units['bits/dim']:.1g} bits/dim" if self.grey_levels else ""
-        lines.append(f"{n} samples of {self.dims} dimensions, {self.nfe} evaluations of the network")
+        lines.append(
+            f"{n} samples of {self.dims} dimensions, {self.nfe} evaluations of the network"
+        )
         return "\n".join([*lines, f"error of the ODE solver, estimated: {error:.1g} nats{in_bits}"])
 
 
@@ -281,25 +364,29 @@ def nll(
     r"""−log p(x) by the probability-flow ODE on the latent, from one draw of z_ε for each sample.
 
     .. math:: \log p = \log|\det \partial h/\partial x| + \log\pi(z_T)
-              + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt - \log q(z_\epsilon|z_0) + \log p(z_0|z_\epsilon)
+              + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt - \log q(z_\epsilon|z_0) + \log
+              p(z_0|z_\epsilon)
 
-    The ODE is solved over the clock −log SNR in equal steps, in the coordinate in which a Gaussian law of the latents
-    is at rest (:class:`indm.gaussian.GaussianReference`). Only the difference from that law's divergence is estimated.
+    The ODE is solved over the clock −log SNR in equal steps, in the coordinate in which a Gaussian
+    law of the latents is at rest (:class:`indm.gaussian.GaussianReference`). Only the difference
+    from that law's divergence is estimated.
 
     Args:
         model: an INDM.
         x: data in model units.
         c: the condition, of a model that has one, see :meth:`indm.INDM.given`: −log p(x|c).
         probes: Rademacher probes for the divergence, the same all along the path.
-        exact: compute the exact divergence, by d products in place of ``probes``; default: where that is cheaper
-            (d ≤ ``probes``), in two dimensions, and for vectors of up to 16.
-        nll_error: largest estimate of the solver's error of a sample, bits per dimension. A sample with a larger one is
-            solved again in twice as many steps, up to 256; what is above it then says so in ``solver_error``.
+        exact: compute the exact divergence, by d products in place of ``probes``; default: where
+            that is cheaper (d ≤ ``probes``), in two dimensions, and for vectors of up to 16.
+        nll_error: largest estimate of the solver's error of a sample, bits per dimension. A sample
+            with a larger one is solved again in twice as many steps, up to 256; what is above it
+            then says so in ``solver_error``.
         steps: this many steps instead (8 or more), whatever their error.
         eps: truncation, at least the SDE's own, which is the default.
-        reference: the Gaussian law; default N(0, I). A law fitted to the data's latents (:func:`latent_reference`)
-            takes fewer steps and leaves less noise.
-        log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed for other noise than uniform.
+        reference: the Gaussian law; default N(0, I). A law fitted to the data's latents
+            (:func:`latent_reference`) takes fewer steps and leaves less noise.
+        log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed for other noise
+            than uniform.
         generator: of z_ε and the probes; by default the global one.
 
     Raises:
@@ -322,7 +409,9 @@ def nll(
         flow, start = start_of(model, x, probes, exact, reference, generator)
         reconstruction = reconstruction_of(model, start.z, start.noise)
         log_prob, error, nfe = start.solved(flow, nll_error, steps)
-        settings: dict[str, Any] = {"nll_error": nll_error} | ({} if steps is None else {"steps": steps})
+        settings: dict[str, Any] = {"nll_error": nll_error} | (
+            {} if steps is None else {"steps": steps}
+        )
         divergence_by = "exact" if flow.exact else f"Hutchinson, {probes} Rademacher probe(s)"
         settings |= {"eps": model.sde.eps, "divergence": divergence_by}
     evaluations = math.ceil(nfe.sum().item() / max(len(nfe), 1))
@@ -333,7 +422,9 @@ def nll(
 
 @dataclass(frozen=True)
 class Start:
-    """The start of a likelihood's ODE: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's probe, the rounding."""
+    """The start of a likelihood's ODE: z_0, the noise of z_ε, log|det ∂z/∂x|, the divergence's
+    probe, the rounding.
+    """
 
     z: Batch
     noise: Batch
@@ -347,11 +438,17 @@ class Start:
     def solved(
         self, flow: WhitenedFlow, nll_error: float, steps: int | None = None
     ) -> tuple[PerSample, PerSample, Tensor]:
-        """log p without reconstruction, an estimate of its solver's error, both nats, and evaluations, (B,) each."""
+        """log p without reconstruction, an estimate of its solver's error, both nats, and
+        evaluations, (B,) each.
+        """
         sde = flow.score.sde
         z_eps = sde.perturb(self.z, sde.endpoints(self.z)[START], self.noise)
         solution = flow.solve(z_eps, START, self.probe, nll_error, steps)
-        return self.log_det + flow.log_prob(solution.state), solution.error + self.rounding, solution.nfe
+        return (
+            self.log_det + flow.log_prob(solution.state),
+            solution.error + self.rounding,
+            solution.nfe,
+        )
 
 
 def start_of(
@@ -362,12 +459,16 @@ def start_of(
     reference: GaussianReference | None,
     generator: torch.Generator | None,
 ) -> tuple[WhitenedFlow, Start]:
-    """The flow of latents and what it sets out from at data ``x``; in evaluation mode and at the truncation set."""
+    """The flow of latents and what it sets out from at data ``x``; in evaluation mode and at the
+    truncation set.
+    """
     # Drawn before the flow's own probes, so that models compared at one seed share them.
     noise = randn_like(x, generator)
     flow, probe = whitened_flow(model.score, x, probes, exact, reference, generator)
     z, log_det = model.encode(x, generator=generator)
-    return flow, Start(z, noise, log_det, probe, torch.full_like(log_det, check_gradient(model.score, z)))
+    return flow, Start(
+        z, noise, log_det, probe, torch.full_like(log_det, check_gradient(model.score, z))
+    )
 
 
 @outside_inference
@@ -382,7 +483,8 @@ def importance_bound(
     generator: torch.Generator | None = None,
     **solver: Any,
 ) -> LikelihoodReport:
-    r"""The importance-weighted bound of −log P(raw), from ``draws`` K of the noise of grey levels and of z_ε.
+    r"""The importance-weighted bound of −log P(raw), from ``draws`` K of the noise of grey levels
+    and of z_ε.
 
     .. math:: \log P(\text{raw}) \ge E \log \frac1K \sum_{k=1}^K \frac{p(x_k)}{q(x_k|\text{raw})}
 
@@ -393,13 +495,16 @@ def importance_bound(
         raw: data in data units.
         c: the condition, of a model that has one, see :meth:`indm.INDM.given`: log P(raw|c).
         draws: K.
-        exact: the exact divergence, by d products for each evaluation. An estimate of it (False), as one of
-            log|det|, adds noise to each log-weight; noise of variance v makes the bound up to v/2 nats too good.
+        exact: the exact divergence, by d products for each evaluation. An estimate of it (False),
+            as one of log|det|, adds noise to each log-weight; noise of variance v makes the bound
+            up to v/2 nats too good.
         batch_size: draws at a time.
-        **solver: ``probes``, ``nll_error``, ``steps``, ``eps`` and ``reference``, as in :func:`nll`.
+        **solver: ``probes``, ``nll_error``, ``steps``, ``eps`` and ``reference``, as in
+            :func:`nll`.
 
     Returns:
-        ``nats`` are −log P(raw) of each image; ``total``, ``reconstruction`` and ``solver_error`` are weighted means.
+        ``nats`` are −log P(raw) of each image; ``total``, ``reconstruction`` and ``solver_error``
+        are weighted means.
 
     Raises:
         ValueError: an option out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
@@ -430,19 +535,34 @@ def importance_bound(
     )
     log_weights = -total - log_q
     bound, shares = log_weights.logsumexp(1) - math.log(draws), log_weights.softmax(1)
-    total, reconstruction, error = ((shares * values).sum(1) for values in (total, reconstruction, error))
+    total, reconstruction, error = (
+        (shares * values).sum(1) for values in (total, reconstruction, error)
+    )
     nfe = math.ceil(sum(report.nfe for report in reports) / len(reports))
     settings = reports[0].settings | {"draws": draws}
     return LikelihoodReport(
-        total, reconstruction, -total - bound, error, nfe, settings, math.prod(raw.shape[1:]), model.scaling.levels
+        total,
+        reconstruction,
+        -total - bound,
+        error,
+        nfe,
+        settings,
+        math.prod(raw.shape[1:]),
+        model.scaling.levels,
     )
 
 
 def latents_of(
-    model: Model, raw: Tensor, *, c: Any = None, batch_size: int = 256, generator: torch.Generator | None = None
+    model: Model,
+    raw: Tensor,
+    *,
+    c: Any = None,
+    batch_size: int = 256,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, "n *event"]:
-    """h(x) of data in data units (n, *event) at conditions ``c``, ``batch_size`` at a time; ``generator``
-    dequantizes."""
+    """h(x) of data in data units (n, *event) at conditions ``c``, ``batch_size`` at a time;
+    ``generator`` dequantizes.
+    """
     latents, sees = [], sees_condition(model.flow)
     c = model.rows(c, len(raw)) if sees else None
     for rows in torch.arange(len(raw)).split(batch_size):
@@ -454,14 +574,23 @@ def latents_of(
 
 
 def latent_reference(
-    model: Model, raw: Tensor, *, c: Any = None, batch_size: int = 256, seed: int = 0, most: int = 10_000
+    model: Model,
+    raw: Tensor,
+    *,
+    c: Any = None,
+    batch_size: int = 256,
+    seed: int = 0,
+    most: int = 10_000,
 ) -> GaussianReference:
-    """The Gaussian law of the latents of the first ``most`` samples, at ``c`` of :meth:`indm.INDM.given`, for
-    control."""
+    """The Gaussian law of the latents of the first ``most`` samples, at ``c`` of
+    :meth:`indm.INDM.given`, for control.
+    """
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     options: dict[str, Any] = {"batch_size": batch_size, "generator": generator}
     c = model.rows(c, len(raw))
-    return GaussianReference.fit(latents_of(model, raw[:most], c=None if c is None else c[:most], **options))
+    return GaussianReference.fit(
+        latents_of(model, raw[:most], c=None if c is None else c[:most], **options)
+    )
 
 
 @outside_inference
@@ -477,16 +606,20 @@ def log_prob(
     reference: GaussianReference | None = None,
     generator: torch.Generator | None = None,
 ) -> Float[Tensor, " batch"]:
-    r"""log p(x), nats of model units: the density of h⁻¹(z_ε/α_ε), where the probability flow takes z_T ~ π to z_ε.
+    r"""log p(x), nats of model units: the density of h⁻¹(z_ε/α_ε), where the probability flow takes
+    z_T ~ π to z_ε.
 
     .. math:: \log|\det \partial h/\partial x| + \log\det\alpha_\epsilon + \log\pi(z_T)
-              + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt, \qquad z_\epsilon = \alpha_\epsilon h(x)
+              + \int_\epsilon^T \nabla\cdot(fz-\tfrac12 g^2 s)\,dt, \qquad z_\epsilon =
+              \alpha_\epsilon h(x)
 
     It is "without reconstruction": it integrates to 1 and is the density of the samples of
-    :func:`indm.sample_with_log_prob`. (:func:`indm.nll` bounds the density of x drawn from p(z_0|z_ε).)
+    :func:`indm.sample_with_log_prob`. (:func:`indm.nll` bounds the density of x drawn from
+    p(z_0|z_ε).)
 
-    It can be differentiated once, in x and in the parameters of flow, score and SDE. For the gradient every evaluation
-    of the network is made again: memory holds the activations of one of them, and a step adds twice the size of x.
+    It can be differentiated once, in x and in the parameters of flow, score and SDE. For the
+    gradient every evaluation of the network is made again: memory holds the activations of one of
+    them, and a step adds twice the size of x.
 
     Residual flows above 64 dimensions estimate log|det| and its gradient; exact is
     ``use_log_det(flow, evaluation=ExactLogDet())``.
@@ -494,19 +627,22 @@ def log_prob(
     Args:
         x: data in model units.
         c: the condition, of a model that has one, see :meth:`indm.INDM.given`: log p(x|c).
-        probes, exact: of the divergence, as in :func:`indm.nll`; by default exact for vectors of up to
+        probes, exact: of the divergence, as in :func:`indm.nll`; by default exact for vectors of up
+            to
             16 dimensions. Otherwise log p is the estimate by ``probes``, with its gradient.
         steps: equal steps of the ODE, each with two evaluations of the network.
         eps: truncation, at least the SDE's own, which is the default.
         reference: the Gaussian law in whose coordinate the ODE is solved, as in :func:`indm.nll`.
-        generator: of the probes, and of an estimate of log|det|. With the same state in every call, log p is one
-            function of x, as a Monte Carlo chain needs.
+        generator: of the probes, and of an estimate of log|det|. With the same state in every call,
+            log p is one function of x, as a Monte Carlo chain needs.
 
     Raises:
-        ValueError: an option out of range, a flow without a density, or a network without its whole gradient.
+        ValueError: an option out of range, a flow without a density, or a network without its whole
+            gradient.
 
     Warns:
-        RuntimeWarning: from 8 steps on, where the solver's estimated error is above 1e-3 bits/dim of an x.
+        RuntimeWarning: from 8 steps on, where the solver's estimated error is above 1e-3 bits/dim
+        of an x.
 
     Example:
 
@@ -551,13 +687,19 @@ def log_prob(
         if steps >= ode.FEWEST_WITH_ERROR:
             step = abs(span[END] - span[START]) / steps
             about = is_smooth(score), has_kinks(score)
-            error = error_of_integral(torch.stack(rates), torch.stack(others), step, z.dtype, *about)
-            warn_unsolved(error, x, NLL_ERROR, f"in {steps} steps; steps={2 * steps} makes it smaller")
+            error = error_of_integral(
+                torch.stack(rates), torch.stack(others), step, z.dtype, *about
+            )
+            warn_unsolved(
+                error, x, NLL_ERROR, f"in {steps} steps; steps={2 * steps} makes it smaller"
+            )
         return log_det + event_sum(log_alpha, z) + flow.log_prob(state)
 
 
 def warn_unsolved(error: PerSample, x: Batch, nll_error: float, advice: str) -> None:
-    """RuntimeWarning where the error that a solver states, in nats, is above ``nll_error`` bits/dim of ``x``."""
+    """RuntimeWarning where the error that a solver states, in nats, is above ``nll_error`` bits/dim
+    of ``x``.
+    """
     bits = error / (event_size(x) * math.log(2))
     if bool(((bits > nll_error) & bits.isfinite()).any()):
         message = f"the error of log_prob's ODE solver is above {nll_error:g} bits/dim"
@@ -576,10 +718,11 @@ def decode_with_log_prob(
     reference: GaussianReference | None = None,
     generator: torch.Generator | None = None,
 ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """x = h⁻¹(z_ε/α_ε), z_ε by the probability flow from z_T, and log p(x), by one solve of the ODE.
+    """x = h⁻¹(z_ε/α_ε), z_ε by the probability flow from z_T, and log p(x), by one solve of the
+    ODE.
 
-    It is the density of :meth:`indm.INDM.log_prob`, without a gradient. Where h⁻¹ is iterated, x is off by its
-    tolerance.
+    It is the density of :meth:`indm.INDM.log_prob`, without a gradient. Where h⁻¹ is iterated, x is
+    off by its tolerance.
 
     Args:
         model: an INDM.
@@ -621,8 +764,20 @@ def check_solver(probes: int, steps: int | None, nll_error: float) -> None:
     """ValueError where one of these is out of range."""
     require(probes >= 1, "probes", probes, "at least 1")
     wanted = f"at least {ode.FEWEST_WITH_ERROR}, or None for as many as nll_error needs"
-    require(steps is None or steps >= ode.FEWEST_WITH_ERROR, "steps", steps, wanted, f"{ode.FEWEST_STEPS} is usual")
-    require(0 < nll_error < math.inf, "nll_error", nll_error, "positive and finite", f"{NLL_ERROR:g} bits/dim is usual")
+    require(
+        steps is None or steps >= ode.FEWEST_WITH_ERROR,
+        "steps",
+        steps,
+        wanted,
+        f"{ode.FEWEST_STEPS} is usual",
+    )
+    require(
+        0 < nll_error < math.inf,
+        "nll_error",
+        nll_error,
+        "positive and finite",
+        f"{NLL_ERROR:g} bits/dim is usual",
+    )
 
 
 @contextmanager
@@ -637,7 +792,9 @@ def _differentiated(model: Model) -> Iterator[None]:
 
 
 class _Recomputed(torch.autograd.Function):
-    """function(*tensors[:count]), of parameters ``tensors[count:]``: it is evaluated once more for the gradient."""
+    """function(*tensors[:count]), of parameters ``tensors[count:]``: it is evaluated once more for
+    the gradient.
+    """
 
     @staticmethod
     def forward(ctx, function: Callable[..., State], count: int, *tensors: Tensor) -> State:
@@ -649,11 +806,14 @@ class _Recomputed(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, *slopes: Tensor) -> Any:
         needed, tensors = ctx.needs_input_grad[2:], list(ctx.saved_tensors)
-        for i in range(ctx.count):  # without what they come from, which may be made of the same parameters
+        # without what they come from, which may be made of the same parameters
+        for i in range(ctx.count):
             tensors[i] = tensors[i].detach().requires_grad_(needed[i])
         with torch.enable_grad():
             values = ctx.function(*tensors[: ctx.count])
-        values, slopes = zip(*((v, s) for v, s in zip(values, slopes, strict=True) if v.requires_grad), strict=True)
+        values, slopes = zip(
+            *((v, s) for v, s in zip(values, slopes, strict=True) if v.requires_grad), strict=True
+        )
         wanted = [tensor for tensor, needs in zip(tensors, needed, strict=True) if needs]
         gradients = iter(torch.autograd.grad(values, wanted, slopes, allow_unused=True))
         return None, None, *(next(gradients) if needs else None for needs in needed)

@@ -1,4 +1,5 @@
-"""Linear maps by their products: h linearised at x, its second derivatives, and a solver for [∂h/∂x] y = v.
+"""Linear maps by their products: h linearised at x, its second derivatives, and a solver for
+[∂h/∂x] y = v.
 
 No Jacobian is formed, so a product costs as much as a gradient of h.
 """
@@ -42,7 +43,8 @@ def linearize(h: Map, x: Batch) -> tuple[Batch, Operator]:
 
     u ↦ Aᵀu is linear, and its own reverse pass is v ↦ A v: both products go through one graph.
     """
-    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):  # the fused attentions cannot be differentiated twice
+    # the fused attentions cannot be differentiated twice
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         x = x.detach().requires_grad_()
         z = h(x)
         u = torch.zeros_like(z, requires_grad=True)
@@ -54,7 +56,9 @@ def linearize(h: Map, x: Batch) -> tuple[Batch, Operator]:
 
 
 class _LayerNormFromParts(TorchFunctionMode):
-    """torch's own has a wrong second derivative in forward mode, https://github.com/pytorch/pytorch/issues/196700."""
+    """torch's own has a wrong second derivative in forward mode,
+    https://github.com/pytorch/pytorch/issues/196700.
+    """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         return (_layer_norm if func is F.layer_norm else func)(*args, **(kwargs or {}))
@@ -74,8 +78,9 @@ def second_derivative(h: Map, x: Batch, v: Batch) -> Batch:
 
 
 def solve(A: Operator, b: Batch, tol: float, guess: Operator | None = None) -> Batch:
-    """y with ‖A y − b‖ ≤ ``tol`` ‖b‖ in every sample, by GMRES from y = ``guess`` @ b (or 0); RuntimeError names
-    others."""
+    """y with ‖A y − b‖ ≤ ``tol`` ‖b‖ in every sample, by GMRES from y = ``guess`` @ b (or 0);
+    RuntimeError names others.
+    """
     y = torch.zeros_like(b) if guess is None else guess @ b
     scale = b.flatten(1).norm(dim=1)
     for cycle in range(CYCLES + 1):
@@ -95,13 +100,14 @@ def solve(A: Operator, b: Batch, tol: float, guess: Operator | None = None) -> B
 
 
 def gmres(A: Operator, r: Batch, goal: PerSample, most: int = KRYLOV_DIRECTIONS) -> Batch:
-    """y that minimises ‖A y − r‖ over a growing Krylov space, each sample up to its ``goal``, by ``most`` products at
-    most.
+    """y that minimises ‖A y − r‖ over a growing Krylov space, each sample up to its ``goal``, by
+    ``most`` products at most.
 
-    The images q of the directions p are kept orthonormal, so that a step is one projection. The next direction is the
-    residual where that has just fallen, else the last image.
+    The images q of the directions p are kept orthonormal, so that a step is one projection. The
+    next direction is the residual where that has just fallen, else the last image.
 
-    Source: Jiránek & Rozložník 2010, "Adaptive version of Simpler GMRES", https://doi.org/10.1007/s11075-009-9311-3.
+    Source: Jiránek & Rozložník 2010, "Adaptive version of Simpler GMRES",
+    https://doi.org/10.1007/s11075-009-9311-3.
     """
     shape, r = r.shape, r.flatten(1)
     memory, tiny = min(r.shape[1], most), torch.finfo(r.dtype).tiny

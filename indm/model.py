@@ -1,4 +1,6 @@
-"""INDM: a flow, a score and the data's scaling; built from a description, saved to and loaded from a folder."""
+"""INDM: a flow, a score and the data's scaling; built from a description, saved to and loaded from
+a folder.
+"""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,9 +14,24 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm import likelihood
-from indm.checks import arguments_of, as_tuples, check_arguments, check_call, nearest, reason, require
+from indm.checks import (
+    arguments_of,
+    as_tuples,
+    check_arguments,
+    check_call,
+    nearest,
+    reason,
+    require,
+)
 from indm.conditions import Condition, NoCondition, given, sees_condition
-from indm.dequantization import Dequantization, check_levels_for, check_raw, checked, decoder_of, from_data
+from indm.dequantization import (
+    Dequantization,
+    check_levels_for,
+    check_raw,
+    checked,
+    decoder_of,
+    from_data,
+)
 from indm.files import atomic, untrusted
 from indm.flows.base import Flow
 from indm.names import OPTIONAL_KINDS, PART_KINDS, Untrusted, find, is_outside, name_of, place_of
@@ -43,13 +60,14 @@ class INDM(nn.Module):
     A model of p(x|c) is used at given c: :meth:`given`, or an argument ``c`` of what takes a model.
 
     Raises:
-        ValueError: a shape that is not positive, a flow of another signature, noise for data without grey levels, or a
-            condition that neither network nor flow takes.
+        ValueError: a shape that is not positive, a flow of another signature, noise for data
+            without grey levels, or a condition that neither network nor flow takes.
 
     Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
     https://arxiv.org/abs/2205.13699.
 
-    Example: a flow and a network that start as identity and zero, so that the model starts as N(0, I).
+    Example: a flow and a network that start as identity and zero, so that the model starts as N(0,
+    I).
 
         >>> from indm.flows import CouplingFlow
         >>> from indm.nets import MLP
@@ -89,9 +107,12 @@ class INDM(nn.Module):
             )
         if decoder_of(self) is not None and not flow.is_identity:
             law = type(dequantization).__name__
-            raise ValueError(f"flow must be the identity under dequantization {law}, got {type(flow).__name__}")
+            raise ValueError(
+                f"flow must be the identity under dequantization {law}, got {type(flow).__name__}"
+            )
         check_call(flow, "flow", "x")
-        self._tables: dict[str, Mapping[str, Any]] = {}  # tables from which build_model made the parts
+        # tables from which build_model made the parts
+        self._tables: dict[str, Mapping[str, Any]] = {}
 
     @property
     def sde(self) -> LinearSDE:
@@ -115,11 +136,15 @@ class INDM(nn.Module):
     def shape(self) -> tuple[int, ...]:
         """Event shape; ValueError where the model was made without one."""
         if self._shape is None:
-            raise ValueError("this model does not know its event shape: give INDM(..., shape=...) or a whole shape")
+            raise ValueError(
+                "this model does not know its event shape: give INDM(..., shape=...) or a whole shape"
+            )
         return self._shape
 
     def rows(self, c: Any, n: int) -> Tensor | None:
-        """``c``, as a user gives it, as a tensor with a row for each of ``n`` samples; None stays None."""
+        """``c``, as a user gives it, as a tensor with a row for each of ``n`` samples; None stays
+        None.
+        """
         return None if c is None else self.condition.rows(c, n)
 
     def given(
@@ -132,21 +157,25 @@ class INDM(nn.Module):
         away_from: Any = None,
         drops: bool = False,
     ) -> "INDM":
-        """This model at given conditions, p(x|c) with a row of c for each sample, used like one without.
+        """This model at given conditions, p(x|c) with a row of c for each sample, used like one
+        without.
 
         A model without a condition is returned as it is, and c must be None.
 
         Args:
-            c: classes, vectors or images, a row for each sample, or one for all; None hides it. Of classes a whole
-                number is the index and a string the name, also where names are numbers.
+            c: classes, vectors or images, a row for each sample, or one for all; None hides it. Of
+                classes a whole number is the index and a string the name, also where names are
+                numbers.
             n: how many samples; needed where one c is for all.
-            rows: numbers of the samples wanted, where c is None or has a row for each of more of them.
+            rows: numbers of the samples wanted, where c is None or has a row for each of more of
+                them.
             guidance: w of :class:`indm.score.GivenScore`, for samples; 1 is the model.
             away_from: other conditions, like ``c``, that guidance leads away from in place of p(x).
             drops: hide a share ``drop`` of the rows at random, as training does.
 
         Raises:
-            ValueError: this model has no condition, or needs one, c is none of its conditions, or it cannot be guided.
+            ValueError: this model has no condition, or needs one, c is none of its conditions, or
+                it cannot be guided.
 
         Example:
 
@@ -169,52 +198,84 @@ class INDM(nn.Module):
         if takes_condition(score):
             other = None if away_from is None else condition(condition.rows(away_from, len(seen)))
             score = GivenScore(score, seen, guidance, other)
-        return with_parts(self, {"flow": given(self.flow, seen), "score": score, "condition": NoCondition()})
+        return with_parts(
+            self, {"flow": given(self.flow, seen), "score": score, "condition": NoCondition()}
+        )
 
     def truncated(self, eps: float | None) -> "INDM":
-        """This model with its SDE truncated at ``eps``, at least its own, which None leaves; weights are shared."""
+        """This model with its SDE truncated at ``eps``, at least its own, which None leaves;
+        weights are shared.
+        """
         view = truncated(self, eps)
         if eps is not None and view.sde.eps != eps:
-            raise ValueError(f"score must have its SDE as a submodule to be truncated, got {type(self.score).__name__}")
+            raise ValueError(
+                f"score must have its SDE as a submodule to be truncated, got {type(self.score).__name__}"
+            )
         return view
 
     def check_guidance(self, guidance: float, away_from: Any = None) -> None:
-        """ValueError where guidance cannot lead away from p(x|away_from), or from p(x) where that is None."""
+        """ValueError where guidance cannot lead away from p(x|away_from), or from p(x) where that
+        is None.
+        """
         require(math.isfinite(guidance), "guidance", guidance, "finite", "1 samples the model")
         require(not sees_condition(self.flow), "guidance", guidance, "1 where the flow sees c")
-        require(not self.condition.is_none, "guidance", guidance, "1, as this model has no condition")
+        require(
+            not self.condition.is_none, "guidance", guidance, "1, as this model has no condition"
+        )
         knows = away_from is not None or bool(self.condition.drop)
-        require(knows, "guidance", guidance, "1 for a model of p(x|c) alone", "drop=0.1 in training teaches p(x), too")
+        require(
+            knows,
+            "guidance",
+            guidance,
+            "1 for a model of p(x|c) alone",
+            "drop=0.1 in training teaches p(x), too",
+        )
 
-    def from_data(self, raw: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """x in model units, and log q(x|raw) in nats (B,), such that −log p(raw) ≤ E[−log p(x) + log q(x|raw)].
+    def from_data(
+        self, raw: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """x in model units, and log q(x|raw) in nats (B,), such that −log p(raw) ≤ E[−log p(x) +
+        log q(x|raw)].
 
-        ``generator`` feeds the noise of grey levels; of continuous data the bound is exact. ValueError for wrong
-        ``raw`` data.
+        ``generator`` feeds the noise of grey levels; of continuous data the bound is exact.
+        ValueError for wrong ``raw`` data.
         """
         check_raw(self, raw)
         return from_data(self, raw, generator=generator)
 
     def encode(
-        self, x: Float[Tensor, "batch *event"], *, c: Any = None, generator: torch.Generator | None = None
+        self,
+        x: Float[Tensor, "batch *event"],
+        *,
+        c: Any = None,
+        generator: torch.Generator | None = None,
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, " batch"]]:
-        """z = h_φ(x) and log|det ∂z/∂x| in nats (B,); with a conditional flow, minus the KL of its drawn code.
+        """z = h_φ(x) and log|det ∂z/∂x| in nats (B,); with a conditional flow, minus the KL of its
+        drawn code.
 
-        ``c`` is the condition, where the flow sees one, see :meth:`given`. ValueError unless ``x`` are events of this
-        model.
+        ``c`` is the condition, where the flow sees one, see :meth:`given`. ValueError unless ``x``
+        are events of this model.
         """
         check_units(x)
-        if self.has_shape and (x.ndim, *x.shape[1:2]) != (1 + len(self.shape), *self.shape[:1]):  # may be broadcast
+        # may be broadcast
+        if self.has_shape and (x.ndim, *x.shape[1:2]) != (1 + len(self.shape), *self.shape[:1]):
             wanted = ", ".join(map(str, self.shape))
-            raise ValueError(f"x must be a batch of events, of shape (n, {wanted}), got shape {tuple(x.shape)}")
+            raise ValueError(
+                f"x must be a batch of events, of shape (n, {wanted}), got shape {tuple(x.shape)}"
+            )
         if x.dtype != (dtype := next(self.parameters(), x).dtype):
-            raise ValueError(f"x must be {dtype}, as the model is, got {x.dtype}; x.to(…) or model.to(…) does that")
+            raise ValueError(
+                f"x must be {dtype}, as the model is, got {x.dtype}; x.to(…) or model.to(…) does that"
+            )
         flow = self.flow if c is None else self.given(c, len(x)).flow
         return flow(x, generator=generator)
 
-    def decode(self, z: Float[Tensor, "batch *event"], *, c: Any = None) -> Float[Tensor, "batch *event"]:
-        """x = h_φ⁻¹(z), in full precision, without a gradient where the inverse is iterative; ``c`` as of
-        :meth:`encode`. RuntimeError names the samples whose inverse did not converge."""
+    def decode(
+        self, z: Float[Tensor, "batch *event"], *, c: Any = None
+    ) -> Float[Tensor, "batch *event"]:
+        """x = h_φ⁻¹(z), in full precision, without a gradient where the inverse is iterative; ``c``
+        as of :meth:`encode`. RuntimeError names the samples whose inverse did not converge.
+        """
         flow = self.flow if c is None else self.given(c, len(z)).flow
         with full_precision(z.device):
             return flow.inverse(z)
@@ -225,25 +286,49 @@ class INDM(nn.Module):
         """The constructors and arguments that :func:`build_model` needs to make this model anew."""
         made_as = type(self.score)
         goes_with = score_for(self.score.backbone)
-        require(made_as is goes_with, "score", made_as.__name__, f"the network's {goes_with.__name__} to be described")
-        parts: dict[str, nn.Module] = {"flow": self.flow, "sde": self.sde, "net": self.score.backbone}
+        require(
+            made_as is goes_with,
+            "score",
+            made_as.__name__,
+            f"the network's {goes_with.__name__} to be described",
+        )
+        parts: dict[str, nn.Module] = {
+            "flow": self.flow,
+            "sde": self.sde,
+            "net": self.score.backbone,
+        }
         parts |= {} if self.dequantization is None else {"dequantization": self.dequantization}
         parts |= {} if self.condition.is_none else {"condition": self.condition}
         return {kind: describe(part, kind, self._tables.get(kind)) for kind, part in parts.items()}
 
     def save(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``model.json``, both or none; OSError leaves what was there as it was."""
-        content = {"format": FORMAT, "shape": list(self.shape), "levels": self.scaling.levels, **self.description()}
-        files = {WEIGHTS: atomic.weights_into(self.state_dict()), DESCRIPTION: atomic.json_into(content)}
+        """Write ``model.safetensors`` and ``model.json``, both or none; OSError leaves what was
+        there as it was.
+        """
+        content = {
+            "format": FORMAT,
+            "shape": list(self.shape),
+            "levels": self.scaling.levels,
+            **self.description(),
+        }
+        files = {
+            WEIGHTS: atomic.weights_into(self.state_dict()),
+            DESCRIPTION: atomic.json_into(content),
+        }
         atomic.together({Path(folder) / name: write for name, write in files.items()})
 
     @classmethod
     def load(cls, folder: str | Path, device: str = "cpu") -> "INDM":
-        """Read what :meth:`save` wrote, in evaluation mode; ValueError where a file is missing, unreadable or does not
-        fit."""
+        """Read what :meth:`save` wrote, in evaluation mode; ValueError where a file is missing,
+        unreadable or does not fit.
+        """
         with reading(folder) as saved:
             tables, shape = {kind: saved.description[kind] for kind in PART_KINDS}, saved.shape
-            tables |= {kind: saved.description[kind] for kind in OPTIONAL_KINDS if kind in saved.description}
+            tables |= {
+                kind: saved.description[kind]
+                for kind in OPTIONAL_KINDS
+                if kind in saved.description
+            }
             model = build_model(tables, shape, saved.scaling)
             model.sde.prior_mean = saved.state["score.sde.prior_mean"].clone()
             model.to(saved.state["scaling.scale"].dtype).load_state_dict(saved.state)
@@ -252,7 +337,9 @@ class INDM(nn.Module):
 
 @dataclass(frozen=True)
 class Saved:
-    """A saved model as it is read: its description, its weights, and what both say of data and events."""
+    """A saved model as it is read: its description, its weights, and what both say of data and
+    events.
+    """
 
     description: dict[str, Any]
     state: dict[str, Tensor]
@@ -262,25 +349,37 @@ class Saved:
 
 @contextmanager
 def reading(folder: str | Path) -> Iterator[Saved]:
-    """Gives what :meth:`INDM.save` wrote; whatever goes wrong inside is a ValueError that names the folder."""
+    """Gives what :meth:`INDM.save` wrote; whatever goes wrong inside is a ValueError that names the
+    folder.
+    """
     folder = Path(folder)
     try:
         description = untrusted.json_object(folder / DESCRIPTION)
         written = description.get("format")
-        require(written == FORMAT, "format", written, f"{FORMAT}", "another release of indm wrote it")
-        state = untrusted.weights(folder / WEIGHTS)  # mapped from the file: Windows keeps it while one of them lives
-        scaling = Scaling(state["scaling.shift"].clone(), state["scaling.scale"].clone(), description["levels"])
+        require(
+            written == FORMAT, "format", written, f"{FORMAT}", "another release of indm wrote it"
+        )
+        # mapped from the file: Windows keeps it while one of them lives
+        state = untrusted.weights(folder / WEIGHTS)
+        scaling = Scaling(
+            state["scaling.shift"].clone(), state["scaling.scale"].clone(), description["levels"]
+        )
         yield Saved(description, state, scaling, tuple(description["shape"]))
     except Untrusted as error:
         raise Untrusted(f"the model in {folder}: {error}", error.package) from None
-    except Exception as error:  # what is damaged, or described by a stranger, surfaces as almost anything
+    # what is damaged, or described by a stranger, surfaces as almost anything
+    except Exception as error:
         raise ValueError(f"the model in {folder} cannot be read: {reason(error)}") from error
 
 
-def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling: Scaling | None = None) -> INDM:
-    """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments, or a name alone.
+def build_model(
+    description: Mapping[str, Any], shape: tuple[int, ...], scaling: Scaling | None = None
+) -> INDM:
+    """An INDM from tables "flow", "sde" and "net", each a constructor's ``name`` and its arguments,
+    or a name alone.
 
-    Tables "dequantization" and "condition" name the noise of grey levels, by default uniform, and the c of p(x|c).
+    Tables "dequantization" and "condition" name the noise of grey levels, by default uniform, and
+    the c of p(x|c).
 
     Raises:
         ValueError: an unknown name or argument (with the nearest that exists), or a bad value.
@@ -293,14 +392,25 @@ def build_model(description: Mapping[str, Any], shape: tuple[int, ...], scaling:
         ('CouplingFlow', 'VPSDE')
     """
     check_shape(shape)
-    description = {kind: {"name": table} if isinstance(table, str) else table for kind, table in description.items()}
+    description = {
+        kind: {"name": table} if isinstance(table, str) else table
+        for kind, table in description.items()
+    }
     for kind in description:
         if kind not in (*PART_KINDS, *OPTIONAL_KINDS):
-            raise ValueError(f"description has an unknown table {kind!r}{nearest(kind, PART_KINDS + OPTIONAL_KINDS)}")
-    condition = build(description["condition"], "condition", shape) if "condition" in description else NoCondition()
+            raise ValueError(
+                f"description has an unknown table {kind!r}{nearest(kind, PART_KINDS + OPTIONAL_KINDS)}"
+            )
+    condition = (
+        build(description["condition"], "condition", shape)
+        if "condition" in description
+        else NoCondition()
+    )
     for kind in PART_KINDS:
         if tuple(description[kind].get("shape", shape)) != tuple(shape):
-            raise ValueError(f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}")
+            raise ValueError(
+                f"{kind}.shape must be the model's, {tuple(shape)}, got {description[kind]['shape']}"
+            )
     tables = {**description, **dict(_seeing(description, condition))}
     flow, sde, net = (build(tables[kind], kind, shape) for kind in PART_KINDS)
     noise = build_dequantization(description, shape, Scaling() if scaling is None else scaling)
@@ -319,14 +429,18 @@ def _seeing(
             if "condition" in arguments_of(find(kind, table.get("name"))):
                 table = {"condition": condition.seen_shape, **table}
             elif kind == "flow":
-                raise ValueError(f"flow must be one that sees a condition, or flow=False, got {table.get('name')!r}")
+                raise ValueError(
+                    f"flow must be one that sees a condition, or flow=False, got {table.get('name')!r}"
+                )
         yield kind, table
 
 
 def build_dequantization(
     description: Mapping[str, Mapping[str, Any]], shape: tuple[int, ...], scaling: Scaling
 ) -> Dequantization | None:
-    """The noise that the table "dequantization" names; None, which is the default, where there is no such table."""
+    """The noise that the table "dequantization" names; None, which is the default, where there is
+    no such table.
+    """
     if (table := description.get("dequantization")) is None:
         return None
     check_levels_for(str(table.get("name")), scaling)
@@ -334,8 +448,8 @@ def build_dequantization(
 
 
 def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
-    """One part of a kind from its table, a ``name`` as :func:`indm.names.find` takes it and arguments, among them
-    ``shape``.
+    """One part of a kind from its table, a ``name`` as :func:`indm.names.find` takes it and
+    arguments, among them ``shape``.
 
     ValueError for an unknown name or argument (with the nearest that exists), or a bad value.
     """
@@ -346,9 +460,13 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
     if "flows" in parameters:
         parts = arguments.get("flows")
         if not isinstance(parts, Sequence) or not all(isinstance(part, Mapping) for part in parts):
-            raise ValueError(f"{kind}.flows must be a list of tables, one for each flow, got {parts!r}")
+            raise ValueError(
+                f"{kind}.flows must be a list of tables, one for each flow, got {parts!r}"
+            )
         arguments["flows"] = [build(part, kind, shape) for part in parts]
-    check_arguments(constructor, arguments, table=kind, what=f"{kind} {name!r}", given_later=("shape",))
+    check_arguments(
+        constructor, arguments, table=kind, what=f"{kind} {name!r}", given_later=("shape",)
+    )
     if "shape" in parameters:
         arguments.setdefault("shape", tuple(shape))
     try:
@@ -356,15 +474,19 @@ def build(table: Mapping[str, Any], kind: str, shape: tuple[int, ...]) -> Any:
     except TypeError as error:
         raise ValueError(f"{kind} {name!r} cannot be made from {arguments}: {error}") from error
     if not isinstance(module, nn.Module):
-        raise ValueError(f"{kind} {name!r} must make a torch.nn.Module, got {type(module).__name__}")
+        raise ValueError(
+            f"{kind} {name!r} must make a torch.nn.Module, got {type(module).__name__}"
+        )
     return module
 
 
-def describe(module: nn.Module, kind: str, made_by: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def describe(
+    module: nn.Module, kind: str, made_by: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
     """The table that :func:`build` takes: constructor arguments are attributes of the same name.
 
-    A class outside this package need not keep them where the table ``made_by`` that made it is known. ValueError where
-    the class cannot be named, or an argument is not known.
+    A class outside this package need not keep them where the table ``made_by`` that made it is
+    known. ValueError where the class cannot be named, or an argument is not known.
     """
     table: dict[str, Any] = {"name": name_of(kind, type(module))}
     made_by = made_by or {}
@@ -375,7 +497,9 @@ def describe(module: nn.Module, kind: str, made_by: Mapping[str, Any] | None = N
         value = getattr(module, key, None)
         if isinstance(value, nn.ModuleList):
             parts = made_by.get(key) or [None] * len(value)
-            table[key] = [describe(part, kind, made) for part, made in zip(value, parts, strict=True)]
+            table[key] = [
+                describe(part, kind, made) for part, made in zip(value, parts, strict=True)
+            ]
         elif key in outside or (isinstance(value, PLAIN) and hasattr(module, key)):
             table[key] = _plain(outside.get(key, value))
         elif not outside or parameter.default is parameter.empty:

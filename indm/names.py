@@ -1,8 +1,9 @@
 """Parts by name: flows, SDEs, networks and the rest, from this package or any other.
 
-:func:`register` names a part of this package, and the entry points of the group ``indm.parts`` name those of installed
-packages. Any other name is ``"package.module:Name"``. Names also stand in files that others wrote, so code outside this
-package is imported only inside :func:`trust`. Nothing is imported before it is asked for.
+:func:`register` names a part of this package, and the entry points of the group ``indm.parts`` name
+those of installed packages. Any other name is ``"package.module:Name"``. Names also stand in files
+that others wrote, so code outside this package is imported only inside :func:`trust`. Nothing is
+imported before it is asked for.
 """
 
 import importlib
@@ -21,8 +22,10 @@ from indm.checks import brief, did_you_mean, hints_of, nearest, require
 PART_KINDS = ("flow", "sde", "net")  # the parts of which a model is made
 OPTIONAL_KINDS = ("dequantization", "condition")  # those that a model may be without
 KINDS = (*PART_KINDS, *OPTIONAL_KINDS, "data", "objective", "sampler")
-BUILT_IN: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}  # kind → name → place, see register
-ENTRY_POINTS = "indm.parts"  # the group in which another package names its parts: "flow.mine" = "package.module:Mine"
+# kind → name → place, see register
+BUILT_IN: dict[str, dict[str, str]] = {kind: {} for kind in KINDS}
+# the group in which another package names its parts: "flow.mine" = "package.module:Mine"
+ENTRY_POINTS = "indm.parts"
 GIVEN = "given"  # stands for what was given in Python and cannot be named
 OUTSIDE = re.compile(r"(?P<package>\w+)(\.\w+)*:\w+(\.\w+)*")
 _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset())
@@ -38,7 +41,8 @@ class Untrusted(ValueError):
 
 @contextmanager
 def trust(*packages: str) -> Iterator[None]:
-    """Inside, names may ask for code of these top-level packages: reading a model can then import and run it.
+    """Inside, names may ask for code of these top-level packages: reading a model can then import
+    and run it.
 
     >>> with trust("torch"):
     ...     find("net", "torch.nn:Identity").__name__
@@ -52,7 +56,9 @@ def trust(*packages: str) -> Iterator[None]:
 
 
 def register(kind: str, name: str, place: str) -> None:
-    """Give a part of this package, at ``place`` = ``"module:Name"``, a name. It is imported on first use."""
+    """Give a part of this package, at ``place`` = ``"module:Name"``, a name. It is imported on
+    first use.
+    """
     if name in BUILT_IN[kind]:
         raise ValueError(f"{kind} {name!r} is already {BUILT_IN[kind][name]}, got {place}")
     BUILT_IN[kind][name] = place
@@ -66,7 +72,9 @@ def installed(kind: str) -> dict[str, str]:
         if of != kind:
             continue
         if parts.get(name, entry.value) != entry.value:
-            raise ValueError(f"{kind} {name!r} stands for two parts, {parts[name]} and {entry.value}: give the place")
+            raise ValueError(
+                f"{kind} {name!r} stands for two parts, {parts[name]} and {entry.value}: give the place"
+            )
         parts[name] = entry.value
     return parts
 
@@ -77,7 +85,9 @@ def is_outside(name: object) -> bool:
 
 
 def outside_places(name: str) -> list[str]:
-    """The code outside this package for which ``name`` may ask, of whichever kind, as ``"package.module:Name"``."""
+    """The code outside this package for which ``name`` may ask, of whichever kind, as
+    ``"package.module:Name"``.
+    """
     if is_outside(name):
         return [name]
     if not name or any(name in known for known in BUILT_IN.values()):
@@ -86,15 +96,17 @@ def outside_places(name: str) -> list[str]:
 
 
 def place_of(kind: str, name: Any) -> Any:
-    """``"package.module:Name"`` for the name of an installed part of that kind; anything else as it is."""
+    """``"package.module:Name"`` for the name of an installed part of that kind; anything else as it
+    is.
+    """
     if not isinstance(name, str) or name in BUILT_IN.get(kind, {}) or is_outside(name):
         return name
     return installed(kind).get(name, name)
 
 
 def find(kind: str, name: Any) -> Any:
-    """The part of that kind, most often a class, by a built-in or installed name, ``"package.module:Name"``, or as the
-    class itself.
+    """The part of that kind, most often a class, by a built-in or installed name,
+    ``"package.module:Name"``, or as the class itself.
 
     Raises:
         Untrusted: code outside this package that is not trusted, see :func:`trust`.
@@ -103,21 +115,29 @@ def find(kind: str, name: Any) -> Any:
     if callable(name):
         return name
     if name == GIVEN:
-        raise ValueError(f"{kind} {GIVEN!r} was given in Python and has no name: give it again, or name another one")
+        raise ValueError(
+            f"{kind} {GIVEN!r} was given in Python and has no name: give it again, or name another one"
+        )
     known = BUILT_IN.get(kind, {})
     if isinstance(name, str) and name in known:
         return _imported(kind, known[name])
     place = place_of(kind, name)
     if not is_outside(place):
         names = [*known, *installed(kind)]
-        option = f"{kind}.name" if kind in ("data", *PART_KINDS) else kind  # what the user wrote the name for
+        # what the user wrote the name for
+        option = f"{kind}.name" if kind in ("data", *PART_KINDS) else kind
         raise ValueError(
             f"{option} must be one of {', '.join(names)}, or package.module:Name, got {brief(repr(name))}"
             f"{did_you_mean(str(name), names)}"
         )
-    _check_trusted(_package(place), f"{kind} {name!r} is code outside indm, and reading it would import and run")
+    _check_trusted(
+        _package(place),
+        f"{kind} {name!r} is code outside indm, and reading it would import and run",
+    )
     part = _imported(kind, place)
-    owner = _package(str(part.__module__ if hasattr(part, "__qualname__") else type(part).__module__))
+    owner = _package(
+        str(part.__module__ if hasattr(part, "__qualname__") else type(part).__module__)
+    )
     if owner != "indm":
         _check_trusted(owner, f"{kind} {name!r} leads to code of")
     if kind in (*PART_KINDS, *OPTIONAL_KINDS):
@@ -141,20 +161,28 @@ def _check_trusted(package: str, why: str) -> None:
 
 
 def check_made(kind: str, name: str, part: Any, *classes: type) -> None:
-    """ValueError unless ``part`` is one of the ``classes``, or a function that says by its annotation to return one.
+    """ValueError unless ``part`` is one of the ``classes``, or a function that says by its
+    annotation to return one.
 
-    A trusted library may hold functions that run any command, and a file gives their arguments. Objectives get none.
+    A trusted library may hold functions that run any command, and a file gives their arguments.
+    Objectives get none.
     """
     made = part if isinstance(part, type) else hints_of(part, ["return"]).get("return")
     each = get_args(made) if get_origin(made) is tuple else [made]
     fits = all(isinstance(one, type) and issubclass(one, classes) for one in each)
     known = " or ".join(f"{one.__module__}.{one.__name__}" for one in classes)
-    require(fits, f"{kind} {name!r}", made, f"a class, or a function annotated to return one, of {known}")
+    require(
+        fits,
+        f"{kind} {name!r}",
+        made,
+        f"a class, or a function annotated to return one, of {known}",
+    )
 
 
 def name_of(kind: str, part: Any) -> str:
-    """The name by which :func:`find` finds ``part``; ValueError where nothing could import it. Scripts are modules,
-    too."""
+    """The name by which :func:`find` finds ``part``; ValueError where nothing could import it.
+    Scripts are modules, too.
+    """
     module = part.__module__
     if module == "__main__":  # none where Python was started without a script
         file = getattr(sys.modules["__main__"], "__file__", None)
@@ -165,7 +193,9 @@ def name_of(kind: str, part: Any) -> str:
         return names[place]
     if module is None or "<" in part.__qualname__:
         where = "an interactive session" if module is None else "a function"
-        raise ValueError(f"{kind} {part.__qualname__} cannot be named in a file, as it is defined in {where}")
+        raise ValueError(
+            f"{kind} {part.__qualname__} cannot be named in a file, as it is defined in {where}"
+        )
     return place
 
 
@@ -187,5 +217,7 @@ def _imported(kind: str, place: str) -> Any:
         if isinstance(part, ModuleType):  # and from it to whatever it imports
             break
     if not callable(part):
-        raise ValueError(f"{kind} {place!r} must be a class or a function, got {type(part).__name__}")
+        raise ValueError(
+            f"{kind} {place!r} must be a class or a function, got {type(part).__name__}"
+        )
     return part

@@ -1,10 +1,12 @@
 r"""The NELBO term by term, the two training losses built on it, and the flow's own likelihood.
 
-For every linear SDE here, :math:`d\log(\sigma^2/\alpha^2) = (g^2/\sigma^2)\,dt`, so with a denoising error
+For every linear SDE here, :math:`d\log(\sigma^2/\alpha^2) = (g^2/\sigma^2)\,dt`, so with a
+denoising error
 :math:`D(t) = \tfrac12\|n + \sigma_t s_\theta(\alpha_t z_0 + \sigma_t n, t)\|^2` the score term is the integral of E[D]
-over the log-SNR clock, and the reconstruction term is D(ε) − ½‖n‖² − d log α_ε. Training therefore draws its times
-from the clock *extended by one unit at ε*: one pass of the score serves both terms. The same holds at any
-truncation τ ≥ ε, which is how soft truncation keeps a bound that the flow can be trained on.
+over the log-SNR clock, and the reconstruction term is D(ε) − ½‖n‖² − d log α_ε. Training therefore
+draws its times from the clock *extended by one unit at ε*: one pass of the score serves both terms.
+The same holds at any truncation τ ≥ ε, which is how soft truncation keeps a bound that the flow can
+be trained on.
 
 Source: Kim et al. 2022, "Maximum Likelihood Training of Implicit Nonlinear Diffusion Models",
 https://arxiv.org/abs/2205.13699.
@@ -43,15 +45,18 @@ from indm.tensors import (
 )
 
 Losses = tuple[Float[Tensor, ""], dict[str, Tensor]]
-# The share of the likelihood weighting that the score also sees in FID mode: at ε its own weighting has no mass.
+# The share of the likelihood weighting that the score also sees in FID mode: at ε its own weighting
+# has no mass.
 LIKELIHOOD_SHARE = 1e-3
 NOISE_LEVELS = 8  # equal parts of the log-SNR clock, in which the score term is reported
-ROWS_PER_COEFFICIENT = 5  # fewest for a control variate: with fewer it adds more error than it removes
+# fewest for a control variate: with fewer it adds more error than it removes
+ROWS_PER_COEFFICIENT = 5
 
 
 @dataclass(frozen=True)
 class NELBO:
-    """The terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model units, each (B,).
+    """The terms of −log p(x) ≤ flow + score + constant + prior + reconstruction, nats in model
+    units, each (B,).
 
     :attr:`nats` and :attr:`bits_per_dim` are of the raw data.
 
@@ -59,7 +64,8 @@ class NELBO:
         flow, score, constant, prior, reconstruction: the terms.
         log_q: (B,), log q(x|raw), see :func:`indm.dequantization.from_data`.
         dims: dimensions of one event.
-        by_noise_level: (B, 8), ``score`` in equal parts of the log-SNR clock from ε to T; None for discrete steps.
+        by_noise_level: (B, 8), ``score`` in equal parts of the log-SNR clock from ε to T; None for
+            discrete steps.
 
     Example: the identity changes no volume, and the prior term is the entropy of z_T ~ N(0, I).
 
@@ -97,7 +103,9 @@ class NELBO:
 
     @property
     def without_reconstruction(self) -> Tensor:
-        """The first four terms, (B,): not a bound of −log p(x), for comparison with numbers published so."""
+        """The first four terms, (B,): not a bound of −log p(x), for comparison with numbers
+        published so.
+        """
         return self.flow + self.score + self.constant + self.prior
 
 
@@ -105,18 +113,26 @@ def prior_term(sde: LinearSDE, z: Float[Tensor, "batch *event"]) -> PerSample:
     """E[−log π(z_T) | z_0 = z] in closed form, nats."""
     kernel = sde.kernel(sde.endpoints(z)[1])
     mean = expand_like(kernel.alpha, z) * z
-    spread = (squared_norm(mean - sde.prior_mean.to(z)) + event_sum(kernel.sigma**2, z)) / (2 * sde.prior_std**2)
+    spread = (squared_norm(mean - sde.prior_mean.to(z)) + event_sum(kernel.sigma**2, z)) / (
+        2 * sde.prior_std**2
+    )
     return spread + event_size(z) * (math.log(sde.prior_std) + 0.5 * math.log(2 * math.pi))
 
 
-def constant_term(sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor | None = None) -> PerSample:
+def constant_term(
+    sde: LinearSDE, z: Float[Tensor, "batch *event"], eps: Tensor | None = None
+) -> PerSample:
     """−½ ∫ (g² d/σ² + 2 d f) dt over [eps, T] = −d log(σ_T/σ_ε), nats."""
     start, T = sde.endpoints(z)
-    return event_sum(sde.sigma(start if eps is None else eps).log(), z) - event_sum(sde.sigma(T).log(), z)
+    return event_sum(sde.sigma(start if eps is None else eps).log(), z) - event_sum(
+        sde.sigma(T).log(), z
+    )
 
 
 def reconstruction(model: Model, z: Batch, noise: Batch) -> PerSample:
-    """log q(z_ε|z_0) − log p(raw|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise, by the decoder that the model has."""
+    """log q(z_ε|z_0) − log p(raw|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise, by the decoder
+    that the model has.
+    """
     decoder = decoder_of(model)
     if decoder is None:
         return reconstruction_term(model.score, z, noise)
@@ -137,7 +153,9 @@ def kernel_at_eps(sde: LinearSDE, z: Batch) -> Kernel:
 
 
 def reconstruction_term(score: Score, z: Batch, noise: Batch) -> PerSample:
-    """log q(z_ε|z_0) − log p(z_0|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise, by Tweedie's formula."""
+    """log q(z_ε|z_0) − log p(z_0|z_ε), nats, at the one z_ε = α_ε z + σ_ε noise, by Tweedie's
+    formula.
+    """
     eps, _ = score.sde.endpoints(z)
     error = denoising_error(score, z, eps, noise)
     return error - 0.5 * squared_norm(noise) - event_sum(score.sde.log_alpha(eps), z)
@@ -154,7 +172,9 @@ def half_square(error: Batch) -> PerSample:
 
 
 def noise_error(score: Score, kernel: Kernel, z: Batch, t: PerSample, noise: Batch) -> Batch:
-    """noise + σ_t s_θ(α_t z + σ_t noise, t), under the kernel at ``t``: the noise minus the score's guess at it."""
+    """noise + σ_t s_θ(α_t z + σ_t noise, t), under the kernel at ``t``: the noise minus the score's
+    guess at it.
+    """
     return noise + expand_like(kernel.sigma, z) * score(kernel.perturb(z, noise), t)
 
 
@@ -169,18 +189,23 @@ def nelbo(
     log_q: Float[Tensor, " batch"] | None = None,
     generator: torch.Generator | None = None,
 ) -> NELBO:
-    """An unbiased draw of the NELBO of each sample, with importance-sampled times, stratified over the batch.
+    """An unbiased draw of the NELBO of each sample, with importance-sampled times, stratified over
+    the batch.
 
     Args:
         model: an INDM, used in the mode in which it is.
         x: data in model units.
-        c: the condition, of a model that has one, see :meth:`indm.INDM.given`: the terms of −log p(x|c).
-        times: score evaluations for each sample, one in each of that many equal strata of the log-SNR clock.
-        ancestral: the bound of samples of :class:`indm.sampling.Ancestral` in that many steps, in place of samples of
-            the generative SDE; with more steps it falls towards the SDE's bound.
-        reference: a Gaussian law of the latents, for :func:`control_variate`: the same mean, a fraction of the noise.
-            Times are then stratified in each half of the batch by itself.
-        log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where it differs between samples.
+        c: the condition, of a model that has one, see :meth:`indm.INDM.given`: the terms of −log
+            p(x|c).
+        times: score evaluations for each sample, one in each of that many equal strata of the
+            log-SNR clock.
+        ancestral: the bound of samples of :class:`indm.sampling.Ancestral` in that many steps, in
+            place of samples of the generative SDE; with more steps it falls towards the SDE's
+            bound.
+        reference: a Gaussian law of the latents, for :func:`control_variate`: the same mean, a
+            fraction of the noise. Times are then stratified in each half of the batch by itself.
+        log_q: log q(x|raw), the second result of ``model.from_data(raw)``; needed where it differs
+            between samples.
         generator: of times, noise and the flow's probes; by default the global one.
 
     Returns:
@@ -201,14 +226,20 @@ def nelbo(
     """
     require(times >= 1, "times", times, "at least 1 score evaluation for each sample")
     is_possible = ancestral is None or ancestral >= 1
-    require(is_possible, "ancestral", ancestral, "at least 1 step, or None for the bound of the SDE")
+    require(
+        is_possible, "ancestral", ancestral, "at least 1 step, or None for the bound of the SDE"
+    )
     check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = unguided(model).given(c, len(x))
     score, sde, n = model.score, model.score.sde, len(x)
-    # Everything but the flow's own probes is drawn first, so that models compared at one seed share it.
-    parts = [n] if reference is None else [n // 2, n - n // 2]  # control_variate needs independent halves
-    drawn_times = torch.cat([stratified_times(sde, rows, times, generator, x.device) for rows in parts], 1).to(x.dtype)
+    # Everything but the flow's own probes is drawn first, so that models compared at one seed share
+    # it.
+    # control_variate needs independent halves
+    parts = [n] if reference is None else [n // 2, n - n // 2]
+    drawn_times = torch.cat(
+        [stratified_times(sde, rows, times, generator, x.device) for rows in parts], 1
+    ).to(x.dtype)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
     z, log_det = model.encode(x, generator=generator)
     pairs = list(zip(drawn_times, noises, strict=False))
@@ -218,7 +249,8 @@ def nelbo(
         steps = [(_step_around(sde, t, ancestral), noise) for t, noise in pairs]
         pairs = [(t, noise) for (t, _), noise in steps]
         drawn = [step_divergence(score, z, t, s, noise) for (t, s), noise in steps]
-        drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]  # per unit of the clock
+        # per unit of the clock
+        drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]
     errors, position = torch.stack(drawn), sde.place(sde.clock(drawn_times))
     course = errors.new_zeros(n, NOISE_LEVELS)
     if reference is not None:
@@ -238,72 +270,102 @@ def nelbo(
 
 
 def step_divergence(score: Score, z: Batch, t: PerSample, s: PerSample, noise: Batch) -> PerSample:
-    r"""KL(q(z_s|z_t, z_0) ‖ p(z_s|z_t)) of one step from t to s < t of :class:`indm.sampling.Ancestral`, nats, (B,).
+    r"""KL(q(z_s|z_t, z_0) ‖ p(z_s|z_t)) of one step from t to s < t of
+    :class:`indm.sampling.Ancestral`, nats, (B,).
 
-    It is :math:`(e^{\Delta\Lambda} - 1)` times the denoising error at t, Λ = log σ²/α², as both deviations are equal.
+    It is :math:`(e^{\Delta\Lambda} - 1)` times the denoising error at t, Λ = log σ²/α², as both
+    deviations are equal.
     """
-    log_ratio = [score.sde.sigma(time).log() - score.sde.log_alpha(time) for time in (double(t), double(s))]
+    log_ratio = [
+        score.sde.sigma(time).log() - score.sde.log_alpha(time) for time in (double(t), double(s))
+    ]
     weight = expand_like((2 * (log_ratio[0] - log_ratio[1])).expm1().to(z), z)
     return half_square(weight.sqrt() * noise_error(score, score.sde.kernel(t), z, t, noise))
 
 
 def ancestral_step(score: Score, z_t: Batch, t: PerSample, s: PerSample) -> tuple[Batch, Tensor]:
-    r"""Mean :math:`(z_t + v^2 s_\theta)/r` and deviation :math:`v\sigma_s/\sigma_t` of z_s, for the kernel
-    N(r z_s, v² I) from s to t > s: q(z_s|z_t, z_0) of the linear diffusion at z_0 = (z_t + σ² s_θ)/α."""
+    r"""Mean :math:`(z_t + v^2 s_\theta)/r` and deviation :math:`v\sigma_s/\sigma_t` of z_s, for the
+    kernel
+    N(r z_s, v² I) from s to t > s: q(z_s|z_t, z_0) of the linear diffusion at z_0 = (z_t + σ²
+    s_θ)/α.
+    """
     ratio, variance = (expand_like(v, z_t) for v in score.sde.transition_moments(s, t))
     sigmas = expand_like(score.sde.sigma(s) / score.sde.sigma(t), z_t)
     return (z_t + variance * score(z_t, t)) / ratio, variance.sqrt() * sigmas
 
 
 def _step_around(sde: LinearSDE, t: PerSample, steps: int) -> tuple[PerSample, PerSample]:
-    """The ends, the later one first, of the step around each ``t``, where the clock has ``steps`` equal steps."""
+    """The ends, the later one first, of the step around each ``t``, where the clock has ``steps``
+    equal steps.
+    """
     start, end = sde.clock_span()
     number = (sde.place(sde.clock(t)) * steps).floor().clamp(0, steps - 1)
     later, earlier = ((start + (number + i) / steps * (end - start)) for i in (1, 0))
     return tuple(sde.time(-clock).clamp(sde.eps, sde.T).to(t) for clock in (later, earlier))  # type: ignore[return-value]
 
 
-def stratified_times(sde: LinearSDE, n: int, times: int, generator, device) -> Float[Tensor, "times n"]:
-    """The clock is cut into ``times`` equal parts and each into ``n`` strata; row k has one time of each in part k."""
+def stratified_times(
+    sde: LinearSDE, n: int, times: int, generator, device
+) -> Float[Tensor, "times n"]:
+    """The clock is cut into ``times`` equal parts and each into ``n`` strata; row k has one time of
+    each in part k.
+    """
     if n == 0:
         return torch.zeros(times, 0, device=device)
-    t = sde.sample_time(n * times, importance=True, generator=generator, device=device)[0].sort().values
-    return torch.stack([part[torch.randperm(n, generator=generator, device=device)] for part in t.split(n)])
+    t = (
+        sde.sample_time(n * times, importance=True, generator=generator, device=device)[0]
+        .sort()
+        .values
+    )
+    return torch.stack(
+        [part[torch.randperm(n, generator=generator, device=device)] for part in t.split(n)]
+    )
 
 
 def control_variate(
-    errors: Float[Tensor, "times n"], position: Float[Tensor, "times n"], excess: Float[Tensor, "times n"]
+    errors: Float[Tensor, "times n"],
+    position: Float[Tensor, "times n"],
+    excess: Float[Tensor, "times n"],
 ) -> tuple[Float[Tensor, "times n"], Float[Tensor, "n levels"]]:
-    """The part of ``errors`` that follows from their times and a Gaussian's errors on the same noise; its mean is 0.
+    """The part of ``errors`` that follows from their times and a Gaussian's errors on the same
+    noise; its mean is 0.
 
-    It combines Legendre polynomials of the ``position`` (the mean course of the error) with ``excess`` times such
-    polynomials, all of mean 0, in as many terms as the rows of a half can determine. Each half of the batch has the
-    coefficients that fit the other half best, so the halves need independent times and noise, as in :func:`nelbo`.
+    It combines Legendre polynomials of the ``position`` (the mean course of the error) with
+    ``excess`` times such polynomials, all of mean 0, in as many terms as the rows of a half can
+    determine. Each half of the batch has the coefficients that fit the other half best, so the
+    halves need independent times and noise, as in :func:`nelbo`.
 
-    The second result is the fitted mean course, with its constant, integrated over equal parts of the clock, for
-    :func:`by_noise_level`; 0 without coefficients.
+    The second result is the fitted mean course, with its constant, integrated over equal parts of
+    the clock, for :func:`by_noise_level`; 0 without coefficients.
     """
     fitted, half = torch.zeros_like(position), errors.shape[1] // 2
     course = position.new_zeros(errors.shape[1], NOISE_LEVELS)
     controls = _controls(position, double(excess))[: errors.shape[0] * half // ROWS_PER_COEFFICIENT]
-    if not controls or not errors.isfinite().all():  # a model that diverges, and its bound must show it
+    # a model that diverges, and its bound must show it
+    if not controls or not errors.isfinite().all():
         return fitted.to(errors), course.to(errors)
     stacked, integrals = torch.stack(controls, dim=-1), _integrals(len(controls)).to(position)
     for own, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
         design = nn.functional.pad(stacked[:, other].flatten(0, 1), (1, 0), value=1.0)
         scale = design.norm(dim=0).clamp_min(1e-12)
-        solution = torch.linalg.lstsq(design / scale, double(errors[:, other]).reshape(-1, 1)).solution
+        solution = torch.linalg.lstsq(
+            design / scale, double(errors[:, other]).reshape(-1, 1)
+        ).solution
         coefficients = solution[:, 0] / scale
         fitted[:, own], course[own] = stacked[:, own] @ coefficients[1:], integrals @ coefficients
     return fitted.to(errors), course.to(errors)
 
 
 def by_noise_level(
-    errors: Float[Tensor, "times n"], position: Float[Tensor, "times n"], course: Float[Tensor, "n levels"]
+    errors: Float[Tensor, "times n"],
+    position: Float[Tensor, "times n"],
+    course: Float[Tensor, "n levels"],
 ) -> Float[Tensor, "n levels"]:
-    """The mean of ``errors`` over times, divided among equal parts of the clock by their ``position``.
+    """The mean of ``errors`` over times, divided among equal parts of the clock by their
+    ``position``.
 
-    ``course`` is the expected share of each part (:func:`control_variate`); a draw adds only its difference from that.
+    ``course`` is the expected share of each part (:func:`control_variate`); a draw adds only its
+    difference from that.
     """
     level = (position * NOISE_LEVELS).long().clamp(0, NOISE_LEVELS - 1).to(errors.device)
     beyond = errors - course.sum(1)
@@ -329,20 +391,27 @@ def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
 
 
 def _integrals(controls: int) -> Float[Tensor, "levels coefficients"]:
-    """Integrals of 1 and the first ``controls`` of :func:`_controls` over each part of the clock, at mean excess 0."""
-    nodes, weights = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(4))  # exact: the degree is ≤ 7
+    """Integrals of 1 and the first ``controls`` of :func:`_controls` over each part of the clock,
+    at mean excess 0.
+    """
+    # exact: the degree is ≤ 7
+    nodes, weights = (torch.from_numpy(v) / 2 for v in np.polynomial.legendre.leggauss(4))
     position = (torch.arange(NOISE_LEVELS)[:, None] + 0.5 + nodes) / NOISE_LEVELS
-    values = [torch.ones_like(position), *_controls(position, torch.zeros_like(position))[:controls]]
+    values = [
+        torch.ones_like(position),
+        *_controls(position, torch.zeros_like(position))[:controls],
+    ]
     return torch.stack(values, -1).mul(weights[:, None]).sum(1) / NOISE_LEVELS
 
 
 def extended_clock(
     sde: LinearSDE, n: int, eps: float, *, unit: float = 1.0, generator=None, device=None
 ) -> tuple[Tensor, float]:
-    """Stratified times (n,) for the score and reconstruction terms together, and the length R + 1 of that clock.
+    """Stratified times (n,) for the score and reconstruction terms together, and the length R + 1
+    of that clock.
 
-    A time is ε itself with probability 1/(R + 1) and uniform in log-SNR otherwise. With ``unit`` 0 it is the clock of
-    the score term alone.
+    A time is ε itself with probability 1/(R + 1) and uniform in log-SNR otherwise. With ``unit`` 0
+    it is the clock of the score term alone.
     """
     length = sde.log_snr_range(eps) + unit
     position = strata(n, generator=generator, device=device) * length - unit
@@ -350,27 +419,37 @@ def extended_clock(
 
 
 def time_at(sde: LinearSDE, position: Float[Tensor, "..."], eps: float) -> Float[Tensor, "..."]:
-    """The time at a ``position`` of :func:`extended_clock`: below 0 it is ε, then falls in log-SNR from there."""
+    """The time at a ``position`` of :func:`extended_clock`: below 0 it is ε, then falls in log-SNR
+    from there.
+    """
     start = sde.log_snr(torch.full_like(position, eps))
     return sde.time(start - position.clamp_min(0.0)).clamp(eps, sde.T)
 
 
 def constant_part(sde: LinearSDE, z: Tensor, eps: float) -> Tensor:
-    """The constant term, and from the reconstruction term −d log α and the mean −d/2 of −½‖noise‖², (B,) or (1,)."""
+    """The constant term, and from the reconstruction term −d log α and the mean −d/2 of −½‖noise‖²,
+    (B,) or (1,).
+    """
     start = z.new_full((1,), eps)
     return constant_term(sde, z, start) - event_sum(sde.log_alpha(start) + 0.5, z)
 
 
 def _constants(model: Model, z: Tensor, eps: float) -> Tensor:
-    """:func:`constant_part`, or where grey levels are decoded the constant term and all of the reconstruction."""
+    """:func:`constant_part`, or where grey levels are decoded the constant term and all of the
+    reconstruction.
+    """
     sde, decoder, start = model.score.sde, decoder_of(model), z.new_full((1,), eps)
     if decoder is None:
         return constant_part(sde, z, eps)
-    return constant_term(sde, z, start) + decoder.mean_reconstruction(model.scaling, sde.kernel(start), z)
+    return constant_term(sde, z, start) + decoder.mean_reconstruction(
+        model.scaling, sde.kernel(start), z
+    )
 
 
 def reconstruction_units(model: Model) -> float:
-    """Units that the reconstruction term adds to :func:`extended_clock`: 0 where it does not use the score."""
+    """Units that the reconstruction term adds to :func:`extended_clock`: 0 where it does not use
+    the score.
+    """
     return 1.0 if decoder_of(model) is None else 0.0
 
 
@@ -379,11 +458,14 @@ class Objective:
     """The loss that training minimises, and the facts about it that the trainer needs.
 
     Attributes:
-        loss: ``loss(model, x)`` → the loss, a scalar, and its mean terms by name, which are logged. It is called in
-            training mode. Where its signature has them, it is also given ``eps`` (the truncation of this step, or None)
-            and ``progress`` (the fraction of the run that is over).
-        trains_score, trains_flow: whether these parameters get a gradient; if not, they must have none.
-        truncates: whether ``loss`` stays an objective at any truncation ``eps``, as soft truncation needs.
+        loss: ``loss(model, x)`` → the loss, a scalar, and its mean terms by name, which are logged.
+            It is called in training mode. Where its signature has them, it is also given ``eps``
+            (the truncation of this step, or None) and ``progress`` (the fraction of the run that is
+            over).
+        trains_score, trains_flow: whether these parameters get a gradient; if not, they must have
+            none.
+        truncates: whether ``loss`` stays an objective at any truncation ``eps``, as soft truncation
+            needs.
         shown: names of the terms beside the progress bar.
         frozen_terms: names of the terms that mean the same behind a frozen flow.
 
@@ -418,7 +500,8 @@ class Objective:
 
 
 def as_objective(**attributes: Any) -> Callable[[Callable[..., Losses]], Callable[..., Losses]]:
-    """Decorates a loss with the attributes of its :class:`Objective`; the function itself stays as it is.
+    """Decorates a loss with the attributes of its :class:`Objective`; the function itself stays as
+    it is.
 
     >>> @as_objective(trains_score=False, truncates=False)
     ... def likelihood(model, x):
@@ -436,7 +519,9 @@ def as_objective(**attributes: Any) -> Callable[[Callable[..., Losses]], Callabl
 
 
 def objective_of(part: Any) -> Objective:
-    """The :class:`Objective` that ``part`` is or makes: an objective, a loss, or a class, called without options."""
+    """The :class:`Objective` that ``part`` is or makes: an objective, a loss, or a class, called
+    without options.
+    """
     if isinstance(part, type):
         part = part()
     if isinstance(part, Objective):
@@ -456,14 +541,16 @@ def mle_loss(
 ) -> Losses:
     r"""Flow and score both minimise the NELBO (with reconstruction, at truncation ``eps``).
 
-    ε̂ of a :class:`indm.ScoreModel` is f plus the noise that a known law B of the latents expects, such as N(0, I)
-    (:func:`indm.score.base_of`). The bound under B's own score has a closed form N, at the SDE's own ε it is −log B,
-    and noise is drawn only for what f changes. With R the length of the log-SNR clock, and one more unit at ε:
+    ε̂ of a :class:`indm.ScoreModel` is f plus the noise that a known law B of the latents expects,
+    such as N(0, I) (:func:`indm.score.base_of`). The bound under B's own score has a closed form N,
+    at the SDE's own ε it is −log B, and noise is drawn only for what f changes. With R the length
+    of the log-SNR clock, and one more unit at ε:
 
     .. math:: -\log|\det \partial h/\partial x| + N(h(x)) + (R + 1)\, E[\tfrac12\|f\|^2 - \langle f, a\rangle],
               \qquad a = n - E_B[n|z_t]
 
-    Where no law is known, or grey levels are decoded, noise is drawn for the whole error of the network:
+    Where no law is known, or grey levels are decoded, noise is drawn for the whole error of the
+    network:
 
     .. math:: -\log|\det \partial h/\partial x| + E[-\log\pi(z_T)] + (R + 1)\, E[\tfrac12\|n + \sigma_t s(z_t, t)\|^2]
               + \text{constants}
@@ -474,16 +561,16 @@ def mle_loss(
         model: an INDM.
         x: (B, *event), data in model units.
         eps: a truncation above the SDE's own, for soft truncation.
-        pairs: use the noises n and −n of each row. At small noise their gradients nearly cancel, so that the mean has
-            less noise; the network is evaluated twice a row.
-        noise_levels: :class:`indm.training.NoiseLevels`, which draws times where gradients are large; by default
-            times are even on the clock.
+        pairs: use the noises n and −n of each row. At small noise their gradients nearly cancel, so
+            that the mean has less noise; the network is evaluated twice a row.
+        noise_levels: :class:`indm.training.NoiseLevels`, which draws times where gradients are
+            large; by default times are even on the clock.
         generator: of times, noise and the flow's own draws.
 
     Returns:
-        The loss in nats per dimension, and the mean terms in nats per sample by name: ``nelbo``, ``flow``,
-        ``denoising`` (score and reconstruction), ``prior``, and ``correction``, what the network changes of the bound
-        under its known law, where there is one.
+        The loss in nats per dimension, and the mean terms in nats per sample by name: ``nelbo``,
+        ``flow``, ``denoising`` (score and reconstruction), ``prior``, and ``correction``, what the
+        network changes of the bound under its known law, where there is one.
 
     Example: N(0, I) and its exact score, for which it is the entropy.
 
@@ -519,14 +606,17 @@ def mle_loss(
     denoising, prior = change if start is None else start + change, prior_term(sde, z)
     bound = (denoising - log_det + prior + _constants(model, z, eps)).mean()
     terms = {} if start is None else {"correction": change}
-    return bound / event_size(z), _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, **terms)
+    return bound / event_size(z), _means(
+        nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, **terms
+    )
 
 
 def drawn_error(
     score: Any, is_known: bool, z: Batch, t: PerSample, noise: Batch, pairs: bool
 ) -> tuple[PerSample, PerSample]:
-    """The denoising error at times t, (B,), by the noise or by ``pairs`` of it, minus the error of the score's base
-    where that ``is_known``; and ‖n − ε̂‖², the squared size of a gradient."""
+    """The denoising error at times t, (B,), by the noise or by ``pairs`` of it, minus the error of
+    the score's base where that ``is_known``; and ‖n − ε̂‖², the squared size of a gradient.
+    """
     if pairs:
         noise, z, t, *context = in_pairs(noise, z, t, *context_of(score))
         score = with_context(score, tuple(context))
@@ -548,14 +638,18 @@ def in_pairs(noise: Batch, *rows: Tensor) -> list[Tensor]:
     return [torch.cat([noise, -noise]), *(torch.cat([part, part]) for part in rows)]
 
 
-def fid_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
-    """The flow minimises the NELBO, the score the variance-weighted loss (λ = σ², t uniform): one pass serves both.
+def fid_loss(
+    model: Model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None
+) -> Losses:
+    """The flow minimises the NELBO, the score the variance-weighted loss (λ = σ², t uniform): one
+    pass serves both.
 
-    Times come from an equal mixture of the two laws; each loss has its own weight at each time, and the gradient
-    that reaches z_t is rescaled by the ratio of the weights. Returns as :func:`mle_loss`, with the score's own
-    loss as ``variance_weighted``.
+    Times come from an equal mixture of the two laws; each loss has its own weight at each time, and
+    the gradient that reaches z_t is rescaled by the ratio of the weights. Returns as
+    :func:`mle_loss`, with the score's own loss as ``variance_weighted``.
 
-    Example: its ``nelbo`` estimates the same bound as in ``mle_loss``, here for N(0, I) and its exact score.
+    Example: its ``nelbo`` estimates the same bound as in ``mle_loss``, here for N(0, I) and its
+    exact score.
 
         >>> import indm
         >>> tables = {"flow": "identity", "sde": "vp", "net": "zero"}
@@ -572,8 +666,12 @@ def fid_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: to
     z, log_det = model.encode(x, generator=generator)
     n, noise = len(z), randn_like(z, generator)
 
-    clock, length = extended_clock(sde, n, eps, unit=reconstruction_units(model), generator=generator, device=z.device)
-    uniform, span = sde.sample_time(n, importance=False, eps=eps, generator=generator, device=z.device)
+    clock, length = extended_clock(
+        sde, n, eps, unit=reconstruction_units(model), generator=generator, device=z.device
+    )
+    uniform, span = sde.sample_time(
+        n, importance=False, eps=eps, generator=generator, device=z.device
+    )
     from_clock = strata(n, generator=generator, device=z.device).to(z.device, torch.float32) < 0.5
     t = torch.where(from_clock, clock, uniform)
     atom = t <= eps
@@ -590,22 +688,33 @@ def fid_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: to
     surrogate = (score_weight * error - log_det + prior).mean()
     denoising = (flow_weight * error).detach()
     bound = (denoising - log_det + prior + _constants(model, z, eps)).mean()
-    terms = _means(nelbo=bound, flow=-log_det, denoising=denoising, prior=prior, variance_weighted=score_weight * error)
+    terms = _means(
+        nelbo=bound,
+        flow=-log_det,
+        denoising=denoising,
+        prior=prior,
+        variance_weighted=score_weight * error,
+    )
     return surrogate / event_size(z), terms
 
 
 def flow_nll(model: Model, x: Tensor, *, generator: torch.Generator | None = None) -> PerSample:
-    """−log π(h(x)) − log|det ∂h/∂x| in nats, (B,): minus the log-density of x_T ~ h⁻¹#π, π the prior of the SDE."""
+    """−log π(h(x)) − log|det ∂h/∂x| in nats, (B,): minus the log-density of x_T ~ h⁻¹#π, π the
+    prior of the SDE.
+    """
     z, log_det = model.encode(x, generator=generator)
     return -model.sde.prior_log_prob(z) - log_det
 
 
 @as_objective(trains_score=False, truncates=False)
-def flow_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None) -> Losses:
+def flow_loss(
+    model: Model, x: Tensor, *, eps: float | None = None, generator: torch.Generator | None = None
+) -> Losses:
     """The flow alone maximises its exact likelihood: E[−log B(h(x)) − log|det ∂h/∂x|].
 
-    B is the law to whose score the network adds, :attr:`indm.ScoreModel.base`, N(0, I) where none is known. The score
-    is not trained. ``eps`` changes nothing. Returns as :func:`mle_loss`, with ``denoising`` 0 and −log B as ``prior``.
+    B is the law to whose score the network adds, :attr:`indm.ScoreModel.base`, N(0, I) where none
+    is known. The score is not trained. ``eps`` changes nothing. Returns as :func:`mle_loss`, with
+    ``denoising`` 0 and −log B as ``prior``.
 
     Example: z = 2x, whose x has the law N(0, I/4).
 
@@ -621,10 +730,14 @@ def flow_loss(model: Model, x: Tensor, *, eps: float | None = None, generator: t
     z, log_det = model.encode(x, generator=generator)
     prior, flow = -(base_of(model.score) or STANDARD).log_prob(z), -log_det
     nll = (prior + flow).mean()
-    return nll / event_size(x), _means(nelbo=nll, flow=flow, denoising=torch.zeros_like(flow), prior=prior)
+    return nll / event_size(x), _means(
+        nelbo=nll, flow=flow, denoising=torch.zeros_like(flow), prior=prior
+    )
 
 
-def soft_truncation(sde: LinearSDE, k: float = 1.2, *, generator: torch.Generator | None = None) -> float:
+def soft_truncation(
+    sde: LinearSDE, k: float = 1.2, *, generator: torch.Generator | None = None
+) -> float:
     """A truncation τ in [ε, T] with density ∝ τ^(−k), to be drawn once for a batch.
 
     Source: Kim et al. 2022, "Soft Truncation", https://arxiv.org/abs/2106.05527.

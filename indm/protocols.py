@@ -1,4 +1,6 @@
-"""Interfaces of networks, scores and models, so that a class of another package needs no base class of this one."""
+"""Interfaces of networks, scores and models, so that a class of another package needs no base class
+of this one.
+"""
 
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -12,14 +14,18 @@ from indm.tensors import Batch, PerSample
 
 @runtime_checkable
 class Backbone(Protocol):
-    """A network, called as network(z, level), or network(z, level, c) where it sees a condition: :mod:`indm.nets`."""
+    """A network, called as network(z, level), or network(z, level, c) where it sees a condition:
+    :mod:`indm.nets`.
+    """
 
     def __call__(self, *arguments: Any) -> Tensor: ...
 
 
 @runtime_checkable
 class Score(Protocol):
-    """s_θ(z_t, t) = ∇ log p_t(z_t) on the latents of its ``sde``; a module, such as :class:`indm.ScoreModel`."""
+    """s_θ(z_t, t) = ∇ log p_t(z_t) on the latents of its ``sde``; a module, such as
+    :class:`indm.ScoreModel`.
+    """
 
     sde: Any  # a LinearSDE
 
@@ -30,7 +36,9 @@ class Score(Protocol):
 
 @runtime_checkable
 class Model(Protocol):
-    """A model of data, such as :class:`indm.INDM`: a flow, a score of its latents, and how data become model units."""
+    """A model of data, such as :class:`indm.INDM`: a flow, a score of its latents, and how data
+    become model units.
+    """
 
     scaling: Scaling
     score: Any  # a Score
@@ -51,10 +59,14 @@ class Model(Protocol):
 
     def rows(self, c: Any, n: int) -> Tensor | None: ...
 
-    def given(self, c: Any, n: int | None = None, *, rows: Tensor | None = None, guidance: float = 1.0) -> "Model": ...
+    def given(
+        self, c: Any, n: int | None = None, *, rows: Tensor | None = None, guidance: float = 1.0
+    ) -> "Model": ...
 
     def truncated(self, eps: float | None) -> "Model": ...
 
-    def encode(self, x: Batch, *, c: Any = None, generator: Any = None) -> tuple[Batch, PerSample]: ...
+    def encode(
+        self, x: Batch, *, c: Any = None, generator: Any = None
+    ) -> tuple[Batch, PerSample]: ...
 
     def decode(self, z: Batch, *, c: Any = None) -> Batch: ...

@@ -1,4 +1,6 @@
-"""The score s_θ(z_t, t) from a backbone and an SDE, and what follows from it: the probability flow and the denoiser."""
+"""The score s_θ(z_t, t) from a backbone and an SDE, and what follows from it: the probability flow
+and the denoiser.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,20 +16,24 @@ from indm.tensors import Batch, PerSample, double, expand_like
 
 
 class ScoreModel(nn.Module):
-    r"""s_θ(z_t, t) = −ε̂/σ_t, with ε̂ = σ_t/√(α_t² + σ_t²) · y + backbone(y, log(σ_t/α_t)), y = z_t/√(α_t² + σ_t²).
+    r"""s_θ(z_t, t) = −ε̂/σ_t, with ε̂ = σ_t/√(α_t² + σ_t²) · y + backbone(y, log(σ_t/α_t)), y =
+    z_t/√(α_t² + σ_t²).
 
     Args:
-        backbone: forward(z (B, *event), level (B,)) → (B, *event), see :mod:`indm.nets`; level is log(σ_t/α_t). One
-            that sees a condition is forward(z, level, c), c what :class:`indm.conditions.Condition` shows networks.
+        backbone: forward(z (B, *event), level (B,)) → (B, *event), see :mod:`indm.nets`; level is
+            log(σ_t/α_t). One that sees a condition is forward(z, level, c), c what
+            :class:`indm.conditions.Condition` shows networks.
         sde: the linear SDE on the latent, kept as ``.sde``.
 
-    For latents of unit variance y has unit variance under every SDE (under VP it is z_t). A backbone that returns 0
-    gives the exact score of latents distributed as N(0, I), so it learns the difference from that.
+    For latents of unit variance y has unit variance under every SDE (under VP it is z_t). A
+    backbone that returns 0 gives the exact score of latents distributed as N(0, I), so it learns
+    the difference from that.
 
-    For another parameterization, such as v or data prediction, override ``forward`` and nothing else: it returns
-    s_θ(z_t, t). Losses, likelihoods and samples all follow from it.
+    For another parameterization, such as v or data prediction, override ``forward`` and nothing
+    else: it returns s_θ(z_t, t). Losses, likelihoods and samples all follow from it.
 
-    Example: with a backbone that gives 0, the score of N(0, I), which is the law of z_t at all times under VP.
+    Example: with a backbone that gives 0, the score of N(0, I), which is the law of z_t at all
+    times under VP.
 
         >>> from indm.nets import Zero
         >>> from indm.sde import VPSDE
@@ -55,10 +61,11 @@ class ScoreModel(nn.Module):
 
     @property
     def base(self) -> Any:
-        """The law of latents whose exact score the backbone adds to: its attribute ``base``, by default N(0, I).
+        """The law of latents whose exact score the backbone adds to: its attribute ``base``, by
+        default N(0, I).
 
-        A subclass may set it to None. Its likelihood is then trained by the network's whole error, see
-        :func:`indm.objective.mle_loss`.
+        A subclass may set it to None. Its likelihood is then trained by the network's whole error,
+        see :func:`indm.objective.mle_loss`.
         """
         return getattr(self.backbone, "base", STANDARD)
 
@@ -68,7 +75,9 @@ class ScoreModel(nn.Module):
         return -noise / expand_like(self.sde.sigma(t), z_t)
 
     def _standard(self, z_t: Batch, t: PerSample) -> tuple[Batch, Batch, PerSample]:
-        """The noise that N(0, I) expects at z_t, and what the backbone sees: z_t of unit variance, and its level."""
+        """The noise that N(0, I) expects at z_t, and what the backbone sees: z_t of unit variance,
+        and its level.
+        """
         sigma, std = self.sde.sigma(t), self.sde.marginal_std(t)
         y = z_t / expand_like(std, z_t)
         return expand_like(sigma / std, z_t) * y, y, -0.5 * self.sde.log_snr(t)
@@ -80,15 +89,18 @@ def called(network: Backbone, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
 
 
 def adds_output(score: Any) -> bool:
-    """Whether ε̂ is the noise that N(0, I) expects plus the backbone's output: no subclass overrides ``forward``."""
+    """Whether ε̂ is the noise that N(0, I) expects plus the backbone's output: no subclass
+    overrides ``forward``.
+    """
     return isinstance(score, ScoreModel) and type(score).forward is ScoreModel.forward
 
 
 def base_of(score: Score) -> Any:
-    """The law of latents whose exact noise :func:`noise_parts` takes from that of ``score``; None where it takes none.
+    """The law of latents whose exact noise :func:`noise_parts` takes from that of ``score``; None
+    where it takes none.
 
-    It is :attr:`ScoreModel.base` where the backbone's output is added to that noise, and N(0, I) for a subclass with
-    another parameterization.
+    It is :attr:`ScoreModel.base` where the backbone's output is added to that noise, and N(0, I)
+    for a subclass with another parameterization.
     """
     if isinstance(score, GivenScore):
         base = base_of(score.score) if score.guidance == 1 else None
@@ -98,8 +110,11 @@ def base_of(score: Score) -> Any:
     return score.base if adds_output(score) else STANDARD
 
 
-def noise_parts(score: Any, z_t: Batch, t: PerSample, c: Tensor | None = None) -> tuple[Batch, Batch]:
-    """ε̂ = −σ_t s_θ in two parts: the noise that the law of :func:`base_of` expects at z_t, and the rest.
+def noise_parts(
+    score: Any, z_t: Batch, t: PerSample, c: Tensor | None = None
+) -> tuple[Batch, Batch]:
+    """ε̂ = −σ_t s_θ in two parts: the noise that the law of :func:`base_of` expects at z_t, and the
+    rest.
 
     The rest is the network's output where that is added, and otherwise the difference.
     """
@@ -121,13 +136,17 @@ def has_kinks(score: Score) -> bool:
 
 
 def is_smooth(score: Score) -> bool:
-    """Whether all parts of a score with an attribute ``is_smooth``, one at least, say that they vary slowly in t."""
+    """Whether all parts of a score with an attribute ``is_smooth``, one at least, say that they
+    vary slowly in t.
+    """
     said = [part.is_smooth for part in score.modules() if hasattr(part, "is_smooth")]
     return bool(said) and all(said)
 
 
 def described(score: Score) -> Any:
-    """The network of a score that can examine its own description on data, by ``examine``; None of others."""
+    """The network of a score that can examine its own description on data, by ``examine``; None of
+    others.
+    """
     return next((part for part in score.modules() if hasattr(part, "examine")), None)
 
 
@@ -136,7 +155,8 @@ class GivenScore(nn.Module):
 
     .. math:: s_\theta(z_t, t | c') + w\,(s_\theta(z_t, t | c) - s_\theta(z_t, t | c')).
 
-    With w = 1 it is the model. For another w these are not the scores of one diffusing law: samples have no likelihood.
+    With w = 1 it is the model. For another w these are not the scores of one diffusing law: samples
+    have no likelihood.
 
     Args:
         score: forward(z_t, t, c).
@@ -144,10 +164,13 @@ class GivenScore(nn.Module):
         guidance: w. Where it is not 1 a call evaluates the score for both.
         away_from: c', alike; None hides it, so that guidance leads away from p(x).
 
-    Source: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance", https://arxiv.org/abs/2207.12598.
+    Source: Ho & Salimans 2022, "Classifier-Free Diffusion Guidance",
+    https://arxiv.org/abs/2207.12598.
     """
 
-    def __init__(self, score: nn.Module, c: Tensor, guidance: float = 1.0, away_from: Tensor | None = None):
+    def __init__(
+        self, score: nn.Module, c: Tensor, guidance: float = 1.0, away_from: Tensor | None = None
+    ):
         super().__init__()
         self.score, self.c, self.guidance, self.away_from = score, c, guidance, away_from
 
@@ -171,25 +194,35 @@ class GivenScore(nn.Module):
     def forward(self, z_t: Batch, t: PerSample) -> Batch:
         if self.guidance == 1:
             return self.score(z_t, t, self.c)
-        both = torch.cat([self.c, torch.zeros_like(self.c) if self.away_from is None else self.away_from])
-        wanted, other = self.score(z_t.repeat(2, *(1 for _ in z_t.shape[1:])), t.repeat(2), both).chunk(2)
+        both = torch.cat(
+            [self.c, torch.zeros_like(self.c) if self.away_from is None else self.away_from]
+        )
+        wanted, other = self.score(
+            z_t.repeat(2, *(1 for _ in z_t.shape[1:])), t.repeat(2), both
+        ).chunk(2)
         return other + self.guidance * (wanted - other)
 
 
 def takes_condition(score: Score) -> bool:
-    """Whether a score says by its attribute ``takes_condition`` that it is called as score(z_t, t, c)."""
+    """Whether a score says by its attribute ``takes_condition`` that it is called as score(z_t, t,
+    c).
+    """
     return getattr(score, "takes_condition", False)
 
 
 def unguided(model: Any) -> Any:
-    """``model``, of which a likelihood is asked; ValueError where it is guided, as no diffusion has those samples."""
+    """``model``, of which a likelihood is asked; ValueError where it is guided, as no diffusion has
+    those samples.
+    """
     guidance = getattr(getattr(model, "score", None), "guidance", 1)
     require(guidance == 1, "guidance", guidance, "1 for a likelihood", "guided samples have none")
     return model
 
 
 def context_of(score: Score) -> tuple[Tensor, ...]:
-    """The rows of c that a score was given, for what solves a part of a batch by :func:`with_context`."""
+    """The rows of c that a score was given, for what solves a part of a batch by
+    :func:`with_context`.
+    """
     return score.context if isinstance(score, GivenScore) else ()
 
 
@@ -202,17 +235,24 @@ def score_for(backbone: Backbone) -> type[ScoreModel]:
     """The score that goes with a network: its ``parameterization``, by default :class:`ScoreModel`."""
     kind = getattr(backbone, "parameterization", ScoreModel)
     is_score = isinstance(kind, type) and issubclass(kind, ScoreModel)
-    require(is_score, f"parameterization of {type(backbone).__name__}", kind, "a subclass of indm.ScoreModel")
+    require(
+        is_score,
+        f"parameterization of {type(backbone).__name__}",
+        kind,
+        "a subclass of indm.ScoreModel",
+    )
     return kind
 
 
 def probability_flow(score: Score, clock: PerSample) -> Callable[[Tensor], Tensor]:
-    r"""The probability flow at ``clock`` = −log SNR, for latents in the coordinate w = z_t/√(α_t² + σ_t²).
+    r"""The probability flow at ``clock`` = −log SNR, for latents in the coordinate w = z_t/√(α_t² +
+    σ_t²).
 
     .. math:: \frac{dw}{d\Lambda} = \tfrac12 q\,(\hat\epsilon - q\,w), \qquad
               q = \sigma/\sqrt{\alpha^2+\sigma^2}, \quad \hat\epsilon = -\sigma\,s_\theta(z_t, t)
 
-    It is the same for every linear SDE, except for the ends of the clock, and 0 where latents are N(0, I).
+    It is the same for every linear SDE, except for the ends of the clock, and 0 where latents are
+    N(0, I).
     """
     sde = score.sde
 
@@ -225,11 +265,15 @@ def probability_flow(score: Score, clock: PerSample) -> Callable[[Tensor], Tenso
     return velocity
 
 
-def closed_flow(score: Any, clock: PerSample) -> Callable[[Tensor], tuple[Tensor, PerSample]] | None:
-    r""":func:`probability_flow` with its exact divergence (B,), without gradients; None where no closed form is known.
+def closed_flow(
+    score: Any, clock: PerSample
+) -> Callable[[Tensor], tuple[Tensor, PerSample]] | None:
+    r""":func:`probability_flow` with its exact divergence (B,), without gradients; None where no
+    closed form is known.
 
-    A :class:`ScoreModel` has ε̂ = q w + output, so that the velocity is ½ q output. Its backbone may have
-    ``with_divergence(w, level)``, which also takes c where there is one: the output and its divergence.
+    A :class:`ScoreModel` has ε̂ = q w + output, so that the velocity is ½ q output. Its backbone
+    may have ``with_divergence(w, level)``, which also takes c where there is one: the output and
+    its divergence.
     """
     given: tuple[Tensor, ...] = ()
     if isinstance(score, GivenScore) and score.guidance == 1:
@@ -246,7 +290,8 @@ def closed_flow(score: Any, clock: PerSample) -> Callable[[Tensor], tuple[Tensor
 
 
 def denoise(score: Score, z_t: Tensor, t: Tensor, s: Tensor | None = None) -> Tensor:
-    """E[z_0 | z_t] = (z_t + σ_t² s)/α_t, by Tweedie's formula; ``s`` is the score s_θ(z_t, t) if already known.
+    """E[z_0 | z_t] = (z_t + σ_t² s)/α_t, by Tweedie's formula; ``s`` is the score s_θ(z_t, t) if
+    already known.
 
     Example: for z_0 ~ N(0, I) under VP it is α_t z_t.
 

@@ -19,7 +19,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 def expand_like(t: Tensor, z: Tensor) -> Tensor:
-    """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...); (B, ...) stays as it is."""
+    """Append singleton axes to ``t`` (B,) so that it broadcasts against ``z`` (B, ...); (B, ...)
+    stays as it is.
+    """
     return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
 
 
@@ -31,21 +33,31 @@ def gradient_weighted(x: Tensor, weight: PerSample) -> Tensor:
 def check_shape(shape: Any) -> None:
     """ValueError unless ``shape`` is a sequence, such as (2,) for vectors of two entries."""
     if not isinstance(shape, Sequence):
-        raise ValueError(f"shape must be a tuple, such as (2,) for vectors of two entries, got {shape!r}")
+        raise ValueError(
+            f"shape must be a tuple, such as (2,) for vectors of two entries, got {shape!r}"
+        )
 
 
 def image_or_vector(shape: Sequence[int]) -> tuple[int, ...]:
-    """``shape`` as a tuple; ValueError unless it is the shape of an image, (C, H, W), or a vector, (D,)."""
+    """``shape`` as a tuple; ValueError unless it is the shape of an image, (C, H, W), or a vector,
+    (D,).
+    """
     if len(shape) not in (1, 3):
-        raise ValueError(f"shape must be (C, H, W) for images or (D,) for vectors, got {tuple(shape)}")
+        raise ValueError(
+            f"shape must be (C, H, W) for images or (D,) for vectors, got {tuple(shape)}"
+        )
     return tuple(shape)
 
 
 def check_units(x: Tensor) -> None:
-    """ValueError where ``x`` cannot be in model units, as it holds whole numbers or is not a tensor."""
+    """ValueError where ``x`` cannot be in model units, as it holds whole numbers or is not a
+    tensor.
+    """
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be a float tensor in model units, as model.from_data(raw) gives it, got {got}")
+        raise ValueError(
+            f"x must be a float tensor in model units, as model.from_data(raw) gives it, got {got}"
+        )
 
 
 def event_size(z: Tensor) -> int:
@@ -81,7 +93,9 @@ def float64_device(device: torch.device) -> torch.device:
 
 
 def double(v: Tensor) -> Tensor:
-    """``v`` in float64, on the CPU where its device has none. What is computed of it goes back by ``.to(v)``."""
+    """``v`` in float64, on the CPU where its device has none. What is computed of it goes back by
+    ``.to(v)``.
+    """
     return v.to(float64_device(v.device), torch.float64)
 
 
@@ -93,7 +107,9 @@ def zeroed(layer: nn.Module) -> nn.Module:
 
 
 def with_parts(module: M, parts: Mapping[str, nn.Module | None]) -> M:
-    """``module`` with other parts of these names, all else shared with it; itself where none differs."""
+    """``module`` with other parts of these names, all else shared with it; itself where none
+    differs.
+    """
     if all(module._modules[name] is part for name, part in parts.items()):
         return module
     view = copy.copy(module)
@@ -103,8 +119,9 @@ def with_parts(module: M, parts: Mapping[str, nn.Module | None]) -> M:
 
 @contextmanager
 def float32_convolutions() -> Iterator[None]:
-    """Inside, GPUs convolve float32 in float32, as TF32 puts a log-likelihood off by some 1e-4 bits/dim
-    (``bench/tf32.py``)."""
+    """Inside, GPUs convolve float32 in float32, as TF32 puts a log-likelihood off by some 1e-4
+    bits/dim (``bench/tf32.py``).
+    """
     cudnn = torch.backends.cudnn
     conv = getattr(cudnn, "conv", None)  # since PyTorch 2.9
     owner, name, exact = (conv, "fp32_precision", "ieee") if conv else (cudnn, "allow_tf32", False)
@@ -118,13 +135,20 @@ def float32_convolutions() -> Iterator[None]:
 
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Inside, autocast is off for ``device``, and so is TF32. The meta device has the autocast of the CPU."""
-    with torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False), float32_convolutions():
+    """Inside, autocast is off for ``device``, and so is TF32. The meta device has the autocast of
+    the CPU.
+    """
+    with (
+        torch.autocast("cpu" if device.type == "meta" else device.type, enabled=False),
+        float32_convolutions(),
+    ):
         yield
 
 
 def outside_inference(function: F) -> F:
-    """``function``, which takes derivatives inside, so that it can be called in ``torch.inference_mode()``, too."""
+    """``function``, which takes derivatives inside, so that it can be called in
+    ``torch.inference_mode()``, too.
+    """
 
     @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -138,7 +162,9 @@ def outside_inference(function: F) -> F:
 
 @contextmanager
 def evaluation_mode(model: Any, *, gradients: bool = False):
-    """Evaluation mode without TF32, and without gradients unless told; at the end every module has its mode again."""
+    """Evaluation mode without TF32, and without gradients unless told; at the end every module has
+    its mode again.
+    """
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -165,8 +191,9 @@ def noisy(x: Tensor, deviation: float, generator: torch.Generator | None = None)
 
 
 def strata(n: int, *, generator: torch.Generator | None = None, device=None) -> Tensor:
-    """One number in each of ``n`` equal parts of [0, 1), in random order, (n,), in float64, on the CPU where need
-    be."""
+    """One number in each of ``n`` equal parts of [0, 1), in random order, (n,), in float64, on the
+    CPU where need be.
+    """
     u = torch.rand(n, generator=generator, device=device, dtype=widest(device))
     order = torch.randperm(n, generator=generator, device=device)
     return (double(order) + double(u)) / n

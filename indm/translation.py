@@ -1,12 +1,16 @@
-r"""Unpaired translation: data of A become data of B along probability flows, learned without any pairs.
+r"""Unpaired translation: data of A become data of B along probability flows, learned without any
+pairs.
 
-- *Two models* (:func:`two_models`): x_A → h_A → the probability-flow ODE of A from ε to T → the ODE of B back to ε →
-  h_B⁻¹ → x_B. With identity flows it is DDIB, https://arxiv.org/abs/2203.08382. A and B may be classes of one model.
+- *Two models* (:func:`two_models`): x_A → h_A → the probability-flow ODE of A from ε to T → the ODE
+  of B back to ε → h_B⁻¹ → x_B. With identity flows it is DDIB, https://arxiv.org/abs/2203.08382. A
+  and B may be classes of one model.
 - *SDEdit* (:func:`sdedit`): noise up to some t, then the probability flow of a model of B down.
-- *One bridge* (:func:`bridge`): one INDM was trained so that its diffusion starts in A and ends in B.
+- *One bridge* (:func:`bridge`): one INDM was trained so that its diffusion starts in A and ends in
+  B.
 
-Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route is invertible up to
-the solver's error, and up to the learned noise that it takes away at its end (:attr:`Arrival.end`).
+Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route
+is invertible up to the solver's error, and up to the learned noise that it takes away at its end
+(:attr:`Arrival.end`).
 """
 
 import itertools
@@ -28,16 +32,21 @@ from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
 from indm.tensors import evaluation_mode, expand_like, noisy, randn_like
 
-STEPS = 120  # evaluations one way; of grey images a cycle was then mostly off by less than a tenth of a level
-NEAR = 0.1  # noise of latents at which noisy data have the slope of their log p: at ε a trained score was too inexact
+# evaluations one way; of grey images a cycle was then mostly off by less than a tenth of a level
+STEPS = 120
+# noise of latents at which noisy data have the slope of their log p: at ε a trained score was too
+# inexact
+NEAR = 0.1
 Direction = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True)
 class Leg:
-    """The probability flow of ``model`` from time ``start`` to ``end``; with ``noise``, its forward SDE.
+    """The probability flow of ``model`` from time ``start`` to ``end``; with ``noise``, its forward
+    SDE.
 
-    A model of p(x|c) is at ``c``; its ``guidance`` leads ``away_from`` another c, see :meth:`indm.INDM.given`.
+    A model of p(x|c) is at ``c``; its ``guidance`` leads ``away_from`` another c, see
+    :meth:`indm.INDM.given`.
     """
 
     model: INDM
@@ -54,14 +63,18 @@ class Leg:
         return replace(self, model=model, c=None, guidance=1.0, away_from=None)
 
     def times(self, frames: int) -> list[float]:
-        """``frames`` times with both ends, equally spaced in log SNR: data and noise are alike in the middle."""
+        """``frames`` times with both ends, equally spaced in log SNR: data and noise are alike in
+        the middle.
+        """
         clock = torch.linspace(*self.log_snrs, frames, dtype=torch.float64)
         return [self.start, *self.model.sde.time(clock)[1:-1].tolist(), self.end]
 
     @property
     def log_snrs(self) -> tuple[float, float]:
         """At its ends."""
-        start, end = self.model.sde.log_snr(torch.tensor([self.start, self.end], dtype=torch.float64)).tolist()
+        start, end = self.model.sde.log_snr(
+            torch.tensor([self.start, self.end], dtype=torch.float64)
+        ).tolist()
         return start, end
 
     @property
@@ -79,7 +92,8 @@ class Arrival:
         x: (B, *event), in units of the last leg's model.
         end: the start of the way back: x, but for a bridge whose noise was taken away.
         nfe: evaluations of a score, for the sample that took the most.
-        frames: h⁻¹(z_t) of each leg at the times asked for, (B, frames, *event), each in units of its leg's model.
+        frames: h⁻¹(z_t) of each leg at the times asked for, (B, frames, *event), each in units of
+            its leg's model.
     """
 
     x: Float[Tensor, "batch *event"]
@@ -95,9 +109,11 @@ class Route:
     Attributes:
         legs: each begins at the time at which the one before ends.
         steps: equal steps in −log SNR over all legs, one evaluation each.
-        tol: as many steps as an error of this size takes instead, see :func:`indm.sampling.follow_flow`.
-        noise: deviations of the noise in the x_0 and the x_T of a bridge that was trained with some. A route that
-            begins there adds it, see :meth:`translate`; one that ends there takes it away by :func:`without_noise`.
+        tol: as many steps as an error of this size takes instead, see
+            :func:`indm.sampling.follow_flow`.
+        noise: deviations of the noise in the x_0 and the x_T of a bridge that was trained with
+            some. A route that begins there adds it, see :meth:`translate`; one that ends there
+            takes it away by :func:`without_noise`.
     """
 
     legs: tuple[Leg, ...]
@@ -106,10 +122,20 @@ class Route:
     noise: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
-        is_pair = isinstance(self.noise, tuple | list) and len(self.noise) == 2 and min(self.noise) >= 0
-        require(is_pair, "noise", self.noise, "the deviations at x_0 and at x_T, 0 or more each", "take (0.1, 0.1)")
+        is_pair = (
+            isinstance(self.noise, tuple | list) and len(self.noise) == 2 and min(self.noise) >= 0
+        )
+        require(
+            is_pair,
+            "noise",
+            self.noise,
+            "the deviations at x_0 and at x_T, 0 or more each",
+            "take (0.1, 0.1)",
+        )
         legs = len(self.legs)
-        require(self.steps >= legs, "steps", self.steps, f"at least {legs}, one a leg", f"take {STEPS}")
+        require(
+            self.steps >= legs, "steps", self.steps, f"at least {legs}, one a leg", f"take {STEPS}"
+        )
         fits = self.tol is None or 0 < self.tol < math.inf
         require(fits, "tol", self.tol, "positive and finite, or None for equal steps", "take 1e-4")
         for leg in self.legs:
@@ -123,9 +149,13 @@ class Route:
         return self.legs[0].model, self.legs[-1].model
 
     @torch.no_grad()
-    def source(self, raw: Shaped[Tensor, "batch *event"], seed: int = 0) -> Float[Tensor, "batch *event"]:
-        """``raw`` data as the route begins with them, in units of the first model: of two models the middles of grey
-        levels, of a bridge with its noise, the same for an image in every batch, by ``seed`` and its own pixels."""
+    def source(
+        self, raw: Shaped[Tensor, "batch *event"], seed: int = 0
+    ) -> Float[Tensor, "batch *event"]:
+        """``raw`` data as the route begins with them, in units of the first model: of two models
+        the middles of grey levels, of a bridge with its noise, the same for an image in every
+        batch, by ``seed`` and its own pixels.
+        """
         model = self.models[0]
         check_raw(model, raw)
         raw = raw.to(model.scaling.scale.device)
@@ -152,8 +182,9 @@ class Route:
     ) -> Arrival:
         """``raw`` data along the route, from :meth:`source` on; arguments as of :meth:`follow`.
 
-        A bridge that begins with noise goes twice, with n and with −n, as most of n would come through: x and frames
-        are the means of both, ``nfe`` counts both, and ``end`` is the end with n.
+        A bridge that begins with noise goes twice, with n and with −n, as most of n would come
+        through: x and frames are the means of both, ``nfe`` counts both, and ``end`` is the end
+        with n.
 
         Example: N(0, I) stays what it is, and the noise is gone.
 
@@ -167,8 +198,12 @@ class Route:
         there = self.follow(x, frames=frames, generator=generator)
         if not self.noise_at(self.legs[0].start) or any(leg.noise for leg in self.legs):
             return there
-        other = self.follow(2 * self.models[0].scaling.centre(raw.to(x.device)).to(x) - x, frames=frames)
-        means = {name: (getattr(there, name) + getattr(other, name)) / 2 for name in ("x", "frames")}
+        other = self.follow(
+            2 * self.models[0].scaling.centre(raw.to(x.device)).to(x) - x, frames=frames
+        )
+        means = {
+            name: (getattr(there, name) + getattr(other, name)) / 2 for name in ("x", "frames")
+        }
         return replace(there, nfe=there.nfe + other.nfe, **means)
 
     @property
@@ -189,16 +224,23 @@ class Route:
         return replace(self, legs=legs)
 
     def follow(
-        self, x: Float[Tensor, "batch *event"], *, frames: int = 0, generator: torch.Generator | None = None
+        self,
+        x: Float[Tensor, "batch *event"],
+        *,
+        frames: int = 0,
+        generator: torch.Generator | None = None,
     ) -> Arrival:
-        """Take ``x``, in units of the first model, along the route, with ``generator`` for legs with noise.
+        """Take ``x``, in units of the first model, along the route, with ``generator`` for legs
+        with noise.
 
-        ``frames`` pictures are taken of each leg, including its ends: 0 for none, else at least 2. RuntimeError where
-        an inverse of a flow did not converge, or the solver did not arrive.
+        ``frames`` pictures are taken of each leg, including its ends: 0 for none, else at least 2.
+        RuntimeError where an inverse of a flow did not converge, or the solver did not arrive.
         """
         first, last = self.models
         if tuple(x.shape[1:]) != first.shape:
-            raise ValueError(f"x must be a batch of events of shape {first.shape}, got {tuple(x.shape)}")
+            raise ValueError(
+                f"x must be a batch of events of shape {first.shape}, got {tuple(x.shape)}"
+            )
         require(frames != 1 and frames >= 0, "frames", frames, "0 for none or at least 2")
         with evaluation_mode(first), evaluation_mode(last):
             at_c = replace(self, legs=tuple(leg.of(len(x)) for leg in self.legs))
@@ -221,15 +263,21 @@ class Route:
         """The times of the ``frames`` pictures of every leg, one leg after the other."""
         return [t for leg in self.legs for t in leg.times(frames)]
 
-    def _frames(self, z: Tensor, frames: int, generator: torch.Generator | None) -> Iterator[Tensor]:
-        """h⁻¹(z_t) at the :meth:`Leg.times` of every leg. Solved apart from the route, which is more exact unbroken."""
+    def _frames(
+        self, z: Tensor, frames: int, generator: torch.Generator | None
+    ) -> Iterator[Tensor]:
+        """h⁻¹(z_t) at the :meth:`Leg.times` of every leg. Solved apart from the route, which is
+        more exact unbroken.
+        """
         for leg in self.legs:
             yield leg.model.decode(z)
             for start, end in itertools.pairwise(leg.times(frames)):
                 z, _ = self._advance(replace(leg, start=start, end=end), z, generator)
                 yield leg.model.decode(z)
 
-    def _advance(self, leg: Leg, z: Tensor, generator: torch.Generator | None) -> tuple[Tensor, int]:
+    def _advance(
+        self, leg: Leg, z: Tensor, generator: torch.Generator | None
+    ) -> tuple[Tensor, int]:
         if leg.noise:
             return forward_step(leg.model.sde, z, leg.start, leg.end, generator), 0
         if self.tol is not None:
@@ -242,10 +290,11 @@ class Route:
 def without_noise(
     model: INDM, x: Float[Tensor, "batch *event"], deviation: float, t: float | None = None
 ) -> Float[Tensor, "batch *event"]:
-    r"""E[x_t | x_t + σn] = x + σ² ∇ log p(x), where the law p of x_t + σn at one end has been learned.
+    r"""E[x_t | x_t + σn] = x + σ² ∇ log p(x), where the law p of x_t + σn at one end has been
+    learned.
 
-    By default t is T, and p is h⁻¹#π. Before T it is the law of x_0 + σn, σ the ``deviation``, whose slope the score
-    gives, of latents with a little more noise (:data:`NEAR`).
+    By default t is T, and p is h⁻¹#π. Before T it is the law of x_0 + σn, σ the ``deviation``,
+    whose slope the score gives, of latents with a little more noise (:data:`NEAR`).
 
     Example: N(0, I) is N(0, (1 − σ²) I) with noise σ.
 
@@ -265,9 +314,16 @@ def without_noise(
 
 
 def _log_prob_near(model: INDM, x: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
-    """log p(x) up to a constant, of latents with noise σ_t/α_t = :data:`NEAR`: log p_t(α_t h(x)) + log|det ∂h/∂x|."""
+    """log p(x) up to a constant, of latents with noise σ_t/α_t = :data:`NEAR`: log p_t(α_t h(x)) +
+    log|det ∂h/∂x|.
+    """
     sde = model.sde
-    t = sde.time(torch.tensor(-2 * math.log(NEAR), dtype=torch.float64)).clamp(sde.eps, sde.T).expand(len(x)).to(x)
+    t = (
+        sde.time(torch.tensor(-2 * math.log(NEAR), dtype=torch.float64))
+        .clamp(sde.eps, sde.T)
+        .expand(len(x))
+        .to(x)
+    )
     z, log_det = model.encode(x)
     alpha = expand_like(sde.alpha(t), z)
     with torch.no_grad():
@@ -286,15 +342,20 @@ def two_models(
     steps: int = STEPS,
     tol: float | None = None,
 ) -> Route:
-    """The route from the data of ``source`` to the data of ``target``, which may be one model of several classes.
+    """The route from the data of ``source`` to the data of ``target``, which may be one model of
+    several classes.
 
     Args:
-        c: of models of p(x|c), the condition of the data of ``source`` and of ``target``: ``("cat", "dog")``.
-        guidance: w of the way down of one model with c = (a, b), which follows s(·|a) + w (s(·|b) − s(·|a)): above 1 it
-            leads farther away from a, at two evaluations of the score in place of one. There is still a way back.
-        strength: the time at which it turns, as a share of T: 1 goes all the way, less keeps more of the source.
-        stochastic: go up by the forward SDE of ``source`` instead of its probability flow. The result is then random
-            (with identity flows: SDEdit, https://arxiv.org/abs/2108.01073), and there is no cycle.
+        c: of models of p(x|c), the condition of the data of ``source`` and of ``target``:
+            ``("cat", "dog")``.
+        guidance: w of the way down of one model with c = (a, b), which follows s(·|a) + w (s(·|b) −
+            s(·|a)): above 1 it leads farther away from a, at two evaluations of the score in place
+            of one. There is still a way back.
+        strength: the time at which it turns, as a share of T: 1 goes all the way, less keeps more
+            of the source.
+        stochastic: go up by the forward SDE of ``source`` instead of its probability flow. The
+            result is then random (with identity flows: SDEdit, https://arxiv.org/abs/2108.01073),
+            and there is no cycle.
 
     Raises:
         ValueError: the models differ in shape, grey levels or SDE; guidance between two models.
@@ -302,23 +363,46 @@ def two_models(
     check_pair(source, target)
     if guidance != 1:
         is_one = source is target and all(part is not None for part in c)
-        require(is_one, "guidance", guidance, "1 but for one model at two conditions c = (a, b)", "it mixes scores")
+        require(
+            is_one,
+            "guidance",
+            guidance,
+            "1 but for one model at two conditions c = (a, b)",
+            "it mixes scores",
+        )
         target.check_guidance(guidance, c[0])
     sde = source.sde
     turn = _way(strength, sde)
-    down = Leg(target, turn, sde.eps, c=c[1], guidance=guidance, away_from=None if guidance == 1 else c[0])
+    down = Leg(
+        target, turn, sde.eps, c=c[1], guidance=guidance, away_from=None if guidance == 1 else c[0]
+    )
     return Route((Leg(source, sde.eps, turn, noise=stochastic, c=c[0]), down), steps, tol)
 
 
-def sdedit(model: INDM, *, c: Any = None, strength: float = 0.5, steps: int = STEPS, tol: float | None = None) -> Route:
-    """The route that makes data of ``model`` of whatever has their shape: noise up to ``strength``, the flow down.
+def sdedit(
+    model: INDM,
+    *,
+    c: Any = None,
+    strength: float = 0.5,
+    steps: int = STEPS,
+    tol: float | None = None,
+) -> Route:
+    """The route that makes data of ``model`` of whatever has their shape: noise up to ``strength``,
+    the flow down.
 
-    It needs no model of what it begins with, and there is no way back. In SDEdit the way down is the reverse SDE.
-    ``c`` is the condition of the result; ``strength`` is the time at which it turns, as a share of T.
+    It needs no model of what it begins with, and there is no way back. In SDEdit the way down is
+    the reverse SDE. ``c`` is the condition of the result; ``strength`` is the time at which it
+    turns, as a share of T.
 
     Source: Meng et al. 2022, "SDEdit", https://arxiv.org/abs/2108.01073.
     """
-    require(strength != 1, "strength", strength, "below 1 for sdedit", "1 leaves nothing of the source, take 0.5")
+    require(
+        strength != 1,
+        "strength",
+        strength,
+        "below 1 for sdedit",
+        "1 leaves nothing of the source, take 0.5",
+    )
     turn = _way(strength, model.sde)
     legs = (Leg(model, model.sde.eps, turn, noise=True, c=c), Leg(model, turn, model.sde.eps, c=c))
     return Route(legs, steps, tol)
@@ -334,15 +418,19 @@ def bridge(
     tol: float | None = None,
     noise: tuple[float, float] = (0.0, 0.0),
 ) -> Route:
-    """The route through one INDM, from the data at t = 0 to those at t = T ("forward") or "backward".
+    """The route through one INDM, from the data at t = 0 to those at t = T ("forward") or
+    "backward".
 
     Args:
         strength: share of the way from one end to the other.
-        stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is left.
+        stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is
+            left.
         noise: deviations of that with which x_0 and x_T were learned, see :class:`Route`.
     """
     if stochastic and direction == "backward":
-        raise ValueError("stochastic must be false for direction 'backward': the forward SDE leads away from t = 0")
+        raise ValueError(
+            "stochastic must be false for direction 'backward': the forward SDE leads away from t = 0"
+        )
     sde = model.sde
     way = _way(strength, sde)
     ends = {"forward": (sde.eps, way), "backward": (sde.T, max(sde.eps, sde.T - way))}
@@ -357,12 +445,14 @@ def translate(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch *event"]:
-    """Data of A as data of B, by two models or one of both classes; ``options`` go to :func:`two_models`.
+    """Data of A as data of B, by two models or one of both classes; ``options`` go to
+    :func:`two_models`.
 
-    ``x`` is in units of ``source`` (``source.scaling.centre(raw)``), the result in units of ``target``
-    (``target.scaling.to_data``).
+    ``x`` is in units of ``source`` (``source.scaling.centre(raw)``), the result in units of
+    ``target`` (``target.scaling.to_data``).
 
-    Source: §5 of Kim et al. 2022, https://arxiv.org/abs/2205.13699; Su et al. 2023, https://arxiv.org/abs/2203.08382.
+    Source: §5 of Kim et al. 2022, https://arxiv.org/abs/2205.13699; Su et al. 2023,
+    https://arxiv.org/abs/2203.08382.
 
     Example: two models of N(0, I), one of which sees its data through a flow that doubles them.
 
@@ -389,7 +479,8 @@ def translate_bridge(
 
     Raw data of a model that was trained with noise translates :meth:`Route.translate`.
 
-    Example: latents N(0, 4 I) and their exact score: x_T is x/2, which is N(0, I), and leads back to x.
+    Example: latents N(0, 4 I) and their exact score: x_T is x/2, which is N(0, I), and leads back
+    to x.
 
         >>> import indm
         >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mixture", "width": 8}}
@@ -405,8 +496,15 @@ def translate_bridge(
 
 
 def check_pair(source: INDM, target: INDM) -> None:
-    """ValueError if ``target`` cannot decode latents of ``source``: other shapes, grey levels, or SDE."""
-    require(source.shape == target.shape, "the shape of target", target.shape, f"that of source, {source.shape}")
+    """ValueError if ``target`` cannot decode latents of ``source``: other shapes, grey levels, or
+    SDE.
+    """
+    require(
+        source.shape == target.shape,
+        "the shape of target",
+        target.shape,
+        f"that of source, {source.shape}",
+    )
     if source.scaling.levels != target.scaling.levels:
         levels = f"{source.scaling.levels} and {target.scaling.levels}"
         raise ValueError(f"source and target must have the same grey levels, got {levels}")
@@ -414,19 +512,30 @@ def check_pair(source: INDM, target: INDM) -> None:
     t = torch.linspace(a.eps, a.T, 7, dtype=torch.float64)
     same = type(a) is type(b) and (a.eps, a.T) == (b.eps, b.T)
     if not (
-        same and torch.equal(a.alpha(t).cpu(), b.alpha(t).cpu()) and torch.equal(a.sigma(t).cpu(), b.sigma(t).cpu())
+        same
+        and torch.equal(a.alpha(t).cpu(), b.alpha(t).cpu())
+        and torch.equal(a.sigma(t).cpu(), b.sigma(t).cpu())
     ):
-        raise ValueError(f"source and target must have the same SDE, got {_named(a)} and {_named(b)}")
+        raise ValueError(
+            f"source and target must have the same SDE, got {_named(a)} and {_named(b)}"
+        )
 
 
-def forward_step(sde: LinearSDE, z: Tensor, t: float, s: float, generator: torch.Generator | None = None) -> Tensor:
+def forward_step(
+    sde: LinearSDE, z: Tensor, t: float, s: float, generator: torch.Generator | None = None
+) -> Tensor:
     """A draw of z_s given z_t for s ≥ t, exactly: (α_s/α_t) z_t + √(σ_s² − (α_s/α_t)² σ_t²) n."""
-    ratio, std = (expand_like(v, z) for v in sde.transition(z.new_full((len(z),), t), z.new_full((len(z),), s)))
+    ratio, std = (
+        expand_like(v, z)
+        for v in sde.transition(z.new_full((len(z),), t), z.new_full((len(z),), s))
+    )
     return ratio * z + std * randn_like(z, generator)
 
 
 def _rest(sde: LinearSDE, time: float, z: Tensor) -> Tensor | float:
-    """z_t over what is encoded or decoded: α_ε at ε, where z_ε is α_ε z_0; elsewhere 1, because z_t is decoded."""
+    """z_t over what is encoded or decoded: α_ε at ε, where z_ε is α_ε z_0; elsewhere 1, because z_t
+    is decoded.
+    """
     return expand_like(sde.alpha(z.new_full((len(z),), time)), z) if time == sde.eps else 1.0
 
 

@@ -13,10 +13,11 @@ LEAST_UNIFORM = 2.0**-25  # below what torch.rand gives, other than 0
 
 
 class Variational(Dequantization):
-    """u is a small conditional flow of uniform noise, given the image: affine couplings of its logits.
+    """u is a small conditional flow of uniform noise, given the image: affine couplings of its
+    logits.
 
-    A coupling moves the entries of one colour of a checkerboard, given the others and the grey levels of all. It
-    starts as uniform noise.
+    A coupling moves the entries of one colour of a checkerboard, given the others and the grey
+    levels of all. It starts as uniform noise.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
@@ -40,7 +41,8 @@ class Variational(Dequantization):
         self.shape, self.width, self.depth = shape, width, depth
         self.transform = Affine(max_log_scale=3.0)
         self.conditioners = nn.ModuleList(
-            Conditioner(2 * shape[0], shape[0], self.transform.size, width, len(shape) == 3) for _ in range(depth)
+            Conditioner(2 * shape[0], shape[0], self.transform.size, width, len(shape) == 3)
+            for _ in range(depth)
         )
         indices = torch.stack(torch.meshgrid(*map(torch.arange, shape), indexing="ij"))
         self.register_buffer("is_odd", indices.sum(0) % 2 == 1, persistent=False)
@@ -49,7 +51,9 @@ class Variational(Dequantization):
     def in_words(self) -> str:
         return f"variational, {self.depth} couplings of width {self.width}"
 
-    def forward(self, centre: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, centre: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         v = rand_like(centre, generator).clamp_min(LEAST_UNIFORM).logit()
         log_q = log_logistic(v)
         for step, conditioner in enumerate(self.conditioners):

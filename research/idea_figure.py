@@ -43,13 +43,17 @@ def seeded() -> torch.Generator:
 
 def noised(model: INDM, x: Tensor, times: Sequence[float]) -> Tensor:
     """x_t in model units, (times, n, 2)."""
-    return forward_path(model, x, torch.tensor([max(t, model.sde.eps) for t in times]), generator=seeded())
+    return forward_path(
+        model, x, torch.tensor([max(t, model.sde.eps) for t in times]), generator=seeded()
+    )
 
 
 def noise_of(model: INDM, x: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
     """Circles of noise around the latents of some points, and these curves in the data space."""
     angle = torch.linspace(0, 2 * torch.pi, 80)
-    circles = model.flow.latent(x)[chosen, None] + RADIUS * torch.stack([angle.cos(), angle.sin()], 1)
+    circles = model.flow.latent(x)[chosen, None] + RADIUS * torch.stack(
+        [angle.cos(), angle.sin()], 1
+    )
     return circles, model.flow.inverse(circles.flatten(0, 1)).unflatten(0, circles.shape[:2])
 
 
@@ -87,7 +91,9 @@ def still(linear: Path, learned: Path, out: Path) -> None:
         row[0].set_ylabel(f"{name}\nx_t")
     for axes, frame in zip(panels[2], frames, strict=False):
         scattered(axes, models[1].flow.latent(frame), radius)
-    around(panels[2, -2], models[1].flow.latent(x), noise_of(models[1], x, chosen)[0], radius[chosen])
+    around(
+        panels[2, -2], models[1].flow.latent(x), noise_of(models[1], x, chosen)[0], radius[chosen]
+    )
     panels[2, 0].set_ylabel("INDM\nz_t = h(x_t)")
     titles = (*(f"t = {t:g}" for t in TIMES), "noise", f"samples,\n{STEPS} steps")
     for axes, title in zip(panels[0], titles, strict=True):
@@ -119,7 +125,9 @@ def density(run: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     pictures = {made.__name__: made for made in (still, density)}
     parser.add_argument("picture", choices=pictures)
     parser.add_argument("runs", type=Path, nargs="+")

@@ -1,9 +1,10 @@
-"""The pictures of docs/likelihood.md: its three numbers as a drawing, and stated and true errors from records.
+"""The pictures of docs/likelihood.md: its three numbers as a drawing, and stated and true errors
+from records.
 
     python -m research.likelihood_figures
 
-Errors, left: the table of :func:`research.speed.solver_error`. Right: bounds above the entropy under learned noise, of
-the flow whose bound of most draws is lowest (discrete_laws.md).
+Errors, left: the table of :func:`research.speed.solver_error`. Right: bounds above the entropy
+under learned noise, of the flow whose bound of most draws is lowest (discrete_laws.md).
 """
 
 from pathlib import Path
@@ -26,12 +27,23 @@ NELBO, NLL, WEIGHTED = COLOURS[3:6]  # colours that are not those of methods
 def solver(axes: Axes) -> None:
     """Stated over true errors, a point for each trained model."""
     rows = Records(BENCH / "solver_error.csv").rows()
-    for solve, style in (("default", {"color": DATA_COLOUR}), ("24 steps", {"mfc": "none", "mec": DATA_COLOUR})):
+    for solve, style in (
+        ("default", {"color": DATA_COLOUR}),
+        ("24 steps", {"mfc": "none", "mec": DATA_COLOUR}),
+    ):
         found = [row for row in rows if row["solve"] == solve]
-        axes.loglog([row["error"] for row in found], [row["stated"] for row in found], "o", label=solve, **style)
+        axes.loglog(
+            [row["error"] for row in found],
+            [row["stated"] for row in found],
+            "o",
+            label=solve,
+            **style,
+        )
     axes.fill_between(LIMITS, LIMITS, LIMITS[1], color="0.93", linewidth=0)
     axes.text(7e-6, 0.25, "stated error covers the true one", fontsize="small")
-    axes.set(xlim=LIMITS, ylim=LIMITS, xlabel="true error, bits/dim", ylabel="stated error, bits/dim")
+    axes.set(
+        xlim=LIMITS, ylim=LIMITS, xlabel="true error, bits/dim", ylabel="stated error, bits/dim"
+    )
     axes.set_title("error of the ODE solver")
 
 
@@ -41,7 +53,9 @@ def bounds(axes: Axes) -> None:
     for place, law in enumerate(LAWS):
         found = [row["bound_minus_entropy_bits_per_dim"] for row in made.at(law=law).rows()]
         best = min(found, key=lambda bounds: bounds["iw-32"][0])
-        for shift, (colour, (kind, name)) in enumerate(zip((NELBO, NLL, WEIGHTED), KINDS.items(), strict=True)):
+        for shift, (colour, (kind, name)) in enumerate(
+            zip((NELBO, NLL, WEIGHTED), KINDS.items(), strict=True)
+        ):
             mean, error = best[kind]
             at = place + 0.2 * (shift - 1)
             axes.errorbar(mean, at, xerr=2 * error, fmt="o", markersize=4, color=colour, label=name)
@@ -53,10 +67,18 @@ def bounds(axes: Axes) -> None:
 
 def numbers(axes: Axes) -> None:
     """Bounds above the values of −log p that they bound, which differ between the SDE and the ODE."""
-    for left, right, truth, name in ((-0.4, 2.4, 1.0, "SDE"), (3.2, 8, 1.6, "probability-flow ODE")):
+    for left, right, truth, name in (
+        (-0.4, 2.4, 1.0, "SDE"),
+        (3.2, 8, 1.6, "probability-flow ODE"),
+    ):
         axes.plot([left, right], [truth, truth], color=DATA_COLOUR)
-        axes.text((left + right) / 2, truth - 0.1, f"−log-likelihood of the {name}", ha="center", va="top")
-    for x, y, truth, colour, name in ((1, 3.4, 1.0, NELBO, "NELBO"), (4, 3.0, 1.6, NLL, "NLL (ODE)")):
+        axes.text(
+            (left + right) / 2, truth - 0.1, f"−log-likelihood of the {name}", ha="center", va="top"
+        )
+    for x, y, truth, colour, name in (
+        (1, 3.4, 1.0, NELBO, "NELBO"),
+        (4, 3.0, 1.6, NLL, "NLL (ODE)"),
+    ):
         axes.annotate("", (x, truth), (x, y), arrowprops={"arrowstyle": "->", "color": "0.6"})
         axes.plot(x, y, "o", color=colour, markersize=10)
         axes.text(x + 0.2, y + 0.1, name)
@@ -65,7 +87,9 @@ def numbers(axes: Axes) -> None:
     for k in fall[1:]:
         axes.text(4.1 + 0.75 * k, 1.8 + 1.3 / 1.7**k, f"K = {2**k}", color="0.3", size="small")
     axes.text(5.6, 2.65, "IW-NLL, K draws")
-    axes.set(xlim=(-0.6, 8.4), ylim=(0.6, 3.8), xticks=(), yticks=(), ylabel="bits/dim:\nlower is better")
+    axes.set(
+        xlim=(-0.6, 8.4), ylim=(0.6, 3.8), xticks=(), yticks=(), ylabel="bits/dim:\nlower is better"
+    )
     axes.spines["bottom"].set_visible(False)
 
 

@@ -1,7 +1,7 @@
 """Tables in Markdown, and pages that hold them between markers.
 
-A table stands between ``<!-- table NAME -->`` and ``<!-- end -->`` on lines of their own, a single number between
-``<!-- value NAME -->`` and ``<!-- end -->`` inside a line.
+A table stands between ``<!-- table NAME -->`` and ``<!-- end -->`` on lines of their own, a single
+number between ``<!-- value NAME -->`` and ``<!-- end -->`` inside a line.
 """
 
 import math
@@ -32,7 +32,11 @@ def with_tables(page: str, made: Callable[[str], str]) -> str:
     def marked(match: re.Match) -> str:
         kind, name, _ = match.groups()
         text = made(name)
-        return f"<!-- {kind} {name} -->" + (f"\n{text.strip()}\n" if kind == "table" else text) + "<!-- end -->"
+        return (
+            f"<!-- {kind} {name} -->"
+            + (f"\n{text.strip()}\n" if kind == "table" else text)
+            + "<!-- end -->"
+        )
 
     return MARKED.sub(marked, page)
 

@@ -2,8 +2,9 @@
 
     make records                 # or python -m research.pages
 
-A marker names a row of :data:`SHOWN` and its arguments, with colons between: ``<!-- table closed:budget -->``. Every
-page of ``research/`` and ``docs/`` and ``README.md`` may have some.
+A marker names a row of :data:`SHOWN` and its arguments, with colons between:
+``<!-- table closed:budget -->``. Every page of ``research/`` and ``docs/`` and ``README.md`` may
+have some.
 """
 
 import csv
@@ -29,7 +30,9 @@ def of(name: str, **columns: object) -> Records:
 
 
 def as_it_was(path: Path) -> str:
-    """A table that no code makes any more: of a closed study, or printed by a command whose runs were not kept."""
+    """A table that no code makes any more: of a closed study, or printed by a command whose runs
+    were not kept.
+    """
     with path.open(encoding="utf-8", newline="") as file:
         head, *rows = csv.reader(file)
     return in_table(*head, rows=rows)
@@ -86,12 +89,16 @@ def shown(name: str) -> str:
 
 
 def cell(*arguments: str) -> str:
-    """A cell of a table, for a sentence: the table, the beginning of a row, and the beginning of a column's title.
+    """A cell of a table, for a sentence: the table, the beginning of a row, and the beginning of a
+    column's title.
 
-    "_" stands for a space, and "/" is between the cells of a row: ``cell:closed:budget-curve:fashion/spline:a_third``.
+    "_" stands for a space, and "/" is between the cells of a row:
+    ``cell:closed:budget-curve:fashion/spline:a_third``.
     """
     *table, row, column = arguments
-    rows = (line.strip("| ") for line in shown(":".join(table)).splitlines() if line.startswith("|"))
+    rows = (
+        line.strip("| ") for line in shown(":".join(table)).splitlines() if line.startswith("|")
+    )
     titles, _, *lines = ([part.strip() for part in line.split("|")] for line in rows)
     place = next(i for i, title in enumerate(titles) if spaced(title).startswith(column))
     (found,) = (line[place] for line in lines if "/".join(map(spaced, line)).startswith(row))

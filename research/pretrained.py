@@ -1,18 +1,24 @@
-"""The models that come with the package: copies the parts of a finished run that users need to ``indm/pretrained``.
+"""The models that come with the package: copies the parts of a finished run that users need to
+``indm/pretrained``.
 
-    python -m research.pretrained runs/digits                                              # a minute of one core
-    python -m research.pretrained runs/fashion-mnist                                       # an hour
-    python -m research.pretrained runs/fruits --unseen FOLDER                       # python -m research.data.fruits
+    python -m research.pretrained runs/digits                                              # a
+    minute of one core python -m research.pretrained runs/fashion-mnist
+    # an hour
+    python -m research.pretrained runs/fruits --unseen FOLDER                       # python -m
+    research.data.fruits
 
-The run's folder is named as a row of :data:`MODELS`, which has the command that trains it and the licence of
-its data. The weights of the network are rounded to bfloat16; the flow and the noise of grey levels stay in
-single precision. Rounded, the model is evaluated, sampled and checked for copies of training images in a folder
-beside the run, where a command that was stopped goes on. Pictures and the check of copies are of samples at the
-guidance of the recipe. A model that fails the check is not put there. Samples of a model of p(x|class) are also
-classified, at several weights of guidance.
+The run's folder is named as a row of :data:`MODELS`, which has the command that trains it and the
+licence of
+its data. The weights of the network are rounded to bfloat16; the flow and the noise of grey levels
+stay in
+single precision. Rounded, the model is evaluated, sampled and checked for copies of training images
+in a folder beside the run, where a command that was stopped goes on. Pictures and the check of
+copies are of samples at the guidance of the recipe. A model that fails the check is not put there.
+Samples of a model of p(x|class) are also classified, at several weights of guidance.
 
-A sample may be as near to a training image as an unseen image is: a test image, or one of ``--unseen``. Where each
-class is a few films, test images are of other films, and frames between the training ones say more.
+A sample may be as near to a training image as an unseen image is: a test image, or one of
+``--unseen``. Where each class is a few films, test images are of other films, and frames between
+the training ones say more.
 """
 
 import argparse
@@ -98,7 +104,7 @@ MODELS = {
 }
 
 
-# ── The rounded run ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The rounded run ───────────────────────────────────────────────────────────────────────────────
 
 
 def rounded(run: Path) -> Path:
@@ -110,7 +116,10 @@ def rounded(run: Path) -> Path:
         shutil.copyfile(run / file, out / file)
     model = indm.INDM.load(run)
     network = {f"score.backbone.{name}" for name, _ in model.score.backbone.named_parameters()}
-    state = {name: value.bfloat16() if name in network else value for name, value in model.state_dict().items()}
+    state = {
+        name: value.bfloat16() if name in network else value
+        for name, value in model.state_dict().items()
+    }
     atomic.whole(out / WEIGHTS, atomic.weights_into(state))
     return out
 
@@ -119,12 +128,20 @@ def evaluated(run: Path) -> dict[str, Any]:
     """The evaluation of a run, which is made where there is none."""
     if not (run / "evaluation.json").exists():
         own = recipe_of(run).evaluate
-        evaluate_run(run, {"examples": min(EVALUATED, own.examples), "nll_examples": min(SOLVED, own.nll_examples)})
+        evaluate_run(
+            run,
+            {
+                "examples": min(EVALUATED, own.examples),
+                "nll_examples": min(SOLVED, own.nll_examples),
+            },
+        )
     return read_evaluation(run)
 
 
 def unseen(data: Data, folder: Path | None) -> tuple[Tensor, Tensor]:
-    """Test images; or images ``folder/CLASS/GROUP/FILE`` of groups that were trained on. And the classes of each."""
+    """Test images; or images ``folder/CLASS/GROUP/FILE`` of groups that were trained on. And the
+    classes of each.
+    """
     if folder is None:
         images = stack(data.test, DRAWN)
         return images, data.labels.get("test", torch.zeros(len(images)))[: len(images)]
@@ -135,13 +152,13 @@ def unseen(data: Data, folder: Path | None) -> tuple[Tensor, Tensor]:
     return stack(ImageFiles([files[i] for i in order], data.shape)), torch.tensor(classes)
 
 
-# ── Copies ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Copies ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def check_of_copies(raw: Tensor, data: Data, others: Tensor, picture: Path) -> dict[str, Any]:
-    """The numbers of :mod:`research.copies` for samples; and a picture of images above their nearest training images:
-    the first samples, the most similar ones, and the first of ``others``, which are unseen. Pairs are sorted by their
-    similarity, which is above each.
+    """The numbers of :mod:`research.copies` for samples; and a picture of images above their
+    nearest training images: the first samples, the most similar ones, and the first of ``others``,
+    which are unseen. Pairs are sorted by their similarity, which is above each.
 
     Raises:
         ValueError: too many are near a training image.
@@ -159,11 +176,17 @@ def check_of_copies(raw: Tensor, data: Data, others: Tensor, picture: Path) -> d
         chosen = rows[: 2 * COLUMNS]
         chosen = chosen[nearest.similarity[chosen].argsort(descending=True)]
         similarity = [f"{value:.3f}" for value in nearest.similarity[chosen].tolist()]
-        pair = torch.cat([images[chosen].to(raw.dtype), train[nearest.number[chosen]].to(raw.dtype)])
-        panels.append(sheets.Panel(pair, len(chosen), title, (word, "nearest training image"), similarity))
+        pair = torch.cat(
+            [images[chosen].to(raw.dtype), train[nearest.number[chosen]].to(raw.dtype)]
+        )
+        panels.append(
+            sheets.Panel(pair, len(chosen), title, (word, "nearest training image"), similarity)
+        )
     plots.save_pixels(sheets.sheet(panels, int(data.scaling.levels or 0), across=1), picture)
     if numbers["near"] > copies.MOST:
-        raise ValueError(f"{100 * numbers['near']:.1f} % of the samples are near a training image: look at {picture}")
+        raise ValueError(
+            f"{100 * numbers['near']:.1f} % of the samples are near a training image: look at {picture}"
+        )
     return numbers
 
 
@@ -185,11 +208,13 @@ The number above each pair is its similarity.
 ![Samples above their nearest training images]({NEIGHBOURS})"""
 
 
-# ── Classes ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Classes ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: Tensor) -> dict[str, float]:
-    """The share of images whose class by the classifier is ``c``, and their distance from the reference."""
+    """The share of images whose class by the classifier is ``c``, and their distance from the
+    reference.
+    """
     share = (extractor.head(extractor.features(raw)).argmax(1) == c).double().mean().item()
     found = fidelity.scores(raw.to(reference.dtype), reference, extractor.features)
     scores = {"frechet_distance": found["frechet_inception_distance"]}
@@ -198,7 +223,9 @@ def agreement(raw: Tensor, c: Tensor, extractor: Extractor, reference: Tensor) -
 
 
 @torch.no_grad()
-def classes(run: Path, data: Data, known: Mapping[str, tuple[Tensor, Tensor]], extractor: Extractor) -> dict[str, Any]:
+def classes(
+    run: Path, data: Data, known: Mapping[str, tuple[Tensor, Tensor]], extractor: Extractor
+) -> dict[str, Any]:
     """:func:`agreement` of samples at each guidance, and of images whose classes are ``known``."""
     reference = stack(data.train, REFERENCE)
     images = {f"samples, w = {guidance:g}": drawn(run, guidance) for guidance in GUIDANCE} | known
@@ -215,7 +242,13 @@ def about_classes(numbers: dict[str, Any], of_test: str) -> str:
         )
         for name, row in numbers["rows"].items()
     ]
-    columns = f"{numbers['images']} images", "the right class, %", "Fréchet distance", "precision", "recall"
+    columns = (
+        f"{numbers['images']} images",
+        "the right class, %",
+        "Fréchet distance",
+        "precision",
+        "recall",
+    )
     return f"""## Classes
 
 A small classifier of the training images says which class each image has. w is the weight of guidance; 1 is the model.
@@ -227,7 +260,7 @@ images; the distance is not an FID.
 {of_test}""".rstrip()
 
 
-# ── Samples and what ships ────────────────────────────────────────────────────────────────────────────────────────────
+# ── Samples and what ships ────────────────────────────────────────────────────────────────────────
 
 
 def drawn(run: Path, guidance: float | None = None) -> tuple[Tensor, Tensor | None]:
@@ -237,7 +270,9 @@ def drawn(run: Path, guidance: float | None = None) -> tuple[Tensor, Tensor | No
     guidance = own if guidance is None else guidance
     out = run if guidance == own else run / f"guidance-{guidance:g}"
     file = out / SAMPLES
-    raw, _, _ = read_samples(file) if file.exists() else draw(run, Drawing(n=DRAWN, guidance=guidance), out)
+    raw, _, _ = (
+        read_samples(file) if file.exists() else draw(run, Drawing(n=DRAWN, guidance=guidance), out)
+    )
     c = torch.from_numpy(untrusted.array(out / SAMPLES, "c")) if recipe.labels else None
     return raw, c
 
@@ -259,21 +294,31 @@ def picture(raw: Tensor, c: Tensor | None, data: Data, path: Path) -> None:
 
 def banner(run: Path, out: Path, each: int = 3) -> None:
     """The first samples of each class, a column for each, at the guidance of the recipe."""
-    (raw, c), levels, count = drawn(run), indm.INDM.load(run).scaling.levels, len(recipe_of(run).labels)
+    (raw, c), levels, count = (
+        drawn(run),
+        indm.INDM.load(run).scaling.levels,
+        len(recipe_of(run).labels),
+    )
     rows = of_each(raw, c, count, each).transpose(0, 1)
-    plots.save_pixels(sheets.grid(rows.flatten(0, 1), int(levels or 0), columns=count, factor=2), out)
+    plots.save_pixels(
+        sheets.grid(rows.flatten(0, 1), int(levels or 0), columns=count, factor=2), out
+    )
 
 
 def in_few_colours(picture: bytes) -> bytes:
     """A PNG of 256 colours, which takes a third of the bytes."""
     small = io.BytesIO()
     with Image.open(io.BytesIO(picture)) as full:
-        full.convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE).save(small, "png", optimize=True)
+        full.convert("RGB").quantize(256, kmeans=3, dither=Image.Dither.NONE).save(
+            small, "png", optimize=True
+        )
     return small.getvalue()
 
 
 def card(run: Path, name: str, sections: Sequence[str]) -> str:
-    """The README of a shipped model: its parts, its likelihood, its samples, ``sections``, and how it is loaded."""
+    """The README of a shipped model: its parts, its likelihood, its samples, ``sections``, and how
+    it is loaded.
+    """
     recipe = recipe_of(run)
     kinds = {kind: getattr(recipe, kind) for kind in (*PART_KINDS, *OPTIONAL_KINDS)}
     parts = ", ".join(f"{kind} `{part.name}`" for kind, part in kinds.items() if part is not None)
@@ -321,15 +366,20 @@ raw = model.scaling.to_data(indm.sample(model, 16{given}))
 """
 
 
-def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_unseen: Path | None = None) -> Path:
+def ship(
+    finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_unseen: Path | None = None
+) -> Path:
     """Write what others get of a finished run into a folder below ``home``.
 
     Raises:
-        ValueError: a model without an :class:`Origin`, a run that has not ended, or too many copies.
+        ValueError: a model without an :class:`Origin`, a run that has not ended, or too many
+            copies.
     """
     origin = MODELS.get(finished.name)
     if origin is None:
-        raise ValueError(f"the folder of the run must be called {', '.join(MODELS)}, got {finished.name}")
+        raise ValueError(
+            f"the folder of the run must be called {', '.join(MODELS)}, got {finished.name}"
+        )
     run = rounded(finished)
     result, data = evaluated(run), data_of(run, indm.INDM.load(run))
     (others, of), (raw, c) = unseen(data, folder_of_unseen), drawn(run)
@@ -339,8 +389,12 @@ def ship(finished: Path, extractors: Path, home: Path = hub.SHIPPED, folder_of_u
     sections = [f"Made by `{origin.command}`.", f"## Licence of the data\n\n{origin.data}"]
     picture(raw, c, data, run / PICTURE)
     if c is not None:
-        extractor = load_or_train(extractors / f"{data.name}-{'x'.join(map(str, data.shape))}", data)
-        numbers["classes"] = classes(run, data, {TEST: unseen(data, None), name: (others, of)}, extractor)
+        extractor = load_or_train(
+            extractors / f"{data.name}-{'x'.join(map(str, data.shape))}", data
+        )
+        numbers["classes"] = classes(
+            run, data, {TEST: unseen(data, None), name: (others, of)}, extractor
+        )
         sections.append(about_classes(numbers["classes"], origin.of_test))
     sections.append(about_copies(numbers["copies"], name))
     folder = home / f"{finished.name}{END}"
@@ -366,23 +420,44 @@ def gallery() -> str:
     for folder in (hub.SHIPPED / name for name in hub.shipped_names()):
         numbers = json.loads((folder / NUMBERS).read_text("utf-8"))
         bits = [numbers[k] for k in ("nelbo", "nll")]
-        shown = [with_error(b["bits_per_dim"], b["bits_per_dim_standard_error"], ".2f") for b in bits]
-        near, size = numbers["copies"]["near"], sum(file.stat().st_size for file in folder.iterdir())
+        shown = [
+            with_error(b["bits_per_dim"], b["bits_per_dim_standard_error"], ".2f") for b in bits
+        ]
+        near, size = (
+            numbers["copies"]["near"],
+            sum(file.stat().st_size for file in folder.iterdir()),
+        )
         budget = f"{numbers['steps']:,}, {numbers['seconds'] / 60:.0f} min"
         found = numbers.get("classes", {"rows": {}})["rows"]
-        asked = [f"{100 * found[f'samples, w = {w:g}']['agreement']:.0f}" for w in GUIDANCE if found]
+        asked = [
+            f"{100 * found[f'samples, w = {w:g}']['agreement']:.0f}" for w in GUIDANCE if found
+        ]
         right = f"{' / '.join(asked)} %" if asked else "–"
-        rows.append((f"`{folder.name}`", *shown, budget, f"{100 * near:.1f} %", right, f"{size / 1e6:.1f}"))
+        rows.append(
+            (f"`{folder.name}`", *shown, budget, f"{100 * near:.1f} %", right, f"{size / 1e6:.1f}")
+        )
     guidance = f"right class at w = {' / '.join(f'{w:g}' for w in GUIDANCE)}"
-    return in_table("model", "NELBO, bits/dim", "NLL", "steps, time", "near", guidance, "MB", rows=rows)
+    return in_table(
+        "model", "NELBO, bits/dim", "NLL", "steps, time", "near", guidance, "MB", rows=rows
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("--extractors", type=Path, default=Path("runs/extractors"), help="folder of classifiers")
-    parser.add_argument("--unseen", type=Path, help="folder of images to compare samples with; test images by default")
-    parser.add_argument("--banner", type=Path, help="draw samples of each class side by side into this file instead")
+    parser.add_argument(
+        "--extractors", type=Path, default=Path("runs/extractors"), help="folder of classifiers"
+    )
+    parser.add_argument(
+        "--unseen",
+        type=Path,
+        help="folder of images to compare samples with; test images by default",
+    )
+    parser.add_argument(
+        "--banner", type=Path, help="draw samples of each class side by side into this file instead"
+    )
     o = parser.parse_args()
     if o.banner:
         return banner(rounded(o.run), o.banner)

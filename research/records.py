@@ -1,13 +1,14 @@
-"""Records of studies: one CSV file a table, with a row for each training, which is never made again.
+"""Records of studies: one CSV file a table, with a row for each training, which is never made
+again.
 
     table = Records(RECORDS / "verdict-final.csv")
     training = table.at(data="clothes-16", variant="indm", seed=1)
-    record = training.kept(lambda: {"setting": {"train.lr": 1e-3}, "nelbo": [1.9, 0.1], "nelbo_nats": [83.1, 80.2]})
-    table.at(data="digits").rows()
+    record = training.kept(lambda: {"setting": {"train.lr": 1e-3}, "nelbo": [1.9, 0.1],
+    "nelbo_nats": [83.1, 80.2]}) table.at(data="digits").rows()
 
-A cell is JSON, or text as it is; one that is empty has no value. Numbers of single examples, whose names end in
-``_nats``, ``_bits`` or ``_levels``, are in the ``.npz`` beside the file, in single precision, under the text in the
-column ``arrays``. Several processes may write into one table.
+A cell is JSON, or text as it is; one that is empty has no value. Numbers of single examples, whose
+names end in ``_nats``, ``_bits`` or ``_levels``, are in the ``.npz`` beside the file, in single
+precision, under the text in the column ``arrays``. Several processes may write into one table.
 """
 
 import csv
@@ -34,7 +35,9 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Records:
-    """The rows of a table that have the values of ``key`` in its columns: all of them, some, or a single one."""
+    """The rows of a table that have the values of ``key`` in its columns: all of them, some, or a
+    single one.
+    """
 
     path: Path
     key: tuple[tuple[str, Any], ...] = ()
@@ -45,9 +48,13 @@ class Records:
     def rows(self) -> list[Row]:
         found = [row for row in self._lines() if self._has(row)]
         arrays = self._arrays() if any(ARRAYS in row for row in found) else {}
-        return [with_arrays({name: value(cell) for name, cell in row.items()}, arrays) for row in found]
+        return [
+            with_arrays({name: value(cell) for name, cell in row.items()}, arrays) for row in found
+        ]
 
-    def of_common_seeds(self, column: str, names: Iterable[str], having: str = "seed") -> dict[str, list[Row]]:
+    def of_common_seeds(
+        self, column: str, names: Iterable[str], having: str = "seed"
+    ) -> dict[str, list[Row]]:
         """The rows with each of ``names`` in a column, in order of the seeds that all of them have.
 
         Rows without the column ``having`` do not count.
@@ -67,9 +74,17 @@ class Records:
     def add(self, record: Mapping[str, Any]) -> None:
         """Write the row, in the place of one with the same key."""
         name = text([part for _, part in self.key])
-        own = {f"{name}/{column}": np.float32(record[column]) for column in record if column.endswith(OF_EXAMPLES)}
-        cells = {column: part for column, part in record.items() if not column.endswith(OF_EXAMPLES)}
-        line = {column: text(part) for column, part in (dict(self.key) | cells | dict(self.key)).items()}
+        own = {
+            f"{name}/{column}": np.float32(record[column])
+            for column in record
+            if column.endswith(OF_EXAMPLES)
+        }
+        cells = {
+            column: part for column, part in record.items() if not column.endswith(OF_EXAMPLES)
+        }
+        line = {
+            column: text(part) for column, part in (dict(self.key) | cells | dict(self.key)).items()
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
             if own:
@@ -77,7 +92,9 @@ class Records:
                 atomic.whole(self.path.with_suffix(".npz"), atomic.arrays_into(arrays))
             others = [row for row in self._lines() if not self._has(row)]
             lines = [*others, line | ({ARRAYS: name} if own else {})]
-            self._write(sorted(lines, key=lambda row: [place(value(row[column])) for column, _ in self.key]))
+            self._write(
+                sorted(lines, key=lambda row: [place(value(row[column])) for column, _ in self.key])
+            )
 
     def _has(self, row: Mapping[str, str]) -> bool:
         return all(column in row and value(row[column]) == wanted for column, wanted in self.key)
@@ -86,11 +103,15 @@ class Records:
         if not self.path.exists():
             return []
         with self.path.open(encoding="utf-8", newline="") as file:
-            return [{name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)]
+            return [
+                {name: cell for name, cell in row.items() if cell} for row in csv.DictReader(file)
+            ]
 
     def _write(self, lines: list[dict[str, str]]) -> None:
         file = io.StringIO()
-        writer = csv.DictWriter(file, list(dict.fromkeys(name for row in lines for name in row)), lineterminator="\n")
+        writer = csv.DictWriter(
+            file, list(dict.fromkeys(name for row in lines for name in row)), lineterminator="\n"
+        )
         writer.writeheader()
         writer.writerows(lines)
         atomic.text(self.path, file.getvalue())
@@ -110,7 +131,11 @@ def loaded(path: Path, changed: int) -> dict[str, np.ndarray]:
 def with_arrays(row: Row, arrays: Mapping[str, np.ndarray]) -> Row:
     """The row with its numbers of single examples, as lists."""
     name = text(row.pop(ARRAYS, None))
-    own = {key.rpartition("/")[2]: array.tolist() for key, array in arrays.items() if key.rpartition("/")[0] == name}
+    own = {
+        key.rpartition("/")[2]: array.tolist()
+        for key, array in arrays.items()
+        if key.rpartition("/")[0] == name
+    }
     return row | own
 
 

@@ -1,4 +1,6 @@
-"""Tables of ``bench/records``: speed and memory beside the straightforward baseline, and samples along the steps."""
+"""Tables of ``bench/records``: speed and memory beside the straightforward baseline, and samples
+along the steps.
+"""
 
 import csv
 import re
@@ -23,7 +25,16 @@ def table() -> str:
     rows = []
     for row in Records(BENCH / "performance.csv").rows():
         what, baseline, ours, ratio, target = (str(row.get(key, "")) for key in keys)
-        rows.append((RUNS[row["measurement"]], what, SPREAD.sub("", baseline), SPREAD.sub("", ours), ratio, target))
+        rows.append(
+            (
+                RUNS[row["measurement"]],
+                what,
+                SPREAD.sub("", baseline),
+                SPREAD.sub("", ours),
+                ratio,
+                target,
+            )
+        )
     return in_table("run", "what", "baseline", "indm", "ratio", "target", rows=rows)
 
 
@@ -40,7 +51,14 @@ def solver_error() -> str:
 def multilevel() -> str:
     """Intervals of multilevel means over random choices of their subsets."""
     rows = [tuple(row.values()) for row in as_written("multilevel")]
-    counts = ("in 90 %", "in 99 %", "largest error", "evaluations", "each solve", "of 1,000, to 0.001")
+    counts = (
+        "in 90 %",
+        "in 99 %",
+        "largest error",
+        "evaluations",
+        "each solve",
+        "of 1,000, to 0.001",
+    )
     return in_table("model", "examples", "standard error", *counts, rows=rows)
 
 
@@ -54,6 +72,7 @@ def ripples() -> str:
 def sample_steps() -> str:
     counts = ("12", "25", "50", "100", "200")
     rows = [
-        (row["model"], *(f"{row[count]:g}" for count in counts)) for row in Records(BENCH / "sample_steps.csv").rows()
+        (row["model"], *(f"{row[count]:g}" for count in counts))
+        for row in Records(BENCH / "sample_steps.csv").rows()
     ]
     return in_table("model", *(f"{count} steps" for count in counts), rows=rows)

@@ -1,13 +1,15 @@
-"""Do weights state their errors? Twelve targets with a known or a long-measured Z, proposals from good to bad.
+"""Do weights state their errors? Twelve targets with a known or a long-measured Z, proposals from
+good to bad.
 
     python -m research.weights                      # whatever has no record yet, then the tables
     python -m research.weights --only funnel        # the targets whose name has that in it
     python -m research.weights --only none          # the tables alone
 
-A proposal gives 10⁶ draws. Pilots are slices of them, so that no draw is in two pilots of one size. For each pilot
-:func:`indm.reweight` states log Z, a mean and the share, or refuses. Next to it stand the normal interval and the
-empirical share of the pilot, which is what is usually published. Some 15 minutes of one core; killed and started again,
-it goes on. A cell is a row of ``weights.csv``, and a planted fault one of ``weights-faults.csv``.
+A proposal gives 10⁶ draws. Pilots are slices of them, so that no draw is in two pilots of one size.
+For each pilot :func:`indm.reweight` states log Z, a mean and the share, or refuses. Next to it
+stand the normal interval and the empirical share of the pilot, which is what is usually published.
+Some 15 minutes of one core; killed and started again, it goes on. A cell is a row of
+``weights.csv``, and a planted fault one of ``weights-faults.csv``.
 """
 
 import argparse
@@ -49,7 +51,9 @@ class Law(Protocol):
 class Mixture:
     """A mixture of Gaussians, or of Student laws where ``freedom`` is given."""
 
-    def __init__(self, means: Tensor, roots: Tensor, weights: Tensor | None = None, freedom: float = math.inf):
+    def __init__(
+        self, means: Tensor, roots: Tensor, weights: Tensor | None = None, freedom: float = math.inf
+    ):
         """means (K, d), roots of covariances (K, d, d), lower triangular, and weights (K,)."""
         self.means, self.roots = means.double(), roots.double()
         self.weights = torch.full((len(means),), 1 / len(means)) if weights is None else weights
@@ -168,7 +172,8 @@ def above_one(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Target:
-    """An unnormalised density with log Z and a mean that are known, or measured by the best proposal.
+    """An unnormalised density with log Z and a mean that are known, or measured by the best
+    proposal.
 
     Attributes:
         says: what it is, in words.
@@ -194,9 +199,16 @@ class Target:
     def truth(self) -> dict[str, float]:
         """log Z and the mean of f, each with its standard error."""
         if self.log_z is not None and self.law is not None:
-            values = np.concatenate([self.f(self.law.sample(BATCH, g)).numpy() for g in generators(10, 4 * POOL)])
+            values = np.concatenate(
+                [self.f(self.law.sample(BATCH, g)).numpy() for g in generators(10, 4 * POOL)]
+            )
             error = values.std() / math.sqrt(len(values))
-            return {"log_z": self.log_z, "log_z_error": 0.0, "mean": values.mean(), "mean_error": error}
+            return {
+                "log_z": self.log_z,
+                "log_z_error": 0.0,
+                "mean": values.mean(),
+                "mean_error": error,
+            }
         log_w, values = pool(self, next(iter(self.proposals.values())), self.reference, 11)
         w = np.exp(log_w - log_w.max())
         mean = (w @ values) / w.sum()
@@ -224,7 +236,9 @@ def pool(target: Target, proposal, n: int, seed: int) -> tuple[np.ndarray, np.nd
 
 
 def of_law(says: str, law, proposals: dict, **options) -> Target:
-    return Target(says, lambda x: law.log_prob(x) + math.log(2), proposals, law, log_z=math.log(2), **options)
+    return Target(
+        says, lambda x: law.log_prob(x) + math.log(2), proposals, law, log_z=math.log(2), **options
+    )
 
 
 def two_modes(weight: float, distance: float = 3.0, scale: float = 1.0) -> Mixture:
@@ -241,7 +255,8 @@ def some(law) -> Tensor:
     return law.sample(50_000, torch.Generator().manual_seed(5))
 
 
-# The four particles: E = ½ Σ_{i<j} [−4 (r − 4)² + 0.9 (r − 4)⁴] in the plane, positions relative to the first one.
+# The four particles: E = ½ Σ_{i<j} [−4 (r − 4)² + 0.9 (r − 4)⁴] in the plane, positions relative to
+# the first one.
 def particle_energy(x: Tensor) -> Tensor:
     """(n, 6) → (n,)."""
     places = torch.cat([torch.zeros(len(x), 2, dtype=x.dtype), x], 1).reshape(-1, 4, 2)
@@ -274,7 +289,9 @@ def fitted(x: Tensor, components: int, scale: float) -> Mixture:
 
 
 class Turned:
-    """A law of the particles whose direction is uniform: a mixture of log r of the first pair, and of the rest."""
+    """A law of the particles whose direction is uniform: a mixture of log r of the first pair, and
+    of the rest.
+    """
 
     def __init__(self, x: Tensor, components: int, scale: float):
         self.inner = fitted(self._turned(x), components, scale)
@@ -309,11 +326,18 @@ def particles() -> Target:
         "turned, 12 Gaussians": Turned(x, 12, 1.0),
         "32 Gaussians": fitted(x, 32, 1.0),
     }
-    return Target("four particles in a double well", lambda x: -particle_energy(x), proposals, f=particle_energy)
+    return Target(
+        "four particles in a double well",
+        lambda x: -particle_energy(x),
+        proposals,
+        f=particle_energy,
+    )
 
 
 class Curved:
-    """A curve that all sites share and a spectrum, fitted by their likelihood, behind N(0, scale² I)."""
+    """A curve that all sites share and a spectrum, fitted by their likelihood, behind N(0, scale²
+    I).
+    """
 
     def __init__(self, fields: Tensor, scale: float, steps: int = 400):
         torch.manual_seed(0)
@@ -345,7 +369,9 @@ class Curved:
 
 
 def lattice(coupling: float) -> Target:
-    """Proposals are a curve and a spectrum, two Gaussians with the mean and the spectrum of one phase, or one."""
+    """Proposals are a curve and a spectrum, two Gaussians with the mean and the spectrum of one
+    phase, or one.
+    """
     law = Field(coupling)
     fields = law.draws(5, 0).flatten(0, 1).flatten(1)
     sign = fields.mean(1, keepdim=True).sign()
@@ -379,7 +405,9 @@ def circulant_root(fields: Tensor) -> Tensor:
 
 
 def gaussians(d: int, scales: tuple[float, ...]) -> Target:
-    return of_law(f"N(0, I) in {d} dimensions", gaussian(d), {f"scale {s}": gaussian(d, s) for s in scales})
+    return of_law(
+        f"N(0, I) in {d} dimensions", gaussian(d), {f"scale {s}": gaussian(d, s) for s in scales}
+    )
 
 
 def modes() -> Target:
@@ -391,7 +419,10 @@ def modes() -> Target:
 
 def eight() -> Target:
     law = eight_modes()
-    proposals = {"Student, 5": matched(some(law), 1.0, 5.0), "one Gaussian": matched(some(law), 1.0)}
+    proposals = {
+        "Student, 5": matched(some(law), 1.0, 5.0),
+        "one Gaussian": matched(some(law), 1.0),
+    }
     proposals["narrow"] = matched(some(law), 0.8)
     return of_law("eight modes in five dimensions", law, proposals)
 
@@ -402,11 +433,16 @@ def student() -> Target:
         "scale 3": gaussian(1, 3.0),
         "scale 1.5": gaussian(1, 1.5),
     }
-    return of_law("Student's law with 3 degrees of freedom", gaussian(1, freedom=3.0), proposals, f=above_one)
+    return of_law(
+        "Student's law with 3 degrees of freedom", gaussian(1, freedom=3.0), proposals, f=above_one
+    )
 
 
 def student_in_space() -> Target:
-    proposals = {"Student, 4": gaussian(3, 1.1, freedom=4.0), "Student, 20": gaussian(3, 1.3, freedom=20.0)}
+    proposals = {
+        "Student, 4": gaussian(3, 1.1, freedom=4.0),
+        "Student, 20": gaussian(3, 1.3, freedom=20.0),
+    }
     proposals["Gaussian"] = gaussian(3, 1.3)
     law = gaussian(3, freedom=6.0)
     return of_law("Student's law with 6 degrees, three dimensions", law, proposals, f=above_one)
@@ -431,7 +467,11 @@ def banana() -> Target:
 
 
 def box() -> Target:
-    proposals = {"uniform": Box(), "a Gaussian": gaussian(3, 0.6, 0.4), "a wide Gaussian": gaussian(3, 1.5, 0.5)}
+    proposals = {
+        "uniform": Box(),
+        "a Gaussian": gaussian(3, 0.6, 0.4),
+        "a wide Gaussian": gaussian(3, 1.5, 0.5),
+    }
     return of_law("a Gaussian cut to a box", Cut(), proposals)
 
 
@@ -454,7 +494,10 @@ TARGETS: dict[str, Callable[[], Target]] = {
 def counts(stated: list[Interval], truth: float) -> Row:
     """How many speak, and how many of those cover."""
     speak = [number for number in stated if not number.refused]
-    return {"speaks": len(speak), "covers": sum(bool(number.low <= truth <= number.high) for number in speak)}
+    return {
+        "speaks": len(speak),
+        "covers": sum(bool(number.low <= truth <= number.high) for number in speak),
+    }
 
 
 def measured(target: Target, name: str, n: int, log_w: np.ndarray, values: np.ndarray) -> Row:
@@ -490,7 +533,10 @@ def measured(target: Target, name: str, n: int, log_w: np.ndarray, values: np.nd
         **truth,
         "misses": name in target.misses,
         "pilots": PILOTS,
-        **{f"of_{key}": counts(numbers, truths.get(key, truth["log_z"])) for key, numbers in stated.items()},
+        **{
+            f"of_{key}": counts(numbers, truths.get(key, truth["log_z"]))
+            for key, numbers in stated.items()
+        },
         "overstates": float(np.median(ratios)) if ratios else None,
         "two_sided": len(ratios),
         "habit": float(np.median(habit)),
@@ -537,7 +583,9 @@ def planted(fault: str) -> Row:
     variance = {"noise": 0.3, "stated-noise": 0.3, "small-noise": 0.08}.get(fault, 0.0)
 
     def log_q(x: Tensor) -> Tensor:
-        bias = {"factor": torch.tensor(-0.3), "jacobian": -0.3 * x[:, 0]}.get(fault, torch.tensor(0.0))
+        bias = {"factor": torch.tensor(-0.3), "jacobian": -0.3 * x[:, 0]}.get(
+            fault, torch.tensor(0.0)
+        )
         return q.log_prob(x) + bias + math.sqrt(variance) * torch.randn(len(x), dtype=torch.float64)
 
     torch.manual_seed(0)
@@ -563,7 +611,9 @@ def planted(fault: str) -> Row:
 
 
 def batches_of_16() -> Row:
-    """The mean of empirical shares in batches of 16, next to all 4096 draws and the truth, where k = 0.36."""
+    """The mean of empirical shares in batches of 16, next to all 4096 draws and the truth, where k
+    = 0.36.
+    """
     generator = torch.Generator().manual_seed(0)
     q, p = gaussian(2, 0.8), gaussian(2)
     x = q.sample(4096 * FORWARD, generator)
@@ -571,7 +621,12 @@ def batches_of_16() -> Row:
     parts = w.sum(2).square() / w.square().sum(2) / 16
     whole = w.sum((1, 2)).square() / w.square().sum((1, 2)) / 4096
     truth = (2 * 0.8**2 - 1) / 0.8**4
-    return {"in_batches": parts.mean().item(), "whole": whole.median().item(), "truth": truth, **made_by(0)}
+    return {
+        "in_batches": parts.mean().item(),
+        "whole": whole.median().item(),
+        "truth": truth,
+        **made_by(0),
+    }
 
 
 def percent(of: Row) -> str:
@@ -583,7 +638,9 @@ def by_cell(rows: list[Row]) -> list[list[Row]]:
     cells: dict[tuple[str, str], list[Row]] = {}
     for row in sorted(rows, key=lambda row: (list(TARGETS).index(row["target"]), row["n"])):
         cells.setdefault((row["target"], row["proposal"]), []).append(row)
-    return sorted(cells.values(), key=lambda cell: (list(TARGETS).index(cell[0]["target"]), -cell[0]["share"]))
+    return sorted(
+        cells.values(), key=lambda cell: (list(TARGETS).index(cell[0]["target"]), -cell[0]["share"])
+    )
 
 
 def coverage_table(rows: list[Row]) -> str:
@@ -609,7 +666,17 @@ def coverage_table(rows: list[Row]) -> str:
                 sizes(cell, lambda row: percent(row["of_ess"])),
             )
         )
-    columns = ("target", "proposal", "k̂", "share", "refused", "log Z", "normal", "mean", "share covers")
+    columns = (
+        "target",
+        "proposal",
+        "k̂",
+        "share",
+        "refused",
+        "log Z",
+        "normal",
+        "mean",
+        "share covers",
+    )
     return in_table(*columns, rows=lines)
 
 
@@ -660,8 +727,17 @@ def overstatement_table(rows: list[Row]) -> str:
         same = [row["habit_where_it_speaks"] for row in some if row["two_sided"] >= LEAST]
         every = [row["habit"] for row in some]
         parts = [f"{np.median(part):.2f}, {max(part):.2f}" for part in (ours, same, every)]
-        no_limit = [row["two_sided"] for row in some if row["k"] is not None and row["k"] >= NO_SHARE]
-        lines.append((f"{n:,}", f"{len(ours)} of {len(some)}", *parts, f"{sum(no_limit)} of {PILOTS * len(no_limit)}"))
+        no_limit = [
+            row["two_sided"] for row in some if row["k"] is not None and row["k"] >= NO_SHARE
+        ]
+        lines.append(
+            (
+                f"{n:,}",
+                f"{len(ours)} of {len(some)}",
+                *parts,
+                f"{sum(no_limit)} of {PILOTS * len(no_limit)}",
+            )
+        )
     columns = (
         "n",
         "proposals with a two-sided share",
@@ -682,7 +758,9 @@ def forward_table(rows: list[Row]) -> str:
             name = row["proposal"] + (", misses" if row["misses"] else "")
             lines.append((row["target"], name, f"{row['k']:.2f}" if row.get("k") is not None else "–",
                           found["disagrees"], found["of_log_z"]["speaks"], percent(found["of_log_z"])))  # fmt: skip
-    return in_table("target", "proposal", "k̂", "alarms of 30", "log Z speaks", "log Z covers", rows=lines)
+    return in_table(
+        "target", "proposal", "k̂", "alarms of 30", "log Z speaks", "log Z covers", rows=lines
+    )
 
 
 def fault_table(rows: list[Row]) -> str:
@@ -698,7 +776,14 @@ def fault_table(rows: list[Row]) -> str:
                 f"{row['found_by_audit']} of {row['audits']}",
             )
         )
-    return in_table("fault", "log Z speaks", "covers", "found with target draws", "found by an audit of q", rows=lines)
+    return in_table(
+        "fault",
+        "log Z speaks",
+        "covers",
+        "found with target draws",
+        "found by an audit of q",
+        rows=lines,
+    )
 
 
 def batch_sentence(rows: list[Row]) -> str:
@@ -720,7 +805,9 @@ def record_proposal(made: Records, target: Target, name: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="targets whose name has this in it")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -737,7 +824,13 @@ def main() -> None:
     if options.only in "batches":
         faults.at(fault="batches").kept(batches_of_16)
     rows = made.rows()
-    print(summary_table(rows), overstatement_table(rows), coverage_table(rows), forward_table(rows), sep="\n\n")
+    print(
+        summary_table(rows),
+        overstatement_table(rows),
+        coverage_table(rows),
+        forward_table(rows),
+        sep="\n\n",
+    )
     print(fault_table(faults.rows()), batch_sentence(faults.rows()), sep="\n\n")
 
 

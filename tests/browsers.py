@@ -1,5 +1,7 @@
-"""Debian's Chromium, driven by Playwright: a page of it fails a test that leaves an error in the console, or that
-fetches anything from elsewhere. What is looked at is kept as pictures in ``build/screenshots``."""
+"""Debian's Chromium, driven by Playwright: a page of it fails a test that leaves an error in the
+console, or that fetches anything from elsewhere. What is looked at is kept as pictures in
+``build/screenshots``.
+"""
 
 import functools
 import shutil
@@ -10,13 +12,18 @@ from urllib.parse import urlsplit
 import pytest
 
 SCREENSHOTS = Path(__file__).parents[1] / "build" / "screenshots"
-WIDE, NARROW = {"width": 1200, "height": 900}, {"width": 390, "height": 800}  # of a desk, of a phone
+# of a desk, of a phone
+WIDE, NARROW = {"width": 1200, "height": 900}, {"width": 390, "height": 800}
 HERE = {None, "127.0.0.1"}  # hosts: of files and data, and of this machine
 
 
 @functools.cache
 def chromium():
-    return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    return (
+        shutil.which("chromium")
+        or shutil.which("chromium-browser")
+        or shutil.which("google-chrome")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +32,9 @@ def browser():
     if chromium() is None:
         pytest.skip("needs Chromium")
     with playwright.sync_playwright() as driver:
-        opened = driver.chromium.launch(executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"])
+        opened = driver.chromium.launch(
+            executable_path=chromium(), args=["--no-sandbox", "--disable-gpu"]
+        )
         yield opened
         opened.close()
 

@@ -1,4 +1,6 @@
-"""Score models known in closed form: Gaussian and mixture data under any linear SDE, for events of any shape."""
+"""Score models known in closed form: Gaussian and mixture data under any linear SDE, for events of
+any shape.
+"""
 
 import math
 
@@ -10,7 +12,9 @@ from indm.names import BUILT_IN, find
 
 SDES = {name: find("sde", name) for name in BUILT_IN["sde"]}
 # For fixtures of whole rooms: sub-VP, of the same family as VP, is left to the long tests.
-EACH_SDE = [pytest.param(name, marks=pytest.mark.long) if name == "subvp" else name for name in SDES]
+EACH_SDE = [
+    pytest.param(name, marks=pytest.mark.long) if name == "subvp" else name for name in SDES
+]
 
 
 def column(value, z):
@@ -19,7 +23,9 @@ def column(value, z):
 
 
 class GaussianScore(nn.Module):
-    """The exact score of z_t for data N(mean, diag variance); ``mean`` and ``variance`` have the event's shape."""
+    """The exact score of z_t for data N(mean, diag variance); ``mean`` and ``variance`` have the
+    event's shape.
+    """
 
     is_smooth = True
 
@@ -52,7 +58,9 @@ class GaussianScore(nn.Module):
         return mean_s + (variance_s / variance_t).sqrt() * (z - mean_t)
 
     def flow_log_prob(self, z):
-        """log-density at ε of the prior N(0, prior_std² I) carried back from T by the probability flow."""
+        """log-density at ε of the prior N(0, prior_std² I) carried back from T by the probability
+        flow.
+        """
         like = z.new_zeros(())
         eps, T = like.new_tensor(self.sde.eps), like.new_tensor(self.sde.T)
         (mean_e, variance_e), (mean_T, variance_T) = self.law(eps, z), self.law(T, z)
@@ -60,12 +68,19 @@ class GaussianScore(nn.Module):
         return normal_log_prob(z, mean_e - ratio.sqrt() * mean_T, ratio * self.sde.prior_std**2)
 
     def bound_gap(self, eps=None):
-        """E[NELBO] − H(data): the divergence of p_T from the prior and of p(z_0|z_ε) from its Gaussian, nats."""
+        """E[NELBO] − H(data): the divergence of p_T from the prior and of p(z_0|z_ε) from its
+        Gaussian, nats.
+        """
         mean, variance = self.mean.double(), self.variance.double()
         t = torch.tensor([self.sde.eps if eps is None else eps, self.sde.T], dtype=torch.float64)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
-        # p(z_0|z_ε) is Gaussian with Tweedie's mean and this variance; the model uses σ²/α² in its place.
-        narrower = (1 / variance + alpha[0] ** 2 / sigma[0] ** 2).reciprocal() * alpha[0] ** 2 / sigma[0] ** 2
+        # p(z_0|z_ε) is Gaussian with Tweedie's mean and this variance; the model uses σ²/α² in its
+        # place.
+        narrower = (
+            (1 / variance + alpha[0] ** 2 / sigma[0] ** 2).reciprocal()
+            * alpha[0] ** 2
+            / sigma[0] ** 2
+        )
         posterior = 0.5 * (narrower - 1 - narrower.log())
         wider = (alpha[1] ** 2 * variance + sigma[1] ** 2) / self.sde.prior_std**2
         prior = 0.5 * (wider - 1 - wider.log() + (alpha[1] * mean / self.sde.prior_std) ** 2)
@@ -76,7 +91,9 @@ class GaussianScore(nn.Module):
 
 
 class MixtureScore(nn.Module):
-    """The exact score for data Σ_k weight_k N(mean_k, std_k² I): ``means`` (K, *event), ``stds``, ``weights`` (K,)."""
+    """The exact score for data Σ_k weight_k N(mean_k, std_k² I): ``means`` (K, *event), ``stds``,
+    ``weights`` (K,).
+    """
 
     is_smooth = True
 
@@ -87,7 +104,9 @@ class MixtureScore(nn.Module):
             self.register_buffer(name, torch.as_tensor(value))
 
     def _components(self, z, alpha, sigma):
-        """Residual (B, K, *event), variance (B, K) and log of weight times density (B, K) of each component."""
+        """Residual (B, K, *event), variance (B, K) and log of weight times density (B, K) of each
+        component.
+        """
         means = self.means.to(z)
         alpha, sigma = alpha.to(z).expand(len(z)), sigma.to(z).expand(len(z))
         residual = z[:, None] - column(alpha, z[:, None]) * means
@@ -112,7 +131,9 @@ class MixtureScore(nn.Module):
 
 
 class LinearScore(nn.Module):
-    """s(z, t) = −(weight · z + bias)/(α² + σ²), entrywise: wrong for most data, with parameters to train."""
+    """s(z, t) = −(weight · z + bias)/(α² + σ²), entrywise: wrong for most data, with parameters to
+    train.
+    """
 
     is_smooth = True
 
@@ -129,7 +150,9 @@ class LinearScore(nn.Module):
 
 def normal_log_prob(x, mean, variance):
     """Σ over one event of log N(x; mean, variance), (B,)."""
-    terms = -0.5 * ((x - mean) ** 2 / variance + torch.log(2 * math.pi * variance + torch.zeros_like(x)))
+    terms = -0.5 * (
+        (x - mean) ** 2 / variance + torch.log(2 * math.pi * variance + torch.zeros_like(x))
+    )
     return terms.flatten(1).sum(1)
 
 
@@ -142,7 +165,9 @@ def gaussian(name, shape=(2,), seed=0, **sde):
 
 
 def within(draws, expected, errors=4.5, floor=1e-12):
-    """Whether the mean of ``draws`` over axis 0 is ``expected`` within so many standard errors, everywhere."""
+    """Whether the mean of ``draws`` over axis 0 is ``expected`` within so many standard errors,
+    everywhere.
+    """
     draws = draws.double()
     error = draws.std(0) / math.sqrt(len(draws))
     return bool(((draws.mean(0) - expected).abs() <= errors * error + floor).all())

@@ -1,4 +1,6 @@
-"""Keeps the tests repeatable and on one thread; ``INDM_TEST_SHAPES=1`` checks the annotated shapes of ``indm``, too."""
+"""Keeps the tests repeatable and on one thread; ``INDM_TEST_SHAPES=1`` checks the annotated shapes
+of ``indm``, too.
+"""
 
 import os
 import subprocess
@@ -6,9 +8,11 @@ import subprocess
 import jaxtyping
 from beartype import BeartypeConf, beartype
 
-by_shape = beartype(conf=BeartypeConf(is_pep484_tower=True))  # a whole number is a float, as type checkers have it
+# a whole number is a float, as type checkers have it
+by_shape = beartype(conf=BeartypeConf(is_pep484_tower=True))
 if os.environ.get("INDM_TEST_SHAPES"):  # of every call
-    jaxtyping.install_import_hook("indm", f"{__name__}.by_shape")  # before anything of indm is imported
+    # before anything of indm is imported
+    jaxtyping.install_import_hook("indm", f"{__name__}.by_shape")
 
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402

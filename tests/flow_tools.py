@@ -19,7 +19,9 @@ def perturb(flow, scale=0.4):
             free = isinstance(module, nn.Linear | nn.Conv2d | InvertibleLinear)
             for parameter in module.parameters(recurse=False):
                 fan_in = 9 * parameter[0].numel() if free and parameter.ndim > 1 else 1
-                parameter.add_(scale / math.sqrt(fan_in) * torch.randn(parameter.shape, generator=generator))
+                parameter.add_(
+                    scale / math.sqrt(fan_in) * torch.randn(parameter.shape, generator=generator)
+                )
     return flow
 
 
@@ -34,7 +36,8 @@ def batched_jacobian(flow, x):
 
 
 def slopes(loss, parameters, direction, step=1e-6):
-    """The slope of ``loss()`` along a direction of its parameters, by autograd and by a central difference.
+    """The slope of ``loss()`` along a direction of its parameters, by autograd and by a central
+    difference.
 
     The step is small as splines have no second derivative at their knots.
     """

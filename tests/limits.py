@@ -1,7 +1,8 @@
 """No test waits for ever, and no file of tests leaves a socket, a thread or a process open.
 
-The limits are in ``pyproject.toml``. Past ``timeout`` a test that waits fails, and the next one starts. A loop in C
-code hears no signal: ``faulthandler_timeout`` ends its process, and pytest-xdist starts another for the other tests.
+The limits are in ``pyproject.toml``. Past ``timeout`` a test that waits fails, and the next one
+starts. A loop in C code hears no signal: ``faulthandler_timeout`` ends its process, and
+pytest-xdist starts another for the other tests.
 """
 
 import contextlib
@@ -17,7 +18,8 @@ import pytest
 from tqdm import TMonitor
 
 PR_SET_CHILD_SUBREAPER = 36
-if sys.platform == "linux":  # what a killed launcher has started becomes a child of this process, in place of init
+# what a killed launcher has started becomes a child of this process, in place of init
+if sys.platform == "linux":
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)
 
 
@@ -32,7 +34,9 @@ def open_now():
         with contextlib.suppress(OSError):  # the file of the folder itself is closed by now
             links.append(os.readlink(file))
     sockets = {link for link in links if link.startswith("socket:")}
-    threads = {f"thread {one.name}" for one in threading.enumerate() if not isinstance(one, TMonitor)}
+    threads = {
+        f"thread {one.name}" for one in threading.enumerate() if not isinstance(one, TMonitor)
+    }
     processes = set()
     for child in children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -55,14 +59,18 @@ def nothing_left_open(name):
 
 @pytest.fixture(autouse=True, scope="module")
 def nothing_stays_open(request):
-    """Name the file that leaves something open: it would be closed, with a warning, in a test of another file."""
+    """Name the file that leaves something open: it would be closed, with a warning, in a test of
+    another file.
+    """
     with nothing_left_open(request.path.name):
         yield
 
 
 @pytest.fixture(autouse=True, scope="session")
 def ctrl_c():
-    """As in a terminal: "nohup make test &" in a script starts the suite, and so its children, with SIGINT ignored."""
+    """As in a terminal: "nohup make test &" in a script starts the suite, and so its children, with
+    SIGINT ignored.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -75,7 +83,8 @@ def pytest_collection_modifyitems(items):
 
 def children():
     """The processes that this one has started, and theirs."""
-    if hasattr(os, "waitid"):  # at once where there are none, as in nearly all tests; psutil reads of every process
+    # at once where there are none, as in nearly all tests; psutil reads of every process
+    if hasattr(os, "waitid"):
         try:
             os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         except ChildProcessError:

@@ -5,7 +5,9 @@ from html.parser import HTMLParser
 
 
 class Reader(HTMLParser):
-    """What a browser makes of a page: its elements, text by element, and whether all that is opened is closed."""
+    """What a browser makes of a page: its elements, text by element, and whether all that is opened
+    is closed.
+    """
 
     def __init__(self, text):
         super().__init__()
@@ -31,7 +33,9 @@ class Reader(HTMLParser):
     def images(self, kind=None):
         """The bytes of every picture of that class, or of all; they must be in the page."""
         pictures = [attributes for tag, attributes in self.elements if tag == "img"]
-        sources = [attributes["src"] for attributes in pictures if kind in (None, attributes.get("class"))]
+        sources = [
+            attributes["src"] for attributes in pictures if kind in (None, attributes.get("class"))
+        ]
         assert all(source.startswith("data:image/png;base64,") for source in sources)
         return [base64.b64decode(source.partition(",")[2], validate=True) for source in sources]
 

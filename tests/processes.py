@@ -1,4 +1,6 @@
-"""Processes that need not load PyTorch, which takes seconds: they are forked from the one that runs the tests."""
+"""Processes that need not load PyTorch, which takes seconds: they are forked from the one that runs
+the tests.
+"""
 
 import os
 import socket

@@ -17,14 +17,22 @@ FLOWS = {
     "residual": (lambda: ResidualFlow((3,), (2,), 16, 2.0), (3,)),
     "residual-images": (lambda: ResidualFlow((1, 4, 4), (1, 1), 8, 2.0), (1, 4, 4)),
     "composed": (
-        lambda: Compose([ActNorm(3), ResidualFlow((3,), (1,), 8), CouplingFlow((3,), depth=1, transform="affine")]),
+        lambda: Compose(
+            [
+                ActNorm(3),
+                ResidualFlow((3,), (1,), 8),
+                CouplingFlow((3,), depth=1, transform="affine"),
+            ]
+        ),
         (3,),
     ),
 }
 
 
 def make(name, sde="vp"):
-    """A random flow in float64 under the exact score of Gaussian latents, and three points at times of their own."""
+    """A random flow in float64 under the exact score of Gaussian latents, and three points at times
+    of their own.
+    """
     build, shape = FLOWS[name]
     torch.manual_seed(3)
     flow = perturb(build()).double().eval()
@@ -34,4 +42,6 @@ def make(name, sde="vp"):
 
 
 def close(actual, expected, rtol=1e-8, atol=1e-8):
-    torch.testing.assert_close(actual.detach(), expected.detach().reshape(actual.shape), rtol=rtol, atol=atol)
+    torch.testing.assert_close(
+        actual.detach(), expected.detach().reshape(actual.shape), rtol=rtol, atol=atol
+    )

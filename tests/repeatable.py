@@ -1,11 +1,14 @@
-"""Makes all tests repeatable, those of research/ too: one thread, one random state, quick measurements of costs."""
+"""Makes all tests repeatable, those of research/ too: one thread, one random state, quick
+measurements of costs.
+"""
 
 import os
 
 import pytest
 import torch
 
-os.environ["OMP_NUM_THREADS"] = os.environ.get("INDM_TEST_THREADS", "1")  # else each training would measure its own
+# else each training would measure its own
+os.environ["OMP_NUM_THREADS"] = os.environ.get("INDM_TEST_THREADS", "1")
 torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 
 

@@ -1,4 +1,6 @@
-"""Models of p(x|c): closed forms, one row of c for each sample, guidance, Bayes, and what a condition may be."""
+"""Models of p(x|c): closed forms, one row of c for each sample, guidance, Bayes, and what a
+condition may be.
+"""
 
 import math
 from pathlib import Path
@@ -41,9 +43,9 @@ class GaussianScore(nn.Module):
 
     def moments(self, t, dtype=torch.float64):
         alpha, sigma = self.sde.alpha(t).to(dtype), self.sde.sigma(t).to(dtype)
-        return alpha[:, None, None] * self.means.to(dtype), (alpha[:, None] * self.stds.to(dtype)) ** 2 + sigma[
-            :, None
-        ] ** 2
+        return alpha[:, None, None] * self.means.to(dtype), (
+            alpha[:, None] * self.stds.to(dtype)
+        ) ** 2 + sigma[:, None] ** 2
 
     def forward(self, z_t, t, c=None):
         means, variances = self.moments(t)
@@ -63,7 +65,9 @@ def gaussian_model(**options):
 
 def log_normal(x, c):
     mean, std = MEANS[c], STDS[c]
-    return -0.5 * ((x - mean) / std[:, None]).square().sum(1) - 2 * std.log() - math.log(2 * math.pi)
+    return (
+        -0.5 * ((x - mean) / std[:, None]).square().sum(1) - 2 * std.log() - math.log(2 * math.pi)
+    )
 
 
 def mixed(n):
@@ -72,7 +76,7 @@ def mixed(n):
     return MEANS[c] + STDS[c][:, None] * torch.randn(n, 2), c
 
 
-# ── closed forms ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── closed forms ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_log_prob_of_a_conditional_gaussian_row_by_row():
@@ -83,7 +87,11 @@ def test_log_prob_of_a_conditional_gaussian_row_by_row():
     score = gaussian_model().score
     alpha, sigma = (f(torch.tensor([eps])).item() for f in (score.sde.alpha, score.sde.sigma))
     std = (STDS[c].double() ** 2 + (sigma / alpha) ** 2).sqrt()
-    wanted = -0.5 * ((x - MEANS[c]).double() / std[:, None]).square().sum(1) - 2 * std.log() - math.log(2 * math.pi)
+    wanted = (
+        -0.5 * ((x - MEANS[c]).double() / std[:, None]).square().sum(1)
+        - 2 * std.log()
+        - math.log(2 * math.pi)
+    )
     assert torch.allclose(log_prob.double(), wanted, atol=6e-2)
 
 
@@ -126,11 +134,13 @@ def test_rows_of_c_follow_their_samples_where_some_are_solved_again():
     model = gaussian_model()
     one = decode_with_log_prob(model.given(c), x, **options)
     other = decode_with_log_prob(model.given(c[order]), x[order], **options)
-    assert torch.allclose(one[0][order], other[0], atol=1e-6) and torch.allclose(one[1][order], other[1], atol=1e-5)
+    assert torch.allclose(one[0][order], other[0], atol=1e-6) and torch.allclose(
+        one[1][order], other[1], atol=1e-5
+    )
     assert len(indm.nll(model, x, c=c, **options).solver_error.unique()) > 1
 
 
-# ── guidance ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── guidance ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 2.5])
@@ -148,18 +158,24 @@ def test_the_guided_field_is_that_of_the_mixture_in_closed_form(guidance, time):
         ],
         1,
     )
-    slopes = torch.stack([(alpha * m - z.double()) / v for m, v in zip(MEANS, variances, strict=True)], 1)
+    slopes = torch.stack(
+        [(alpha * m - z.double()) / v for m, v in zip(MEANS, variances, strict=True)], 1
+    )
     mixture = (densities[:, :, None] * slopes).sum(1) / densities.sum(1, keepdim=True)
     wanted = mixture + guidance * (slopes[torch.arange(12), c] - mixture)
     assert torch.allclose(field.double(), wanted, rtol=2e-3, atol=2e-3)
 
 
 def test_guidance_above_one_is_not_the_sharpened_density():
-    """p^{1−w} p(·|c)^w at t = 0 is another law: guidance mixes the scores of laws that diffused apart."""
+    """p^{1−w} p(·|c)^w at t = 0 is another law: guidance mixes the scores of laws that diffused
+    apart.
+    """
     stds = torch.tensor([0.5, 2.0])
     score = GaussianScore(torch.tensor([[0.5, 0.0], [-0.5, 0.0]]), stds)
     model = indm.INDM(Identity(), score, shape=(2,), condition=Classes(LETTERS[:2], drop=0.1))
-    x = indm.sample(model, 4000, c=0, guidance=3.0, steps=60, generator=torch.Generator().manual_seed(0))
+    x = indm.sample(
+        model, 4000, c=0, guidance=3.0, steps=60, generator=torch.Generator().manual_seed(0)
+    )
     grid = torch.cartesian_prod(torch.linspace(-4, 4, 161), torch.linspace(-4, 4, 161)).double()
     logs = torch.stack(
         [
@@ -173,7 +189,7 @@ def test_guidance_above_one_is_not_the_sharpened_density():
     assert abs(x[:, 0].std() / deviation - 1) > 0.05
 
 
-# ── flows ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── flows ─────────────────────────────────────────────────────────────────────────────────────────
 
 FLOWS = {
     "coupling": lambda shape, k: CouplingFlow(shape, width=8, depth=2, condition=(k,)),
@@ -199,8 +215,12 @@ def test_a_flow_of_a_condition(name, shape):
     z, log_det = at_c(x)
     for i in range(4):
         one = given(flow, c[i : i + 1])
-        jacobian = torch.autograd.functional.jacobian(lambda v, one=one: one.latent(v[None])[0], x[i])
-        assert torch.allclose(torch.linalg.slogdet(jacobian.reshape(x[0].numel(), -1))[1], log_det[i], atol=1e-8)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v, one=one: one.latent(v[None])[0], x[i]
+        )
+        assert torch.allclose(
+            torch.linalg.slogdet(jacobian.reshape(x[0].numel(), -1))[1], log_det[i], atol=1e-8
+        )
     assert torch.allclose(at_c.inverse(z, tol=1e-9), x, atol=1e-6)
     assert (given(flow, c.roll(1, 0))(x)[0] - z).abs().flatten(1).amax(1).min() > 1e-4
     with pytest.raises(ValueError, match="c must be given"):
@@ -224,7 +244,10 @@ def test_without_a_condition_a_flow_is_itself():
     for flow in (Identity(), CouplingFlow((2,), width=4), ResidualFlow((2,), blocks=(1,), width=4)):
         assert given(flow, torch.randn(3, 2)) is flow and not sees_condition(flow)
     frozen = Frozen(CouplingFlow((2,), width=4, condition=(2,)))
-    assert given(frozen, torch.zeros(3, 2))(torch.randn(3, 2))[0].shape == (3, 2) and sees_condition(frozen)
+    assert given(frozen, torch.zeros(3, 2))(torch.randn(3, 2))[0].shape == (
+        3,
+        2,
+    ) and sees_condition(frozen)
 
 
 class Direction(Condition):
@@ -246,8 +269,13 @@ class Direction(Condition):
 def test_a_condition_of_ones_own_can_be_hidden():
     table = {"flow": {"name": "identity"}, "sde": VP, "net": {"name": "mlp", "width": 8}}
     model = build_model(table | {"condition": {"name": Direction, "drop": 0.1}}, (2,)).double()
-    assert model.condition.absent(3).tolist() == [[0.0, 0.0]] * 3 and model.condition.absent(1).dtype == torch.float64
-    assert model.given(None, 3).log_prob(torch.zeros(3, 2, dtype=torch.float64), steps=4).shape == (3,)
+    assert (
+        model.condition.absent(3).tolist() == [[0.0, 0.0]] * 3
+        and model.condition.absent(1).dtype == torch.float64
+    )
+    assert model.given(None, 3).log_prob(torch.zeros(3, 2, dtype=torch.float64), steps=4).shape == (
+        3,
+    )
 
 
 def test_a_view_shares_weights_and_leaves_the_flow_as_it_was():
@@ -283,19 +311,25 @@ def test_the_density_at_each_condition_is_normalised(flow_sees):
 
 
 def test_one_model_translates_between_its_classes():
-    """Encoded with c = A and decoded with c = B, Gaussians go to Gaussians of the other class by the affine map."""
+    """Encoded with c = A and decoded with c = B, Gaussians go to Gaussians of the other class by
+    the affine map.
+    """
     x, c = mixed(200)
     model = gaussian_model()
     x, n = x[c == 1], int((c == 1).sum())
     there = indm.translate(model, model, x, c=("b", "c"), steps=100)
     wanted = MEANS[2] + (x - MEANS[1]) * STDS[2] / STDS[1]
     assert (there - wanted).abs().max() < 0.05
-    assert torch.equal(there, indm.translate(model.given("b", n), model.given("c", n), x, steps=100))
+    assert torch.equal(
+        there, indm.translate(model.given("b", n), model.given("c", n), x, steps=100)
+    )
     route = two_models(model, model, c=("b", "c"), steps=100)
     assert (route.back().follow(there).x - x).abs().max() < 0.01
     rows = torch.arange(n) % 3  # a class for each sample
     each = indm.translate(model, model, x, c=("b", rows), steps=100)
-    assert (each - (MEANS[rows] + (x - MEANS[1]) * (STDS[rows] / STDS[1])[:, None])).abs().max() < 0.05
+    assert (
+        each - (MEANS[rows] + (x - MEANS[1]) * (STDS[rows] / STDS[1])[:, None])
+    ).abs().max() < 0.05
 
 
 @pytest.mark.parametrize("guidance", [0.0, 1.0, 3.0])
@@ -308,17 +342,23 @@ def test_a_guided_translation_leads_farther_away_from_the_source_and_has_a_way_b
     there = route.follow(x).x
     (_, variance), alpha = score.moments(torch.ones(1)), score.sde.alpha(torch.ones(()))
     left = alpha * 0.5 / variance[0, 0].sqrt()  # of the means at T, where both ways meet
-    assert torch.allclose(there, (x + guidance * (1 - left) * (MEANS[1] - MEANS[0])).float(), atol=3e-3)
-    assert torch.equal(there, indm.translate(model, model, x, c=("a", "b"), guidance=guidance, steps=100))
+    assert torch.allclose(
+        there, (x + guidance * (1 - left) * (MEANS[1] - MEANS[0])).float(), atol=3e-3
+    )
+    assert torch.equal(
+        there, indm.translate(model, model, x, c=("a", "b"), guidance=guidance, steps=100)
+    )
     assert torch.allclose(route.back().follow(there).x, x, atol=0.01)
 
 
-# ── networks ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── networks ──────────────────────────────────────────────────────────────────────────────────────
 
 NETS = {
     "mlp": lambda **options: MLP((2, 8, 8), width=8, depth=1, **options),
     "unet": lambda **options: UNet((2, 8, 8), channels=8, multipliers=(1,), blocks=1, **options),
-    "ncsnpp": lambda **options: NCSNpp((2, 8, 8), channels=8, multipliers=(1,), blocks=1, dropout=0.0, **options),
+    "ncsnpp": lambda **options: NCSNpp(
+        (2, 8, 8), channels=8, multipliers=(1,), blocks=1, dropout=0.0, **options
+    ),
 }
 
 
@@ -332,7 +372,8 @@ def test_a_network_of_a_condition(name, seen):
     output = net(z, level, c)
     assert torch.equal(net(z, level), net(z, level, torch.zeros_like(c)))
     assert (output - net(z, level)).abs().flatten(1).amax(1).min() > 1e-4
-    assert torch.allclose(output[1:2], net(z[1:2], level[1:2], c[1:2]), atol=1e-5)  # rows belong together
+    # rows belong together
+    assert torch.allclose(output[1:2], net(z[1:2], level[1:2], c[1:2]), atol=1e-5)
     with pytest.raises(ValueError, match="c must have shape"):
         net(z, level, c[:, :1])
     with pytest.raises(ValueError, match="c must have shape"):
@@ -351,7 +392,9 @@ def test_an_mlp_sees_differences_of_z_and_c():
 
 
 def test_an_image_is_seen_where_it_is():
-    """A pixel of c reaches the 3×3 features around it, of maps that were padded at the bottom and the right."""
+    """A pixel of c reaches the 3×3 features around it, of maps that were padded at the bottom and
+    the right.
+    """
     part = moved(ConditionOfImages((2, 9, 9), width=8, channels=4))
     c, h, embedding = torch.zeros(1, 2, 9, 9), torch.randn(1, 4, 10, 10), torch.randn(1, 8)
     before = part(c, embedding, h)[1]
@@ -361,7 +404,7 @@ def test_an_image_is_seen_where_it_is():
     assert reached[1:4, 5:8].all() and reached.sum() == 9 and torch.equal(same, embedding)
 
 
-# ── what c may be ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── what c may be ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_classes_by_number_and_by_name():
@@ -369,16 +412,34 @@ def test_classes_by_number_and_by_name():
     numpys = (np.int64(1), [np.uint8(1)], np.array([1]), np.array("b"), np.array(["b"], object))
     for value in (1, "b", [1], ["b"], torch.tensor([1]), [torch.tensor(1)], *numpys):
         assert classes.rows(value, 1).tolist() == [1]
-    assert classes.rows("c", 3).tolist() == [2, 2, 2] and classes.rows(torch.tensor(2), 2).tolist() == [2, 2]
-    assert classes(torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]] and not classes.absent(2).any()
+    assert classes.rows("c", 3).tolist() == [2, 2, 2] and classes.rows(
+        torch.tensor(2), 2
+    ).tolist() == [2, 2]
+    assert (
+        classes(torch.tensor([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
+        and not classes.absent(2).any()
+    )
 
 
 def test_a_whole_number_is_an_index_and_a_string_a_name_where_names_are_numbers():
     classes = Classes(("1", "2", "0"))
-    for c in ([1, 2, 0], (1, 2, 0), torch.tensor([1, 2, 0]), np.array([1, 2, 0]), list(np.array([1, 2, 0]))):
+    for c in (
+        [1, 2, 0],
+        (1, 2, 0),
+        torch.tensor([1, 2, 0]),
+        np.array([1, 2, 0]),
+        list(np.array([1, 2, 0])),
+    ):
         assert classes.rows(c).tolist() == [1, 2, 0]
-    assert classes.rows(["1", "2", "0"]).tolist() == [0, 1, 2] == classes.rows(np.array(["1", "2", "0"])).tolist()
-    with pytest.raises(ValueError, match="c must be one of 7, 5, got 7; a number is an index, 0 to 1, and a name is"):
+    assert (
+        classes.rows(["1", "2", "0"]).tolist()
+        == [0, 1, 2]
+        == classes.rows(np.array(["1", "2", "0"])).tolist()
+    )
+    with pytest.raises(
+        ValueError,
+        match="c must be one of 7, 5, got 7; a number is an index, 0 to 1, and a name is",
+    ):
         Classes(("7", "5")).rows(7)
 
 
@@ -390,7 +451,12 @@ def test_what_is_typed_is_a_name_or_an_index_where_no_name_has_a_digit():
     assert typed("1", "1", "2", "0", n=2) == [0, 0] and typed("1", *LETTERS, n=2) == [1, 1]
     assert typed('["c", 0]', *LETTERS, n=2) == [2, 0] and typed("[2, 1]", "1", "2", n=2) == [1, 0]
     assert typed("[2, 1]", "[2, 1]", "2", n=1) == [0]
-    for text, labels in (("0", ("1", "2")), ("1", ("grade 1", "grade 2")), ("3", LETTERS), ("-1", LETTERS)):
+    for text, labels in (
+        ("0", ("1", "2")),
+        ("1", ("grade 1", "grade 2")),
+        ("3", LETTERS),
+        ("-1", LETTERS),
+    ):
         with pytest.raises(ValueError, match="c must"):
             typed(text, *labels, n=1)
 
@@ -418,13 +484,23 @@ def test_a_share_of_the_rows_is_hidden():
     assert torch.equal(Classes(LETTERS).dropped(seen), seen)
 
 
-# ── models ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── models ────────────────────────────────────────────────────────────────────────────────────────
 
-TABLES = {"flow": {"name": "coupling", "width": 8}, "sde": VP, "net": {"name": "mlp", "width": 8, "depth": 1}}
+TABLES = {
+    "flow": {"name": "coupling", "width": 8},
+    "sde": VP,
+    "net": {"name": "mlp", "width": 8, "depth": 1},
+}
 CONDITIONS = {
     "classes": ({"name": "classes", "labels": list(LETTERS)}, [0, 2, 1]),
-    "seen by the flow": ({"name": "classes", "labels": list(LETTERS), "flow": True}, ["a", "c", "b"]),
-    "vector": ({"name": "vector", "size": 2, "flow": True}, torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])),
+    "seen by the flow": (
+        {"name": "classes", "labels": list(LETTERS), "flow": True},
+        ["a", "c", "b"],
+    ),
+    "vector": (
+        {"name": "vector", "size": 2, "flow": True},
+        torch.tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]),
+    ),
     "hidden": ({"name": "vector", "size": 2, "drop": 0.2}, None),
 }
 
@@ -439,11 +515,16 @@ def test_a_model_is_saved_with_its_condition(name, tmp_path):
     again, x = indm.INDM.load(tmp_path), torch.randn(3, 2)
     assert again.description() == model.description()
     with torch.no_grad():
-        assert torch.equal(again.given(c, 3).log_prob(x, steps=4), model.given(c, 3).log_prob(x, steps=4))
+        assert torch.equal(
+            again.given(c, 3).log_prob(x, steps=4), model.given(c, 3).log_prob(x, steps=4)
+        )
 
 
 def test_what_has_no_rows_asks_for_them_or_hides_c():
-    hidden, never = (build_model(TABLES | {"condition": CONDITIONS[name][0]}, (2,)) for name in ("hidden", "classes"))
+    hidden, never = (
+        build_model(TABLES | {"condition": CONDITIONS[name][0]}, (2,))
+        for name in ("hidden", "classes")
+    )
     x = torch.zeros(1, 2)
     for model in (hidden, never):
         with pytest.raises(ValueError, match="model must"):
@@ -452,7 +533,9 @@ def test_what_has_no_rows_asks_for_them_or_hides_c():
     with pytest.raises(ValueError, match="c must be given"):
         two_models(never, never)
     at, free = hidden.given([0.5, 1.0], 1), hidden.given(None, 1)
-    assert torch.equal(indm.translate(hidden, hidden, x, c=([0.5, 1.0], None)), indm.translate(at, free, x))
+    assert torch.equal(
+        indm.translate(hidden, hidden, x, c=([0.5, 1.0], None)), indm.translate(at, free, x)
+    )
 
 
 @pytest.mark.parametrize("flow_sees", [True, pytest.param(False, marks=pytest.mark.long)])
@@ -465,7 +548,9 @@ def test_evaluation_does_not_depend_on_batches_but_on_c(flow_sees):
     bound, nll = indm.Bound(times=8), indm.NLL(examples=10, steps=16 if flow_sees else None)
     nats = indm.evaluate(model, x, [bound, nll], c=c, batch_size=16, progress=False).nats
     order = torch.randperm(40)
-    moved_nats = indm.evaluate(model, x[order], [bound], c=c[order], batch_size=16, progress=False).nats
+    moved_nats = indm.evaluate(
+        model, x[order], [bound], c=c[order], batch_size=16, progress=False
+    ).nats
     scale = 4 * (1 + nats["nelbo"].std())
     assert (nats["nelbo"][order] - moved_nats["nelbo"]).abs().median() < scale
     if not flow_sees:
@@ -478,7 +563,7 @@ def test_importance_weights_are_of_each_samples_own_condition():
     assert torch.allclose(report.nats.float(), -log_normal(x, c), atol=0.05)
 
 
-# ── evaluation at the c of the data ──────────────────────────────────────────────────────────────────────────────
+# ── evaluation at the c of the data ───────────────────────────────────────────────────────────────
 
 
 class Stretch(Conditioned, ExactFlow):
@@ -499,20 +584,33 @@ class Stretch(Conditioned, ExactFlow):
 def test_the_law_of_latents_is_at_one_class_or_at_that_of_each_row():
     """The flow stretches each class by its own factor; with ``most`` rows, at the c of these."""
     factors, x = torch.tensor([2.0, 0.5, 10.0]), torch.randn(40, 2)
-    model = indm.INDM(Stretch(factors), GaussianScore(), shape=(2,), condition=Classes(LETTERS, flow=True))
+    model = indm.INDM(
+        Stretch(factors), GaussianScore(), shape=(2,), condition=Classes(LETTERS, flow=True)
+    )
     rows = torch.arange(40) % 3
-    for c, each in ((2, torch.full((40,), 2)), ("b", torch.ones(40).long()), (rows, rows), (rows.tolist(), rows)):
+    for c, each in (
+        (2, torch.full((40,), 2)),
+        ("b", torch.ones(40).long()),
+        (rows, rows),
+        (rows.tolist(), rows),
+    ):
         law, z = latent_reference(model, x, c=c, most=30), factors[each, None] * x
         assert torch.allclose(law.mean, z[:30].mean(0), atol=1e-5)
-        assert law.variance.sum() == pytest.approx(z[:30].var(0, correction=0).sum().item(), rel=1e-4)
+        assert law.variance.sum() == pytest.approx(
+            z[:30].var(0, correction=0).sum().item(), rel=1e-4
+        )
 
 
-# ── Bayes ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Bayes ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 def exact_posterior(x, stds, means):
     logs = torch.stack(
-        [-0.5 * (x - m).square().sum(1) / s**2 - 2 * s.log() for m, s in zip(means, stds, strict=True)], 1
+        [
+            -0.5 * (x - m).square().sum(1) / s**2 - 2 * s.log()
+            for m, s in zip(means, stds, strict=True)
+        ],
+        1,
     )
     return logs.log_softmax(1)
 
@@ -532,14 +630,22 @@ def test_the_posterior_is_that_of_bayes():
     assert off.mean() < 0.15 and off.max() < 0.8
     assert torch.allclose(found.log_posterior.exp().sum(1), torch.ones(60).double())
     prior = torch.tensor([0.8, 0.1, 0.1])
-    even, skewed = (indm.classify(model, x, prior=p, draws=2, times=4, progress=False) for p in (None, prior))
-    assert torch.allclose(skewed.log_posterior, (even.log_posterior + prior.double().log()).log_softmax(1), atol=1e-6)
+    even, skewed = (
+        indm.classify(model, x, prior=p, draws=2, times=4, progress=False) for p in (None, prior)
+    )
+    assert torch.allclose(
+        skewed.log_posterior, (even.log_posterior + prior.double().log()).log_softmax(1), atol=1e-6
+    )
 
 
 def test_the_error_of_a_class_is_that_of_its_difference_from_the_mean_over_classes():
-    """One example again and again, each time with its own noise: errors as stated, far below those of the bounds."""
+    """One example again and again, each time with its own noise: errors as stated, far below those
+    of the bounds.
+    """
     model, _, _, x, _ = near_classes()
-    found = indm.classify(model, x[:1].expand(1500, 2), draws=4, times=2, batch_size=1500, progress=False)
+    found = indm.classify(
+        model, x[:1].expand(1500, 2), draws=4, times=2, batch_size=1500, progress=False
+    )
     bound = found.log_likelihood
     scatter = (bound - bound.mean(1, keepdim=True)).var(0)
     assert torch.allclose(found.noise.square().mean(0), scatter, rtol=0.15)
@@ -563,14 +669,20 @@ def test_a_network_says_by_an_attribute_that_it_takes_a_condition():
     with pytest.raises(ValueError, match="condition must"):
         indm.INDM(Identity(), indm.ScoreModel(network, indm.VPSDE()), shape=(2,), condition=classes)
     network.takes_condition = True
-    model = indm.INDM(Identity(), indm.ScoreModel(network, indm.VPSDE()), shape=(2,), condition=indm.Vector(1))
+    model = indm.INDM(
+        Identity(), indm.ScoreModel(network, indm.VPSDE()), shape=(2,), condition=indm.Vector(1)
+    )
     found = [model.log_prob(x, c=[[value]], steps=4).item() for value in (0.0, 0.5)]
     assert abs(found[0] - found[1]) > 0.1
 
 
-# ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── mistakes ──────────────────────────────────────────────────────────────────────────────────────
 
-ROWS, TWO, SEEN = torch.zeros(2, 2), {"name": "classes", "labels": ["a", "b"]}, CONDITIONS["classes"][0]
+ROWS, TWO, SEEN = (
+    torch.zeros(2, 2),
+    {"name": "classes", "labels": ["a", "b"]},
+    CONDITIONS["classes"][0],
+)
 
 
 def built(**changes):
@@ -652,7 +764,10 @@ def test_as_many_rows_of_c_as_samples():
 def test_a_translation_between_classes_needs_a_model_of_classes(monkeypatch):
     model = indm.INDM(Identity(), GaussianScore(), shape=(2,), condition=Vector(1))
     monkeypatch.setattr(
-        "indm.workbench.translation.routes.open_run", lambda folder: (model, resolve(load("eight-gaussians")))
+        "indm.workbench.translation.routes.open_run",
+        lambda folder: (model, resolve(load("eight-gaussians"))),
     )
-    with pytest.raises(ValueError, match="the model of one run must be of classes, with two of them, got 'Vector'"):
+    with pytest.raises(
+        ValueError, match="the model of one run must be of classes, with two of them, got 'Vector'"
+    ):
         open_runs([Path("run")], classes=("1", "2"))

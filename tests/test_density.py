@@ -1,5 +1,6 @@
-"""log p(x) of the probability flow and its gradient against closed forms, finite differences and quadrature; that of
-samples against it, and by a normalising constant that is known."""
+"""log p(x) of the probability flow and its gradient against closed forms, finite differences and
+quadrature; that of samples against it, and by a normalising constant that is known.
+"""
 
 import math
 import weakref
@@ -59,17 +60,21 @@ def mixture(name="vp", d=2, **sde):
 
 
 def smooth_model(name="vp", d=2, eps=0.1):
-    """The score of a mixture behind a flow that is not of its data: a density that no formula knows."""
+    """The score of a mixture behind a flow that is not of its data: a density that no formula
+    knows.
+    """
     affine = {"scales": 2, "depth": 1, "width": 8, "transform": "affine"}
     flow = ResidualFlow((1,), (2,), 8) if d == 1 else CouplingFlow((d,), **affine)
     return INDM(perturb(flow), mixture(name, d, eps=eps), Scaling(), shape=(d,)).double()
 
 
-# ── closed forms ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── closed forms ──────────────────────────────────────────────────────────────────────────────────
 
 
 def test_an_affine_flow_of_gaussian_latents(name):
-    """Value and gradient by hand: the prior carried back is a Gaussian of z_ε, so that x is one, too."""
+    """Value and gradient by hand: the prior carried back is a Gaussian of z_ε, so that x is one,
+    too.
+    """
     score, flow = gaussian(name, eps=0.1), ActNorm(2).double()
     with torch.no_grad():
         flow.log_scale.copy_(double(0.7, -1.2))
@@ -94,7 +99,11 @@ def expected_log_prob(flow, score, x):
 
 @pytest.mark.parametrize("sde, kind", [("vp", CouplingFlow), ("ve", ElementwiseFlow)])
 def test_gaussian_latents_behind_a_flow(sde, kind):
-    score, flow, x = gaussian(sde, (3,)), perturb(kind((3,), bins=4)).double(), points(20, 3).requires_grad_()
+    score, flow, x = (
+        gaussian(sde, (3,)),
+        perturb(kind((3,), bins=4)).double(),
+        points(20, 3).requires_grad_(),
+    )
     expected, log_prob = expected_log_prob(flow, score, x), INDM(flow, score).log_prob(x, steps=48)
     torch.testing.assert_close(log_prob, expected, rtol=0, atol=5e-5)
     torch.testing.assert_close(gradient(log_prob, x), gradient(expected, x), rtol=0, atol=5e-5)
@@ -121,11 +130,21 @@ def test_it_integrates_to_one(sde, d, count):
 
 
 @pytest.mark.parametrize("eps", [None, 0.3])
-@pytest.mark.parametrize("options", [{"exact": True}, {"exact": False, "probes": 2}, {"reference": True}])
+@pytest.mark.parametrize(
+    "options", [{"exact": True}, {"exact": False, "probes": 2}, {"reference": True}]
+)
 def test_it_is_the_nll_without_noise_and_reconstruction(options, eps, monkeypatch):
     """In the same steps and by the same probes; with and without a gradient."""
-    model, x, law = smooth_model(), points(20, 2), GaussianReference(double(0.1, 0.2), double(0.5, 0.7))
-    options = options | {"reference": law if "reference" in options else None, "steps": 16, "eps": eps}
+    model, x, law = (
+        smooth_model(),
+        points(20, 2),
+        GaussianReference(double(0.1, 0.2), double(0.5, 0.7)),
+    )
+    options = options | {
+        "reference": law if "reference" in options else None,
+        "steps": 16,
+        "eps": eps,
+    }
     monkeypatch.setattr("indm.likelihood.randn_like", lambda z, generator=None: torch.zeros_like(z))
     report = nll(model, x, **options, generator=seeded(1))
     expected = -report.without_reconstruction + 2 * model.sde.log_alpha(double(eps or 0.1))
@@ -137,11 +156,15 @@ def test_it_is_the_nll_without_noise_and_reconstruction(options, eps, monkeypatc
 
 
 def test_a_density_in_too_few_steps_is_said_to_be_off(recwarn):
-    """Where 16 steps are off, it is said, in the same words each time; nothing is said where the error is small."""
+    """Where 16 steps are off, it is said, in the same words each time; nothing is said where the
+    error is small.
+    """
     model, x = smooth_model(), 1.5 * points(30, 2)
     exact = model.log_prob(x, steps=128)
     assert not [w for w in recwarn if "log_prob" in str(w.message)]
-    with pytest.warns(RuntimeWarning, match=r"above 0.001 bits/dim in 16 steps; steps=32 makes it smaller") as said:
+    with pytest.warns(
+        RuntimeWarning, match=r"above 0.001 bits/dim in 16 steps; steps=32 makes it smaller"
+    ) as said:
         off = (model.log_prob(x, steps=16) - exact).abs() / (2 * math.log(2))
         again = model.log_prob(-x, steps=16)
     assert off.max() > 1e-3 and len({str(warning.message) for warning in said}) == 1 < len(said)
@@ -158,7 +181,7 @@ def test_what_the_solver_watches_is_the_slope_of_log_p(name):
     torch.testing.assert_close(flow.rate(state, (velocity.detach(), divergence.detach())), expected)
 
 
-# ── the gradient ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the gradient ──────────────────────────────────────────────────────────────────────────────────
 
 
 def check_gradient(model, x, **options):
@@ -184,7 +207,9 @@ def test_every_flow_of_the_table(case):
     if flow.has_log_det:
         check_gradient(model, x, exact=False)
     else:
-        with pytest.raises(ValueError, match=rf"for log_prob, got {type(flow).__name__}; .*flow\.at\(code\)"):
+        with pytest.raises(
+            ValueError, match=rf"for log_prob, got {type(flow).__name__}; .*flow\.at\(code\)"
+        ):
             model.log_prob(x)
 
 
@@ -208,26 +233,37 @@ def test_every_parameter_of_flow_and_network(net, shape, sde, exact):
     model, x = perturb(build_model(tables, shape), 0.2).double(), points(2, *shape)
     check_gradient(model, x, exact=exact)
     (-model.log_prob(x, steps=3, exact=exact)).mean().backward()
-    assert all(parameter.grad is not None and parameter.grad.any() for parameter in model.parameters())
+    assert all(
+        parameter.grad is not None and parameter.grad.any() for parameter in model.parameters()
+    )
 
 
 def test_an_unbiased_estimate_has_an_unbiased_gradient():
     """By Hutchinson's probes, of a dense Jacobian; their mean is that of the exact divergence."""
     model, x = INDM(Identity(), mixture()), points(2, 2).repeat(2000, 1).requires_grad_()
-    rough = gradient(model.log_prob(x, steps=8, exact=False, generator=seeded(1)), x).reshape(2000, 2, 2)
+    rough = gradient(model.log_prob(x, steps=8, exact=False, generator=seeded(1)), x).reshape(
+        2000, 2, 2
+    )
     exact = gradient(model.log_prob(x, steps=8), x).reshape(2000, 2, 2)[0]
     assert (rough.std(0) > 0.01).any() and within(rough, exact, floor=1e-9)
 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_the_mode_of_the_model_neither_matters_nor_changes(training):
-    """Dropout would make every evaluation of the network another, and those for the gradient others again."""
+    """Dropout would make every evaluation of the network another, and those for the gradient others
+    again.
+    """
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": UNET | {"dropout": 0.5}}
-    model, x = perturb(build_model(tables, (1, 8, 8)), 0.2), torch.randn(2, 1, 8, 8, requires_grad=True)
+    model, x = (
+        perturb(build_model(tables, (1, 8, 8)), 0.2),
+        torch.randn(2, 1, 8, 8, requires_grad=True),
+    )
     expected = model.eval().log_prob(x, steps=3, generator=seeded(1))
     slope = gradient(expected, x)
     log_prob = model.train(training).log_prob(x, steps=3, generator=seeded(1))
-    assert all(module.training is training for module in model.modules()) and torch.is_grad_enabled()
+    assert (
+        all(module.training is training for module in model.modules()) and torch.is_grad_enabled()
+    )
     assert torch.equal(log_prob, expected) and torch.equal(gradient(log_prob, x), slope)
     assert all(module.training is training for module in model.modules()) and model.sde.eps == 1e-5
 
@@ -238,7 +274,11 @@ def test_a_gradient_at_a_raised_truncation_is_computed_there():
     expected = model.truncated(0.3).log_prob(x, steps=8)
     slope = gradient(expected, x)
     log_prob = model.log_prob(x, steps=8, eps=0.3)
-    assert model.sde.eps == 1e-3 and torch.equal(log_prob, expected) and torch.equal(gradient(log_prob, x), slope)
+    assert (
+        model.sde.eps == 1e-3
+        and torch.equal(log_prob, expected)
+        and torch.equal(gradient(log_prob, x), slope)
+    )
 
 
 class Kept:
@@ -260,15 +300,23 @@ def kept_bytes(function, model):
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda held: held.tensor):
         result = function()
     storages = {k.tensor.untyped_storage() for k in kept}
-    total = sum({s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in parameters}.values())
+    total = sum(
+        {s.data_ptr(): s.nbytes() for s in storages if s.data_ptr() not in parameters}.values()
+    )
     assert result.requires_grad
     return total
 
 
 def test_a_step_keeps_its_two_states_and_no_activations():
     tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": UNET}
-    model, x = perturb(build_model(tables, (1, 8, 8)), 0.2), torch.randn(4, 1, 8, 8, requires_grad=True)
-    few, many = (kept_bytes(lambda n=n: model.log_prob(x, steps=n, generator=seeded(0)), model) for n in (4, 12))
+    model, x = (
+        perturb(build_model(tables, (1, 8, 8)), 0.2),
+        torch.randn(4, 1, 8, 8, requires_grad=True),
+    )
+    few, many = (
+        kept_bytes(lambda n=n: model.log_prob(x, steps=n, generator=seeded(0)), model)
+        for n in (4, 12)
+    )
     evaluation = kept_bytes(lambda: model.score(x, torch.full((4,), 0.5)), model)
     size = x.numel() * x.element_size()
     assert 2 * size <= (many - few) / 8 < 2.5 * size < evaluation / 50
@@ -284,13 +332,19 @@ def test_a_second_derivative_is_refused():
 def test_what_has_no_density_and_bad_options_are_named():
     score, x = gaussian("vp"), points(3, 2)
     for flow in (Frozen(ActNorm(2)), Compose([ActNorm(2), Frozen(Identity())])):
-        for call in (INDM(flow, score).log_prob, lambda x, f=flow: decode_with_log_prob(INDM(f, score), x)):
+        for call in (
+            INDM(flow, score).log_prob,
+            lambda x, f=flow: decode_with_log_prob(INDM(f, score), x),
+        ):
             with pytest.raises(
-                ValueError, match="flow must give the log-determinant of one map for log_prob, got Frozen"
+                ValueError,
+                match="flow must give the log-determinant of one map for log_prob, got Frozen",
             ):
                 call(x)
     conditional = ConditionalResidualFlow((2,), (1,), 8, code_dim=2)
-    with pytest.raises(ValueError, match="log-determinant of one map for log_prob, got ConditionalResidualFlow"):
+    with pytest.raises(
+        ValueError, match="log-determinant of one map for log_prob, got ConditionalResidualFlow"
+    ):
         decode_with_log_prob(INDM(conditional, score), x)
     model = INDM(Identity(), score)
     for options, complaint in (
@@ -304,7 +358,7 @@ def test_what_has_no_density_and_bad_options_are_named():
         decode_with_log_prob(model, x, steps=4)
 
 
-# ── of samples ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── of samples ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_samples_and_their_density_in_closed_form(name):
@@ -319,7 +373,9 @@ def test_samples_and_their_density_in_closed_form(name):
     assert error.max() < 2e-3 and not x.requires_grad and not log_prob.requires_grad
 
 
-@pytest.mark.parametrize("reference", [None, GaussianReference(double(0.1, -0.2), double(0.4, 0.9))])
+@pytest.mark.parametrize(
+    "reference", [None, GaussianReference(double(0.1, -0.2), double(0.4, 0.9))]
+)
 def test_the_error_of_a_density_is_stated(reference):
     """By probes, with the same of which log_prob is computed in many steps."""
     model, options = smooth_model(eps=1e-3), {"exact": False, "reference": reference}

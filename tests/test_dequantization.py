@@ -1,4 +1,6 @@
-"""Dequantization: densities of the noise against scipy, autograd and counts, and bounds of log P against quadrature."""
+"""Dequantization: densities of the noise against scipy, autograd and counts, and bounds of log P
+against quadrature.
+"""
 
 import copy
 import dataclasses
@@ -59,17 +61,29 @@ def noise_of(name, shape=(1, 1, 2), scale=0.15):
 def model_of(name, shape=(1, 1, 2), scaling=None, score=None):
     """A model in double precision whose score is ``score``, of a mixture of two by default."""
     scaling = Scaling.images(4) if scaling is None else scaling
-    return INDM(Identity(), mixture(shape) if score is None else score, scaling, shape, noise_of(name, shape)).double()
+    return INDM(
+        Identity(),
+        mixture(shape) if score is None else score,
+        scaling,
+        shape,
+        noise_of(name, shape),
+    ).double()
 
 
 def mixture(shape=(1, 1, 2), **sde):
-    """Two bells, as wide as a bin of four grey levels, so that their density is far from constant within one."""
+    """Two bells, as wide as a bin of four grey levels, so that their density is far from constant
+    within one.
+    """
     means = torch.linspace(-0.6, 0.5, 2 * math.prod(shape)).reshape(2, *shape).flip(-1)
-    return MixtureScore(VPSDE(**sde), means.double(), torch.tensor([0.25, 0.4]), torch.tensor([0.6, 0.4]))
+    return MixtureScore(
+        VPSDE(**sde), means.double(), torch.tensor([0.25, 0.4]), torch.tensor([0.6, 0.4])
+    )
 
 
 def probability(score, scaling, raw):
-    """∫ of the mixture's density over the bin of each of ``raw``: products of differences of normal functions."""
+    """∫ of the mixture's density over the bin of each of ``raw``: products of differences of normal
+    functions.
+    """
     low = ((raw.double() - scaling.shift) / scaling.scale)[:, None]
     high = ((raw.double() + 1 - scaling.shift) / scaling.scale)[:, None]
     stds = score.stds.double().reshape(-1, *(1,) * (raw.ndim - 1))
@@ -83,7 +97,10 @@ def all_images(levels, entries=2):
 
 def uniform_images(shape):
     """Images of 17 grey levels, each as likely as the others."""
-    splits = (InMemory(torch.randint(17, (n, *shape), dtype=torch.uint8, generator=seeded(n))) for n in (40, 8, 8))
+    splits = (
+        InMemory(torch.randint(17, (n, *shape), dtype=torch.uint8, generator=seeded(n)))
+        for n in (40, 8, 8)
+    )
     return Data("uniform", *splits, Scaling.images(17), shape)
 
 
@@ -95,16 +112,20 @@ def name(request):
     return request.param
 
 
-# ── the density of the noise ─────────────────────────────────────────────────────────────────────────────────────
+# ── the density of the noise ──────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("shape, levels", [((1, 1, 2), 17), ((2, 2, 3), 256), ((4,), 5)])
 def test_log_q_is_the_density_of_x_by_its_jacobian(name, shape, levels, monkeypatch):
-    """x is a function of uniform noise, so its density given the raw data is one over the determinant of autograd."""
+    """x is a function of uniform noise, so its density given the raw data is one over the
+    determinant of autograd.
+    """
     scale = torch.rand(shape[0], *(1,) * (len(shape) - 1), generator=seeded(3)) + levels
     model = model_of(name, shape, Scaling(levels / 2, scale, levels))
     raw = torch.randint(0, levels, (20, *shape), generator=seeded(1))
-    v = (0.02 + 0.96 * torch.rand(20, *shape, generator=seeded(2), dtype=torch.float64)).requires_grad_()
+    v = (
+        0.02 + 0.96 * torch.rand(20, *shape, generator=seeded(2), dtype=torch.float64)
+    ).requires_grad_()
     for place in (dequantization, variational):
         monkeypatch.setattr(place, "rand_like", lambda z, generator: v)
     x, log_q = model.from_data(raw)
@@ -117,7 +138,9 @@ def test_log_q_is_the_density_of_x_by_its_jacobian(name, shape, levels, monkeypa
 
 
 def test_density_of_the_noise_by_counts(name):
-    """∫ of q over a cell is how often u falls in it, and ∫ of one is its size: E[1_cell(u)/q(u)] = |cell|."""
+    """∫ of q over a cell is how often u falls in it, and ∫ of one is its size: E[1_cell(u)/q(u)] =
+    |cell|.
+    """
     noise, centre, cells = noise_of(name), torch.tensor([-0.5, 0.4]).double().reshape(1, 1, 1, 2), 5
     with torch.no_grad():
         u, log_q = noise(centre.expand(100_000, 1, 1, 2), generator=seeded(0))
@@ -136,9 +159,14 @@ def test_variational_noise_starts_as_uniform_noise():
 
 
 def test_variational_noise_depends_on_the_image_and_moves_every_entry(monkeypatch):
-    """The noise of an entry depends on the grey levels of its neighbours and of itself, and on their noise."""
+    """The noise of an entry depends on the grey levels of its neighbours and of itself, and on
+    their noise.
+    """
     shape = (1, 1, 3)
-    noise, centre = noise_of("variational", shape, 0.4), torch.zeros(1, *shape, dtype=torch.float64, requires_grad=True)
+    noise, centre = (
+        noise_of("variational", shape, 0.4),
+        torch.zeros(1, *shape, dtype=torch.float64, requires_grad=True),
+    )
     v = torch.tensor([0.3, 0.6, 0.8]).double().reshape(1, *shape).requires_grad_()
     for place in (dequantization, variational):
         monkeypatch.setattr(place, "rand_like", lambda z, generator: v)
@@ -169,13 +197,14 @@ def test_no_noise_leaves_its_grey_level(name, levels, v):
     assert torch.equal(model.scaling.to_data(x).long(), raw)
 
 
-# ── bounds of log P(raw) ─────────────────────────────────────────────────────────────────────────────────────────
+# ── bounds of log P(raw) ──────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("noise", ["uniform", "triangle"])
 def test_bound_of_one_draw_against_quadrature(noise):
-    """E[−log p(x) + log q] = ∫ q log(q/p) over the bin, by Gauss–Legendre quadrature in the noise; by importance_bound
-    with one draw, by nll, and by the NELBO, which an exact score makes tight."""
+    """E[−log p(x) + log q] = ∫ q log(q/p) over the bin, by Gauss–Legendre quadrature in the noise;
+    by importance_bound with one draw, by nll, and by the NELBO, which an exact score makes tight.
+    """
     model, levels, n = model_of(noise), 4, 1000
     nodes, weights = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(40))
     nodes, weights = (nodes + 1) / 2, weights / 2
@@ -184,12 +213,16 @@ def test_bound_of_one_draw_against_quadrature(noise):
     q = torch.from_numpy(law.pdf(u.numpy())).prod(1)
     for raw in torch.tensor([[1, 2], [3, 0]]).reshape(2, 1, 1, 1, 2):
         x = (raw.flatten() + u - levels / 2) / (levels / 2)
-        log_p = model.score.log_prob(x.reshape(-1, 1, 1, 2)) - 2 * math.log(levels / 2)  # of raw + u
+        # of raw + u
+        log_p = model.score.log_prob(x.reshape(-1, 1, 1, 2)) - 2 * math.log(levels / 2)
         expected = (torch.cartesian_prod(weights, weights).prod(1) * q * (q.log() - log_p)).sum()
         rows = raw.expand(n, 1, 1, 2)
-        nats = indm.importance_bound(model, rows, draws=1, batch_size=n, steps=48, generator=seeded(0)).nats
+        nats = indm.importance_bound(
+            model, rows, draws=1, batch_size=n, steps=48, generator=seeded(0)
+        ).nats
         assert within(nats, expected, floor=3e-3)
-        assert (nats.mean() + probability(model.score, model.scaling, raw).log()) > 0.01  # there is a gap to close
+        # there is a gap to close
+        assert (nats.mean() + probability(model.score, model.scaling, raw).log()) > 0.01
         x, log_q = model.from_data(rows, generator=seeded(1))
         solved = indm.nll(model, x, log_q=log_q, steps=48, generator=seeded(2))
         assert within(solved.nats, expected, floor=3e-3)
@@ -199,8 +232,10 @@ def test_bound_of_one_draw_against_quadrature(noise):
 
 @pytest.mark.parametrize("draws", [1, 2, 4])
 def test_importance_weighted_bound(name, draws):
-    """Its mean is that of many draws of closed-form weights, without an ODE; and the mean of the probabilities is that
-    of the bin, with any number of draws: their sum over all images is what the density has within the grey levels."""
+    """Its mean is that of many draws of closed-form weights, without an ODE; and the mean of the
+    probabilities is that of the bin, with any number of draws: their sum over all images is what
+    the density has within the grey levels.
+    """
     model, images, n = model_of(name), all_images(4), 240 // draws
     expected = probability(model.score, model.scaling, images)
     rows = images.repeat(n, 1, 1, 1)
@@ -220,7 +255,7 @@ def test_importance_weighted_bound(name, draws):
     assert gap > 0.01 / draws  # that falls with the number of draws, and is still there
 
 
-# ── training ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── training ──────────────────────────────────────────────────────────────────────────────────────
 
 
 class Quadratic(nn.Module):
@@ -242,8 +277,10 @@ def trained_model():
 
 @pytest.mark.parametrize("loss", [mle_loss, flow_loss])
 def test_learned_noise_is_trained_by_the_bound_of_the_raw_data(loss):
-    """The loss of a step is that of x and log q(x|raw), per dimension; its slope along the parameters of the noise is
-    that of finite differences, and x and log q each have one of their own."""
+    """The loss of a step is that of x and log q(x|raw), per dimension; its slope along the
+    parameters of the noise is that of finite differences, and x and log q each have one of their
+    own.
+    """
     model, raw = trained_model(), all_images(4).repeat(4, 1, 1, 1)
     step = TrainingStep(model, indm.Objective(loss), [])
     torch.manual_seed(0)
@@ -258,7 +295,9 @@ def test_learned_noise_is_trained_by_the_bound_of_the_raw_data(loss):
     for part in (of_x, log_q.mean()):
         gradients = torch.autograd.grad(part, parameters, retain_graph=True)
         assert all(bool(gradient.any()) for gradient in gradients)
-    direction = [torch.randn(p.shape, generator=seeded(i), dtype=p.dtype) for i, p in enumerate(parameters)]
+    direction = [
+        torch.randn(p.shape, generator=seeded(i), dtype=p.dtype) for i, p in enumerate(parameters)
+    ]
 
     @torch.enable_grad()
     def value():
@@ -279,8 +318,14 @@ def test_a_step_behind_a_frozen_flow_leaves_learned_noise_alone():
 
 
 def test_learned_noise_has_its_own_rate_and_is_saved(tmp_path):
-    """It is a part of the model with a learning rate, moves in training, and comes back with its weights."""
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 4, "depth": 1}}
+    """It is a part of the model with a learning rate, moves in training, and comes back with its
+    weights.
+    """
+    tables = {
+        "flow": {"name": "identity"},
+        "sde": {"name": "vp"},
+        "net": {"name": "mlp", "width": 4, "depth": 1},
+    }
     tables["dequantization"] = {"name": "variational", "width": 4, "depth": 2}
     options = {"steps": 3, "batch_size": 8, "dequantization_lr": 0.1, "mixed_precision": "no"}
     rate = {**options, "dequantization_lr": 1e-9}
@@ -288,8 +333,13 @@ def test_learned_noise_has_its_own_rate_and_is_saved(tmp_path):
     for label, train in {"quick": options, "slow": rate}.items():
         indm.train(tables | {"train": train}, tmp_path / label, data=data)
         model = INDM.load(tmp_path / label)
-        assert isinstance(model.dequantization, indm.Variational) and model.dequantization.width == 4
-        moved[label] = max(c.layers[-1].weight.detach().abs().max().item() for c in model.dequantization.conditioners)
+        assert (
+            isinstance(model.dequantization, indm.Variational) and model.dequantization.width == 4
+        )
+        moved[label] = max(
+            c.layers[-1].weight.detach().abs().max().item()
+            for c in model.dequantization.conditioners
+        )
     assert moved["quick"] > 1e-2 and moved["slow"] < 1e-6
     again = INDM.load(tmp_path / "quick")
     other = copy.deepcopy(again)
@@ -297,18 +347,24 @@ def test_learned_noise_has_its_own_rate_and_is_saved(tmp_path):
     raw = data.train.tensor
     for read in (other, INDM.load(tmp_path / "again")):
         for mine, theirs in zip(
-            again.from_data(raw, generator=seeded(1)), read.from_data(raw, generator=seeded(1)), strict=True
+            again.from_data(raw, generator=seeded(1)),
+            read.from_data(raw, generator=seeded(1)),
+            strict=True,
         ):
             assert torch.equal(mine, theirs)
 
 
-# ── mistakes ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── mistakes ──────────────────────────────────────────────────────────────────────────────────────
 
-NO_LEVELS = "dequantization must be left out for continuous data, which have no grey levels, got '{}'"
+NO_LEVELS = (
+    "dequantization must be left out for continuous data, which have no grey levels, got '{}'"
+)
 
 
 def test_vectors_without_grey_levels_take_no_noise(name, tmp_path, capsys):
-    """An error wherever it is asked for: of a model, of its description, of a training and of the command."""
+    """An error wherever it is asked for: of a model, of its description, of a training and of the
+    command.
+    """
     vectors = torch.randn(100, 2, generator=seeded(0))
     noise = noise_of(name, (2,)).float()
     with pytest.raises(ValueError, match=NO_LEVELS.format(type(noise).__name__)):
@@ -318,14 +374,21 @@ def test_vectors_without_grey_levels_take_no_noise(name, tmp_path, capsys):
     with pytest.raises(ValueError, match=NO_LEVELS.format(name)):
         build_model(tables, (2,))
     with pytest.raises(ValueError, match=NO_LEVELS.format(name)):
-        indm.train(tables | {"train": {"steps": 1, "batch_size": 8}}, tmp_path / "run", data=vectors)
-    assert main(["train", "eight-gaussians", "--out", str(tmp_path / "cli"), "--dequantization", name]) == 2
+        indm.train(
+            tables | {"train": {"steps": 1, "batch_size": 8}}, tmp_path / "run", data=vectors
+        )
+    assert (
+        main(["train", "eight-gaussians", "--out", str(tmp_path / "cli"), "--dequantization", name])
+        == 2
+    )
     assert NO_LEVELS.format(name) in " ".join(capsys.readouterr().err.split())
     assert not list(tmp_path.glob("*/model.json"))
     without = INDM(Identity(), mixture((2,)), Scaling(1.0, 2.0), (2,))
     x, log_q = without.from_data(vectors)
     torch.testing.assert_close(x, (vectors - 1) / 2)
-    assert without.dequantization is None and log_q.tolist() == pytest.approx([2 * math.log(2)] * 100)
+    assert without.dequantization is None and log_q.tolist() == pytest.approx(
+        [2 * math.log(2)] * 100
+    )
 
 
 def test_arguments_are_checked():
@@ -340,7 +403,11 @@ def test_arguments_are_checked():
         indm.nll(model, model.from_data(all_images(4))[0])
 
 
-IMAGES = {"flow": {"name": "elementwise"}, "sde": {"name": "vp"}, "net": {"name": "unet", "channels": 8}}
+IMAGES = {
+    "flow": {"name": "elementwise"},
+    "sde": {"name": "vp"},
+    "net": {"name": "unet", "channels": 8},
+}
 WRONG = {
     "above": torch.full((4, 1, 8, 8), 200),
     "below": torch.full((4, 1, 8, 8), -5),
@@ -358,7 +425,9 @@ WRONG = {
 def test_wrong_raw_data_are_errors(kind):
     """Wherever raw data enter a model; the same numbers as whole floats are right."""
     model = build_model(
-        IMAGES | {"condition": {"name": "classes", "labels": ["a", "b"]}}, (1, 8, 8), Scaling.images(levels=17)
+        IMAGES | {"condition": {"name": "classes", "labels": ["a", "b"]}},
+        (1, 8, 8),
+        Scaling.images(levels=17),
     )
     raw = WRONG[kind]
     enter = [
@@ -374,21 +443,34 @@ def test_wrong_raw_data_are_errors(kind):
 
 
 def test_a_training_checks_the_levels_of_its_data(tmp_path, monkeypatch):
-    """Of a data set that no loader of this package has checked: once, as the host would wait for the device."""
+    """Of a data set that no loader of this package has checked: once, as the host would wait for
+    the device.
+    """
     check, checked = Scaling.check, []
     monkeypatch.setattr(Scaling, "check", lambda *arguments: checked.append(check(*arguments)))
     data = uniform_images((1, 8, 8))
     wrong = dataclasses.replace(data, train=InMemory(data.train.tensor / 16))
-    with pytest.raises(ValueError, match="raw must be whole numbers 0 … 16, got float32 from 0 to 1; multiply"):
+    with pytest.raises(
+        ValueError, match="raw must be whole numbers 0 … 16, got float32 from 0 to 1; multiply"
+    ):
         indm.train(IMAGES | {"train": {"steps": 1, "batch_size": 8}}, tmp_path / "run", data=wrong)
-    indm.train(IMAGES | {"train": {"steps": 3, "batch_size": 8}}, tmp_path / "right", data=data, progress=False)
+    indm.train(
+        IMAGES | {"train": {"steps": 3, "batch_size": 8}},
+        tmp_path / "right",
+        data=data,
+        progress=False,
+    )
     assert len(checked) == 1
 
 
-@pytest.mark.parametrize("x", [torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8).long(), np.zeros(2)])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 8, 8).long(), np.zeros(2)]
+)
 def test_functions_of_model_units_refuse_raw_data(x):
     model = build_model(IMAGES, (1, 8, 8), Scaling.images(levels=17))
-    losses = [functools.partial(loss, model) for loss in (mle_loss, indm.fid_loss, indm.nelbo, indm.nll)]
+    losses = [
+        functools.partial(loss, model) for loss in (mle_loss, indm.fid_loss, indm.nelbo, indm.nll)
+    ]
     for of_x in (*losses, model.log_prob, model.encode):
         with pytest.raises(ValueError, match="x must"):
             of_x(x)

@@ -1,4 +1,6 @@
-"""A step of a training against the same step written out, what is skipped, and the share of a run that is over."""
+"""A step of a training against the same step written out, what is skipped, and the share of a run
+that is over.
+"""
 
 import math
 
@@ -16,7 +18,10 @@ def parts(seed: int = 0) -> nn.ModuleDict:
 
 def groups_of(model: nn.ModuleDict) -> list[dict]:
     rates = {"score": 1e-2, "flow": 1e-3}
-    return [{"name": name, "params": list(model[name].parameters()), "lr": rate} for name, rate in rates.items()]
+    return [
+        {"name": name, "params": list(model[name].parameters()), "lr": rate}
+        for name, rate in rates.items()
+    ]
 
 
 def loss_of(model: nn.ModuleDict, x: torch.Tensor) -> torch.Tensor:
@@ -41,16 +46,23 @@ def test_a_step_is_that_of_a_plain_loop(fused):
         loss_of(plain, rows).backward()
         for group, rate in zip(optimizer.param_groups, (1e-2, 1e-3), strict=True):
             norm = torch.cat([p.grad.flatten() for p in group["params"]]).norm()
-            assert terms[f"{group['name']}_grad_norm"].item() == pytest.approx(norm.item(), rel=1e-5)
+            assert terms[f"{group['name']}_grad_norm"].item() == pytest.approx(
+                norm.item(), rel=1e-5
+            )
             for p in group["params"]:
                 p.grad *= min(1.0, clip / norm)
             group["lr"] = rate * factors[group["name"]]
         optimizer.step()
         optimizer.zero_grad()
         weight = 1 - min(0.3, (1 + n) / (10 + n))
-        average = [a + weight * (p.detach() - a) for a, p in zip(average, plain.parameters(), strict=True)]
+        average = [
+            a + weight * (p.detach() - a) for a, p in zip(average, plain.parameters(), strict=True)
+        ]
     assert descent.step == 20 and not terms["skipped"]
-    for found, expected in ((model.parameters(), plain.parameters()), (descent.ema.model.parameters(), average)):
+    for found, expected in (
+        (model.parameters(), plain.parameters()),
+        (descent.ema.model.parameters(), average),
+    ):
         torch.testing.assert_close(list(found), list(expected), rtol=1e-4, atol=1e-6)
 
 
@@ -99,6 +111,8 @@ def test_an_average_without_decay_is_the_weights():
         return {}
 
     for progress in course(steps=6):
-        descent.advance(gradients, learning_rate_factor(descent.step, progress, warmup=2, decay=0.5))
+        descent.advance(
+            gradients, learning_rate_factor(descent.step, progress, warmup=2, decay=0.5)
+        )
         pairs = zip(model.parameters(), descent.ema.model.parameters(), strict=True)
         assert all(torch.equal(p, averaged) for p, averaged in pairs)

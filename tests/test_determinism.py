@@ -68,7 +68,13 @@ def test_two_processes_write_the_same_bytes_and_say_what_made_them(tmp_path, mon
     monkeypatch.setattr(sys, "argv", ["-c"])
     exec(WORK, {})
     environment = os.environ | {"PYTHONHASHSEED": "1", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, "-c", WORK], cwd=folders[1], env=environment, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", WORK],
+        cwd=folders[1],
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     first, second = ({p.relative_to(f): p for p in f.rglob("*") if p.is_file()} for f in folders)
     assert first.keys() == second.keys() and len(first) > 15
@@ -80,7 +86,13 @@ def test_two_processes_write_the_same_bytes_and_say_what_made_them(tmp_path, mon
     for name, seed in JSONS.items():
         found = json.loads((folders[0] / name).read_text())
         made_by = found if name == "run/versions.json" else found["provenance"]
-        assert made_by["indm"] == indm.__version__ and made_by["seed"] == seed and made_by["threads"] == 1, name
+        assert (
+            made_by["indm"] == indm.__version__
+            and made_by["seed"] == seed
+            and made_by["threads"] == 1
+        ), name
         assert {"torch", "numpy", "python", "git", "command", "device"} <= made_by.keys(), name
         runs = ["run", "twin"] if name == "compared/comparison.json" else ["run"]
-        assert name == "run/versions.json" or made_by["weights_sha256"] == dict.fromkeys(runs, weights), name
+        assert name == "run/versions.json" or made_by["weights_sha256"] == dict.fromkeys(
+            runs, weights
+        ), name

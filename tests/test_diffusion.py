@@ -19,7 +19,9 @@ ITERATIVE = ("residual", "residual-images", "composed")
 
 @pytest.fixture(params=FLOWS)
 def case(request):
-    """The diffusion of a random flow, exact but for rounding, with three points and times; and its name."""
+    """The diffusion of a random flow, exact but for rounding, with three points and times; and its
+    name.
+    """
     model, x, t = make(request.param)
     return NonlinearDiffusion(model, tol=1e-11, probes=16), x, t, request.param
 
@@ -57,7 +59,9 @@ def test_diffusion_is_g_times_the_inverse_jacobian(case):
 
 
 def curvature(metric, x, h=1e-3):
-    """The Gaussian curvature of a metric x ↦ (2, 2) at points (B, 2), by Brioschi's formula and central differences."""
+    """The Gaussian curvature of a metric x ↦ (2, 2) at points (B, 2), by Brioschi's formula and
+    central differences.
+    """
 
     def at(du, dv):
         m = metric(x + h * x.new_tensor([du, dv]))
@@ -66,14 +70,19 @@ def curvature(metric, x, h=1e-3):
     E, F, G = at(0, 0)
     Eu, Fu, Gu = (at(1, 0) - at(-1, 0)) / (2 * h)
     Ev, Fv, Gv = (at(0, 1) - at(0, -1)) / (2 * h)
-    Evv, Guu = ((at(0, 1) - 2 * at(0, 0) + at(0, -1))[0] / h**2, (at(1, 0) - 2 * at(0, 0) + at(-1, 0))[2] / h**2)
+    Evv, Guu = (
+        (at(0, 1) - 2 * at(0, 0) + at(0, -1))[0] / h**2,
+        (at(1, 0) - 2 * at(0, 0) + at(-1, 0))[2] / h**2,
+    )
     Fuv = (at(1, 1) - at(1, -1) - at(-1, 1) + at(-1, -1))[1] / (4 * h**2)
     zero = torch.zeros_like(E)
 
     def det(*rows):
         return torch.linalg.det(torch.stack([torch.stack(row, -1) for row in rows], -2))
 
-    first = det((-Evv / 2 + Fuv - Guu / 2, Eu / 2, Fu - Ev / 2), (Fv - Gu / 2, E, F), (Gv / 2, F, G))
+    first = det(
+        (-Evv / 2 + Fuv - Guu / 2, Eu / 2, Fu - Ev / 2), (Fv - Gu / 2, E, F), (Gv / 2, F, G)
+    )
     second = det((zero, Ev / 2, Gu / 2), (Ev / 2, E, F), (Gu / 2, F, G))
     return (first - second) / (E * G - F**2) ** 2
 
@@ -103,13 +112,17 @@ def test_the_metric_of_the_volatility_is_flat():
 
 
 def laplacian_of_the_inverse(flow, x, iterative):
-    """Δh⁻¹ at h(x): by the autograd Hessian of a formula, or fourth-order differences of a sharp iterative one."""
+    """Δh⁻¹ at h(x): by the autograd Hessian of a formula, or fourth-order differences of a sharp
+    iterative one.
+    """
     z = flow.latent(x).detach()
     d = z[0].numel()
     if not iterative:
         with sdpa_kernel(SDPBackend.MATH):
             hessians = [
-                hessian(lambda v: flow.solve_inverse(v.reshape(1, *z.shape[1:]))[0].flatten())(sample.flatten())
+                hessian(lambda v: flow.solve_inverse(v.reshape(1, *z.shape[1:]))[0].flatten())(
+                    sample.flatten()
+                )
                 for sample in z
             ]
         return torch.stack([h.diagonal(dim1=1, dim2=2).sum(1) for h in hessians]).reshape(z.shape)
@@ -117,7 +130,13 @@ def laplacian_of_the_inverse(flow, x, iterative):
     shifts = step * torch.eye(d, dtype=z.dtype).reshape(d, *z.shape[1:])
     with torch.no_grad():
         return torch.stack(
-            [sum(w * flow.inverse(sample + k * shifts, 1e-14 * d).sum(0) for k, w in weights.items()) for sample in z]
+            [
+                sum(
+                    w * flow.inverse(sample + k * shifts, 1e-14 * d).sum(0)
+                    for k, w in weights.items()
+                )
+                for sample in z
+            ]
         ) / (12 * step**2)
 
 
@@ -143,7 +162,9 @@ def autograd_divergence(diffusion, x, t):
         return G @ G.mT
 
     with sdpa_kernel(SDPBackend.MATH):
-        slopes = torch.stack([jacfwd(covariance)(v.flatten(), g_v) for v, g_v in zip(x, g, strict=True)])
+        slopes = torch.stack(
+            [jacfwd(covariance)(v.flatten(), g_v) for v, g_v in zip(x, g, strict=True)]
+        )
     return slopes.diagonal(dim1=2, dim2=3).sum(2).reshape(x.shape)
 
 
@@ -181,7 +202,9 @@ def test_probability_flow_keeps_the_marginals(case):
 
 
 def test_linear_flow_in_closed_form():
-    """z = W x: drift f x, volatility g W⁻¹, and the score of a Gaussian with covariance W⁻¹ Σ_t W⁻ᵀ."""
+    """z = W x: drift f x, volatility g W⁻¹, and the score of a Gaussian with covariance W⁻¹ Σ_t
+    W⁻ᵀ.
+    """
     model, x, t = make("linear")
     diffusion, sde = NonlinearDiffusion(model, tol=1e-12), model.sde
     weight = model.flow.latent(torch.eye(3, dtype=torch.float64)).mT.detach()
@@ -215,7 +238,9 @@ def test_probes_are_unbiased(name, method):
     model, x, t = make(name)
     exact = getattr(NonlinearDiffusion(model, tol=1e-8, probes=16), method)(x[1:2], t[1:2])
     n = 1000
-    many = getattr(NonlinearDiffusion(model, tol=1e-8, probes=2), method)(x[1:2].expand(n, 1, 4, 4), t[1:2].expand(n))
+    many = getattr(NonlinearDiffusion(model, tol=1e-8, probes=2), method)(
+        x[1:2].expand(n, 1, 4, 4), t[1:2].expand(n)
+    )
     assert many.std(0).max() > 1e-3, "an estimate should vary"
     assert within(many, exact[0])
 
@@ -223,7 +248,10 @@ def test_probes_are_unbiased(name, method):
 @pytest.mark.parametrize("name", ["spline", "residual"])
 def test_single_precision(name):
     model, x, t = make(name)
-    sharp, single = NonlinearDiffusion(model, tol=1e-11, probes=16), NonlinearDiffusion(model.float(), probes=16)
+    sharp, single = (
+        NonlinearDiffusion(model, tol=1e-11, probes=16),
+        NonlinearDiffusion(model.float(), probes=16),
+    )
     values = [getattr(single, method)(x.float(), t.float()) for method in METHODS]
     model.double()
     for value, method in zip(values, METHODS, strict=True):

@@ -1,4 +1,6 @@
-"""The bound of a network that adds to a known law: against the plain estimator on the same draws, and quadrature."""
+"""The bound of a network that adds to a known law: against the plain estimator on the same draws,
+and quadrature.
+"""
 
 import pytest
 import torch
@@ -26,15 +28,23 @@ def seeded(seed):
 def mixture_net(deviation=0.6, condition=()):
     net = MixtureMLP((2,), 2, width=16, condition=condition).double()
     covariance = torch.tensor([[1.0, 0.3], [0.3, 0.5]], dtype=torch.float64) * deviation**2
-    net.set_mixture(torch.tensor([0.3, 0.7]).double(), MEANS, torch.stack([covariance, covariance.flip(0, 1)]))
+    net.set_mixture(
+        torch.tensor([0.3, 0.7]).double(), MEANS, torch.stack([covariance, covariance.flip(0, 1)])
+    )
     return net
 
 
 def model_of(sde="vp", net=None, condition=None, seed=0):
     """A coupling flow and a network, both far from where they start."""
     torch.manual_seed(seed)
-    net = MLP((2,), width=16, condition=condition.seen_shape if condition else ()) if net is None else net
-    model = INDM(CouplingFlow((2,)), ScoreModel(net, SDES[sde]()), shape=(2,), condition=condition).double()
+    net = (
+        MLP((2,), width=16, condition=condition.seen_shape if condition else ())
+        if net is None
+        else net
+    )
+    model = INDM(
+        CouplingFlow((2,)), ScoreModel(net, SDES[sde]()), shape=(2,), condition=condition
+    ).double()
     return disturbed(model, seed)
 
 
@@ -46,13 +56,19 @@ def disturbed(model, seed):
     """``model`` with other weights."""
     generator = seeded(seed)
     for parameter in model.parameters():
-        parameter.data += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.data += 0.2 * torch.randn(
+            parameter.shape, generator=generator, dtype=torch.float64
+        )
     return model
 
 
 def gradients(loss, module):
     return torch.cat(
-        [g.flatten() for g in torch.autograd.grad(loss, module.parameters(), allow_unused=True) if g is not None]
+        [
+            g.flatten()
+            for g in torch.autograd.grad(loss, module.parameters(), allow_unused=True)
+            if g is not None
+        ]
     )
 
 
@@ -68,13 +84,15 @@ def plainly(monkeypatch):
     return loss
 
 
-# ── the closed form ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the closed form ───────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("eps", [None, 0.2])
 @pytest.mark.parametrize("sde", SDES)
 def test_the_denoising_of_a_gaussian_is_the_integral_over_the_clock(sde, eps):
-    """E[D] = ½ Σ (λ² + rδ²)/(λ + r)² of the module's page, by quadrature on the clock log r, and once at ε."""
+    """E[D] = ½ Σ (λ² + rδ²)/(λ + r)² of the module's page, by quadrature on the clock log r, and
+    once at ε.
+    """
     sde, eps = SDES[sde](), SDES[sde]().eps if eps is None else eps
     law = GaussianReference(torch.tensor([0.3, -2.0]).double(), torch.tensor([0.5, 1.7]).double())
     z = torch.randn(4, 2, dtype=torch.float64, generator=seeded(0))
@@ -92,9 +110,14 @@ def test_the_denoising_of_a_gaussian_is_the_integral_over_the_clock(sde, eps):
 
 @pytest.mark.parametrize("sde", SDES)
 def test_the_bound_of_the_base_is_its_log_density(sde):
-    """Of N(0, I), and not of the SDE's prior, which is far wider under VE; the rest is of the size of ε."""
+    """Of N(0, I), and not of the SDE's prior, which is far wider under VE; the rest is of the size
+    of ε.
+    """
     z = torch.randn(50, 2, dtype=torch.float64, generator=seeded(0))
-    for of in (STANDARD, GaussianReference(torch.tensor([0.3, -0.1]).double(), torch.tensor([0.5, 1.7]).double())):
+    for of in (
+        STANDARD,
+        GaussianReference(torch.tensor([0.3, -0.1]).double(), torch.tensor([0.5, 1.7]).double()),
+    ):
         law = SDES[sde]()
         bound = of.denoising(law, z, law.eps) + prior_term(law, z) + constant_part(law, z, law.eps)
         mean, deviation = of.mean.double().expand(2), of.variance.double().expand(2).sqrt()
@@ -115,7 +138,7 @@ def test_a_flow_alone_is_trained_on_the_density_of_the_base():
         torch.testing.assert_close(2 * mle_loss(model, x)[0], expected, rtol=1e-4, atol=0)
 
 
-# ── the same number by another estimator ─────────────────────────────────────────────────────────────────────────────
+# ── the same number by another estimator ──────────────────────────────────────────────────────────
 
 CASES = {
     "vp": lambda seed: model_of("vp", seed=seed),
@@ -123,19 +146,25 @@ CASES = {
     "mixture": lambda seed: model_of("vp", mixture_net(), seed=seed),
     "mixture, ve": lambda seed: model_of("ve", mixture_net(), seed=seed),
     "condition": lambda seed: conditioned("vp", None, seed),
-    "mixture, condition": lambda seed: conditioned("vp", mixture_net(condition=Vector(3).seen_shape), seed),
+    "mixture, condition": lambda seed: conditioned(
+        "vp", mixture_net(condition=Vector(3).seen_shape), seed
+    ),
 }
 
 
 @pytest.mark.parametrize("pairs", [False, True])
 @pytest.mark.parametrize("case", CASES)
-def test_the_difference_from_the_plain_estimator_does_not_depend_on_the_network(case, pairs, plainly):
+def test_the_difference_from_the_plain_estimator_does_not_depend_on_the_network(
+    case, pairs, plainly
+):
     """On the same draws; so the network's gradients are the same."""
     x = torch.randn(ROWS, 2, dtype=torch.float64, generator=seeded(1))
     model, differences = CASES[case](0), []
     for seed in range(3):
         disturbed(model.score, seed)
-        losses = [loss(model, x, pairs=pairs, generator=seeded(2))[0] for loss in (mle_loss, plainly)]
+        losses = [
+            loss(model, x, pairs=pairs, generator=seeded(2))[0] for loss in (mle_loss, plainly)
+        ]
         differences.append((losses[0] - losses[1]).item())
         new, old = (gradients(loss, model.score) for loss in losses)
         torch.testing.assert_close(new, old, rtol=1e-8, atol=1e-10)
@@ -150,7 +179,9 @@ def test_both_estimators_have_one_mean_and_the_flow_one_gradient(case, pairs, pl
     x = torch.randn(ROWS, 2, dtype=torch.float64, generator=seeded(1))
     drawn: dict[str, list] = {"values": [], "gradients": []}
     for seed in range(60):
-        value, other = (loss(model, x, pairs=pairs, generator=seeded(seed))[0] for loss in (mle_loss, plainly))
+        value, other = (
+            loss(model, x, pairs=pairs, generator=seeded(seed))[0] for loss in (mle_loss, plainly)
+        )
         drawn["values"].append((value - other).detach())
         drawn["gradients"].append(gradients(value, model.flow) - gradients(other, model.flow))
     differences = torch.stack(drawn["gradients"])
@@ -165,14 +196,20 @@ def test_the_loss_is_the_mean_of_the_bound_term_by_term(case):
     model = CASES[case](3)
     x = torch.randn(2000, 2, dtype=torch.float64, generator=seeded(1))
     with torch.no_grad():
-        losses = torch.stack([mle_loss(model, x, generator=seeded(seed))[1]["nelbo"] for seed in range(20)])
-        bounds = torch.stack([nelbo(model, x, times=4, generator=seeded(seed)).total.mean() for seed in range(20)])
+        losses = torch.stack(
+            [mle_loss(model, x, generator=seeded(seed))[1]["nelbo"] for seed in range(20)]
+        )
+        bounds = torch.stack(
+            [nelbo(model, x, times=4, generator=seeded(seed)).total.mean() for seed in range(20)]
+        )
     assert within(losses - bounds, 0.0)
 
 
 @pytest.mark.parametrize("sde", SDES)
 def test_where_the_network_adds_nothing_the_bound_has_no_noise(sde):
-    model = INDM(disturbed(CouplingFlow((2,)).double(), 1), ScoreModel(Zero(), SDES[sde]()), shape=(2,))
+    model = INDM(
+        disturbed(CouplingFlow((2,)).double(), 1), ScoreModel(Zero(), SDES[sde]()), shape=(2,)
+    )
     x = torch.randn(ROWS, 2, dtype=torch.float64, generator=seeded(1))
     drawn = torch.stack([mle_loss(model, x, generator=seeded(seed))[0] for seed in range(3)])
     assert drawn.std() < 1e-12 and mle_loss(model, x)[1]["correction"] == 0
@@ -180,19 +217,28 @@ def test_where_the_network_adds_nothing_the_bound_has_no_noise(sde):
 
 @pytest.mark.parametrize("sde", ["vp", "ve"])
 def test_the_bound_of_a_standard_base_is_exact_at_every_truncation(sde, plainly):
-    """So that soft truncation keeps its bound; behind a mixture a truncated bound is estimated plainly."""
+    """So that soft truncation keeps its bound; behind a mixture a truncated bound is estimated
+    plainly.
+    """
     x = torch.randn(ROWS, 2, dtype=torch.float64, generator=seeded(1))
     for net in (None, mixture_net()):
         model = model_of(sde, net)
         new, old = (
-            torch.stack([loss(model, x, eps=0.3, generator=seeded(seed))[0].detach() for seed in range(60)])
+            torch.stack(
+                [loss(model, x, eps=0.3, generator=seeded(seed))[0].detach() for seed in range(60)]
+            )
             for loss in (mle_loss, plainly)
         )
-        assert within(new - old, 0.0) and (new.std() < old.std() if net is None else torch.equal(new, old))
+        assert within(new - old, 0.0) and (
+            new.std() < old.std() if net is None else torch.equal(new, old)
+        )
 
 
 def test_a_component_too_narrow_for_the_first_noise_is_named():
-    model, x = INDM(Identity(), ScoreModel(mixture_net(0.01), VPSDE(eps=1e-3)), shape=(2,)).double(), torch.zeros(2, 2)
+    model, x = (
+        INDM(Identity(), ScoreModel(mixture_net(0.01), VPSDE(eps=1e-3)), shape=(2,)).double(),
+        torch.zeros(2, 2),
+    )
     with pytest.raises(ValueError, match=r"above 10 σ/α at ε, 0\.1, got 0\.00"):
         mle_loss(model, x.double())
 
@@ -207,7 +253,9 @@ def test_pairs_and_levels_keep_the_mean_and_take_noise_from_the_gradient(levels)
     drawing = NoiseLevels(model.sde) if levels else None
     for _ in range(200):
         optimizer.zero_grad()
-        mle_loss(model, x[torch.randint(4000, (128,))], pairs=levels, noise_levels=drawing)[0].backward()
+        mle_loss(model, x[torch.randint(4000, (128,))], pairs=levels, noise_levels=drawing)[
+            0
+        ].backward()
         optimizer.step()
     drawn: dict[bool, list] = {False: [], True: []}
     for _ in range(80):
@@ -222,7 +270,13 @@ def test_pairs_and_levels_keep_the_mean_and_take_noise_from_the_gradient(levels)
 
 def test_levels_are_of_the_whole_bound_in_any_precision():
     model = model_of()
-    levels, x = NoiseLevels(model.sde), torch.randn(ROWS, 2, dtype=torch.float64, generator=seeded(0))
-    assert mle_loss(model, x, noise_levels=levels)[0].dtype == torch.float64 and levels.squares.unique().numel() > 2
+    levels, x = (
+        NoiseLevels(model.sde),
+        torch.randn(ROWS, 2, dtype=torch.float64, generator=seeded(0)),
+    )
+    assert (
+        mle_loss(model, x, noise_levels=levels)[0].dtype == torch.float64
+        and levels.squares.unique().numel() > 2
+    )
     with pytest.raises(ValueError, match="noise_levels must be None where the bound is truncated"):
         mle_loss(model, torch.zeros(2, 2).double(), eps=0.1, noise_levels=NoiseLevels(model.sde))

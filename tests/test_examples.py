@@ -1,4 +1,6 @@
-"""The examples run as they stand, at a tiny budget, and the pages' walk-throughs from the page itself."""
+"""The examples run as they stand, at a tiny budget, and the pages' walk-throughs from the page
+itself.
+"""
 
 import functools
 import importlib.util
@@ -28,11 +30,16 @@ pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps s
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 # What is of other libraries may be longer.
-ADAPTERS = {"diffusers_unet": "diffusers", "export": "indm", "foreign": "denoising_diffusion_pytorch"}
+ADAPTERS = {
+    "diffusers_unet": "diffusers",
+    "export": "indm",
+    "foreign": "denoising_diffusion_pytorch",
+}
 ADAPTERS |= {"normflows_flow": "normflows", "zuko_flow": "zuko"}
 SLOW = {"anomaly_detection", "epidemic", "export", "foreign", "images", "messy_table", "posterior"}
 SLOW |= {"super_resolution", "translation"}
-CALIBRATED = {"posterior": ["calibration"], "epidemic": ["series", "by-hand"]}  # pictures of those of a simulator
+# pictures of those of a simulator
+CALIBRATED = {"posterior": ["calibration"], "epidemic": ["series", "by-hand"]}
 PAGE = (ROOT / "docs" / "extending.md").read_text("utf-8")
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.MULTILINE | re.DOTALL))
 
@@ -41,7 +48,10 @@ def lines_of(section: str) -> list[list[str]]:
     """The commands of a section, with a few steps in place of those that it asks for."""
     commands = "\n".join(re.findall(r"```sh\n(.*?)```", section, re.DOTALL)).splitlines()
     few = re.compile(r"--train\.steps \d+")
-    return [shlex.split(few.sub("--train.steps 2 --train.seconds inf", line), comments=True) for line in commands]
+    return [
+        shlex.split(few.sub("--train.steps 2 --train.seconds inf", line), comments=True)
+        for line in commands
+    ]
 
 
 def write_files(section: str, folder: Path) -> None:
@@ -55,7 +65,9 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = set(sys.modules)
     yield tmp_path
-    for name in [name for name in sys.modules if name not in before and name.startswith(("my_", "own_"))]:
+    for name in [
+        name for name in sys.modules if name not in before and name.startswith(("my_", "own_"))
+    ]:
         del sys.modules[name]
 
 
@@ -67,10 +79,14 @@ def marks_of(name):
     return marks + [untrained] * (name == "denoiser")
 
 
-@pytest.mark.parametrize("path", [pytest.param(path, id=path.stem, marks=marks_of(path.stem)) for path in EXAMPLES])
+@pytest.mark.parametrize(
+    "path", [pytest.param(path, id=path.stem, marks=marks_of(path.stem)) for path in EXAMPLES]
+)
 def test_example(path, tmp_path, monkeypatch):
     pytest.importorskip(ADAPTERS.get(path.stem, "indm"))
-    most = {"denoiser": 70, "messy_table": 70, "epidemic": 55}.get(path.stem, 60 if path.stem in ADAPTERS else 40)
+    most = {"denoiser": 70, "messy_table": 70, "epidemic": 55}.get(
+        path.stem, 60 if path.stem in ADAPTERS else 40
+    )
     assert len(path.read_text("utf-8").splitlines()) <= most
     spec = importlib.util.spec_from_file_location(path.stem, path)
     module = importlib.util.module_from_spec(spec)
@@ -81,18 +97,34 @@ def test_example(path, tmp_path, monkeypatch):
     monkeypatch.setattr(indm, "recipe", lambda name, changes: recipe(name, changes | few))
     module.main(steps=3, out=tmp_path / "run")
     if path.stem == "anomaly_detection":  # an estimator keeps no run
-        assert np.loadtxt(tmp_path / "run" / "scores.csv", delimiter=",", skiprows=1).shape == (391, 4)
+        assert np.loadtxt(tmp_path / "run" / "scores.csv", delimiter=",", skiprows=1).shape == (
+            391,
+            4,
+        )
         return
     if path.stem == "messy_table":
-        filled, drawn = (pandas.read_csv(tmp_path / "run" / f"{name}.csv") for name in ("filled", "drawn"))
-        assert filled.shape == (2000, 6) and not filled.isna().any().any() and filled["income"].max() < 3e6
-        assert drawn["age"].dropna().between(30, 40).all() and set(drawn["plan"].dropna()) == {"basic"}
+        filled, drawn = (
+            pandas.read_csv(tmp_path / "run" / f"{name}.csv") for name in ("filled", "drawn")
+        )
+        assert (
+            filled.shape == (2000, 6)
+            and not filled.isna().any().any()
+            and filled["income"].max() < 3e6
+        )
+        assert drawn["age"].dropna().between(30, 40).all() and set(drawn["plan"].dropna()) == {
+            "basic"
+        }
         return
     if path.stem in ("denoiser", "foreign"):
-        assert json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["nll"]["with_reconstruction"]
+        assert json.loads((tmp_path / "run" / "report.json").read_text("utf-8"))["nll"][
+            "with_reconstruction"
+        ]
         return
     if path.stem in CALIBRATED:
-        assert all((tmp_path / "run" / f"{name}.png").stat().st_size > 10_000 for name in CALIBRATED[path.stem])
+        assert all(
+            (tmp_path / "run" / f"{name}.png").stat().st_size > 10_000
+            for name in CALIBRATED[path.stem]
+        )
         return
     runs = sorted(tmp_path.rglob("summary.json"))
     assert runs and all(read_metrics(run.parent)[-1]["step"] == 3 for run in runs)
@@ -100,28 +132,44 @@ def test_example(path, tmp_path, monkeypatch):
 
 @pytest.mark.long
 def test_an_example_as_a_script_and_its_run_from_the_command_line(workplace, monkeypatch):
-    command = [sys.executable, str(ROOT / "examples" / "own_network.py"), "--steps", "2", "--out", "run"]
-    subprocess.run(command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True)
+    command = [
+        sys.executable,
+        str(ROOT / "examples" / "own_network.py"),
+        "--steps",
+        "2",
+        "--out",
+        "run",
+    ]
+    subprocess.run(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, check=True, capture_output=True
+    )
     monkeypatch.syspath_prepend(ROOT / "examples")
-    assert main(["sample", "run", "-n", "4", "--steps", "2", "--trust", "own_network", "--quiet"]) == 0
+    assert (
+        main(["sample", "run", "-n", "4", "--steps", "2", "--trust", "own_network", "--quiet"]) == 0
+    )
     assert (workplace / "run" / "samples.npz").is_file()
 
 
 @pytest.mark.parametrize("title", SECTIONS)
 def test_the_walk_through(title, workplace):
     """Write the section's files, then run its commands as the shell would."""
-    prepare = SECTIONS["An SDE"] if title == "A sampler" else ""  # it samples the run of the section on SDEs
+    # it samples the run of the section on SDEs
+    prepare = SECTIONS["An SDE"] if title == "A sampler" else ""
     for section in (prepare, SECTIONS[title]):
         write_files(section, workplace)
         for command in lines_of(section):
             assert command[0] == "indm"
-            small = {"evaluate": ["--examples", "20", "--nll-examples", "2", "--times", "1"]}.get(command[1], [])
+            small = {"evaluate": ["--examples", "20", "--nll-examples", "2", "--times", "1"]}.get(
+                command[1], []
+            )
             assert main([*command[1:], "--quiet", *small]) == 0, command
 
 
 @pytest.mark.long
 def test_the_commands_and_the_python_of_conditions(workplace):
-    """In their order, on one run; each command finds what an earlier one wrote, and replaces nothing."""
+    """In their order, on one run; each command finds what an earlier one wrote, and replaces
+    nothing.
+    """
     page = (ROOT / "docs" / "conditional.md").read_text("utf-8")
     few = {
         "train": ["--train.steps", "2", "--train.seconds", "inf"],
@@ -133,7 +181,12 @@ def test_the_commands_and_the_python_of_conditions(workplace):
     assert len(list(Path("eights").glob("*.npz"))) == 1 and Path("many/samples.png").is_file()
     (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
     raw = torch.arange(128).reshape(2, 1, 8, 8) % 17
-    given = {"indm": indm, "model": indm.INDM.load("runs/classes"), "raw": raw, "labels": ["3", "8"]}
+    given = {
+        "indm": indm,
+        "model": indm.INDM.load("runs/classes"),
+        "raw": raw,
+        "labels": ["3", "8"],
+    }
     exec(code.replace("(model, x, c=labels)  #", "(model, x, c=labels, steps=4)  #"), given)
     assert given["samples"].shape == (16, 1, 8, 8)
 
@@ -144,8 +197,12 @@ MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
 def test_the_python_of_the_readme_runs(capsys):
-    """As it stands there: the model of one's own with an untrained network, the table at a second and four rows."""
-    (own, loop), (table,) = (re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) for kind in ("py", "python"))
+    """As it stands there: the model of one's own with an untrained network, the table at a second
+    and four rows.
+    """
+    (own, loop), (table,) = (
+        re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) for kind in ("py", "python")
+    )
     few = [("max_seconds=60", "max_seconds=1"), ("table[400:]", "table[400:404]")]
     for there, here in few:
         assert table.count(there) == 1
@@ -164,11 +221,15 @@ def test_the_python_of_the_readme_runs(capsys):
 
 
 def test_the_readme_shows_the_picture_at_the_end_of_its_tutorial():
-    assert (ROOT / "docs" / "figures" / "likelihood.png").read_bytes() == tutorials.end_of("likelihood")
+    assert (ROOT / "docs" / "figures" / "likelihood.png").read_bytes() == tutorials.end_of(
+        "likelihood"
+    )
 
 
 def test_the_readme_begins_with_the_two_commands_that_set_up_everything():
-    """On its first screens, each with its time, and as targets of the Makefile that make the environment."""
+    """On its first screens, each with its time, and as targets of the Makefile that make the
+    environment.
+    """
     makefile = (ROOT / "Makefile").read_text("utf-8")
     for name in ("demo", "test"):
         (line,) = re.findall(rf"^make {name} +# .*", README, re.MULTILINE)
@@ -187,11 +248,20 @@ def test_the_python_of_the_method_runs():
 
 def test_the_training_loop_of_the_manual_runs(workplace, capsys):
     """As it stands there, with two steps and four rows of likelihoods."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "loop.md").read_text("utf-8"), re.DOTALL)
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "loop.md").read_text("utf-8"), re.DOTALL
+    )
     assert code.count("_loss, 1000,") == code.count("_loss, 500,") == 2 and "log_prob(test," in code
     given: dict = {}
-    exec(re.sub(r"_loss, (1000|500),", "_loss, 4,", code).replace("log_prob(test,", "log_prob(test[:4],"), given)
-    gains = re.findall(r"INDM − (?:linear diffusion|flow): -?\d+\.\d\d nats, error \d", capsys.readouterr().out)
+    exec(
+        re.sub(r"_loss, (1000|500),", "_loss, 4,", code).replace(
+            "log_prob(test,", "log_prob(test[:4],"
+        ),
+        given,
+    )
+    gains = re.findall(
+        r"INDM − (?:linear diffusion|flow): -?\d+\.\d\d nats, error \d", capsys.readouterr().out
+    )
     assert len(gains) == 2 and given["draws"].shape == (1000, 2)
     x = given["test"][:4]
     assert torch.equal(indm.INDM.load("moons").encode(x)[0], given["model"].encode(x)[0])
@@ -223,7 +293,11 @@ def test_the_python_of_a_network_runs(workplace, monkeypatch):
 def test_the_commands_of_the_manual_are_commands(page):
     """Every line of code that begins with indm is taken by the parser."""
     lines = [line.removeprefix("    ") for line in page.read_text("utf-8").splitlines()]
-    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("indm ") and "…" not in line]
+    commands = [
+        shlex.split(line, comments=True)
+        for line in lines
+        if line.startswith("indm ") and "…" not in line
+    ]
     for _, *arguments in commands:
         parse(arguments)
     assert len(commands) >= 5 or page != ROOT / "README.md"

@@ -1,4 +1,5 @@
-"""What a GPU computes in float32 is what a CPU does in float64. On a machine without a GPU, its CPU stands for one.
+"""What a GPU computes in float32 is what a CPU does in float64. On a machine without a GPU, its CPU
+stands for one.
 
 ``make gpu`` runs this file by itself, without ``conftest.py``.
 """
@@ -62,7 +63,9 @@ def exact(monkeypatch):
 
 
 def pair(flow):
-    """A model in float64 on the CPU, no part of which rests at its start, and the same in float32 on the device."""
+    """A model in float64 on the CPU, no part of which rests at its start, and the same in float32
+    on the device.
+    """
     torch.manual_seed(0)
     tables = {"flow": {"name": flow, **FLOWS[flow]}, "sde": {"name": "vp"}, "net": NET}
     model = indm.build_model(tables, SHAPE, indm.Scaling.images(256)).double()
@@ -95,7 +98,12 @@ def test_flow_inverse_and_score(exact, flow):
     def compute(model, x):
         with evaluation_mode(model):
             z, log_det = model.encode(x)
-            return z, log_det + 1, model.decode(z), model.score(z, torch.linspace(0.01, 0.99, BATCH).to(x))
+            return (
+                z,
+                log_det + 1,
+                model.decode(z),
+                model.score(z, torch.linspace(0.01, 0.99, BATCH).to(x)),
+            )
 
     assert_near(both(flow, compute), 1e-4)
 

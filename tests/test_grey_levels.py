@@ -1,4 +1,6 @@
-"""Grey levels without noise: the decoder by enumeration, and bounds that are exact where the denoiser is."""
+"""Grey levels without noise: the decoder by enumeration, and bounds that are exact where the
+denoiser is.
+"""
 
 import math
 
@@ -18,14 +20,18 @@ EPS = [1e-4, 3e-3, 0.02, 0.1, 0.4]
 
 
 class UniformLevels(nn.Module):
-    """The exact score where each entry is one of the grey levels, each as likely, independent of the others."""
+    """The exact score where each entry is one of the grey levels, each as likely, independent of
+    the others.
+    """
 
     def __init__(self, sde, values):
         super().__init__()
         self.sde, self.values = sde, values
 
     def forward(self, z, t):
-        alpha, sigma = (v.reshape(-1, *[1] * z.ndim) for v in (self.sde.alpha(t), self.sde.sigma(t)))
+        alpha, sigma = (
+            v.reshape(-1, *[1] * z.ndim) for v in (self.sde.alpha(t), self.sde.sigma(t))
+        )
         away = alpha * self.values.to(z) - z[..., None]
         return ((-0.5 * (away / sigma) ** 2).softmax(-1) * away / sigma**2).sum(-1)
 
@@ -49,16 +55,25 @@ def test_a_level_is_its_number_and_nothing_is_added():
     x, log_q = model.from_data(raw)
     torch.testing.assert_close(x, -1 + raw.double() / 3, rtol=0, atol=1e-6)
     assert log_q.abs().max() == 0 and torch.equal(model.scaling.to_data(x).long(), raw)
-    assert torch.equal(model.scaling.to_data(x + 0.16).long(), raw) and model.scaling.to_data(x + 0.17).max() == 6
+    assert (
+        torch.equal(model.scaling.to_data(x + 0.16).long(), raw)
+        and model.scaling.to_data(x + 0.17).max() == 6
+    )
 
 
 @pytest.mark.parametrize("eps", EPS)
 def test_the_decoder_is_bayes_rule_over_all_levels(eps):
     model, raw = model_of(eps=eps), images()
-    z, noise = model.from_data(raw)[0], torch.randn(40, *SHAPE, generator=torch.Generator().manual_seed(1)).double()
-    alpha, sigma = (float(v(torch.tensor(eps).double())) for v in (model.sde.alpha, model.sde.sigma))
+    z, noise = (
+        model.from_data(raw)[0],
+        torch.randn(40, *SHAPE, generator=torch.Generator().manual_seed(1)).double(),
+    )
+    alpha, sigma = (
+        float(v(torch.tensor(eps).double())) for v in (model.sde.alpha, model.sde.sigma)
+    )
     law = torch.distributions.Normal(alpha * values(), sigma)
-    joint = law.log_prob((alpha * z + sigma * noise)[..., None])  # of z_ε and each level, but for log LEVELS
+    # of z_ε and each level, but for log LEVELS
+    joint = law.log_prob((alpha * z + sigma * noise)[..., None])
     q = joint.gather(-1, raw[..., None])[..., 0]
     expected = (q - (q - joint.logsumexp(-1))).flatten(1).sum(1)
     torch.testing.assert_close(reconstruction(model, z, noise), expected, rtol=1e-6, atol=1e-6)
@@ -67,12 +82,16 @@ def test_the_decoder_is_bayes_rule_over_all_levels(eps):
 @pytest.mark.parametrize("eps", EPS)
 def test_the_mean_over_the_noise_by_quadrature(eps):
     model = model_of(eps=eps)
-    alpha, sigma = (float(v(torch.tensor(eps).double())) for v in (model.sde.alpha, model.sde.sigma))
+    alpha, sigma = (
+        float(v(torch.tensor(eps).double())) for v in (model.sde.alpha, model.sde.sigma)
+    )
     law = torch.distributions.Normal(alpha * values(), sigma)
 
     def mean(level):
         def integrand(n):
-            return float(law.log_prob(alpha * values()[level] + sigma * n).logsumexp(0)) * math.exp(-0.5 * n * n)
+            return float(law.log_prob(alpha * values()[level] + sigma * n).logsumexp(0)) * math.exp(
+                -0.5 * n * n
+            )
 
         return integrate.quad(integrand, -9, 9, limit=400)[0] / math.sqrt(2 * math.pi)
 
@@ -93,10 +112,14 @@ def test_levels_far_apart_need_no_more_memory():
 
 @pytest.mark.parametrize("eps", EPS)
 def test_uniform_levels_have_log_levels_at_every_eps(eps):
-    """With the exact score the bound of the SDE and the NLL of the flow are −log P, however large ε is."""
+    """With the exact score the bound of the SDE and the NLL of the flow are −log P, however large ε
+    is.
+    """
     model, raw = model_of("exact", eps), images(2000)
     x, log_q = model.from_data(raw)
-    drawn = indm.nelbo(model, x, times=4, log_q=log_q, generator=torch.Generator().manual_seed(2)).nats
+    drawn = indm.nelbo(
+        model, x, times=4, log_q=log_q, generator=torch.Generator().manual_seed(2)
+    ).nats
     expected = 4 * math.log(LEVELS)
     assert abs(drawn.mean().item() - expected) < 5 * drawn.std().item() / 2000**0.5
     options = {"draws": 4, "steps": 256, "generator": torch.Generator().manual_seed(3)}

@@ -1,4 +1,6 @@
-"""The house: imports only go down, the method knows nothing of its workbench, and nothing is loaded before its use."""
+"""The house: imports only go down, the method knows nothing of its workbench, and nothing is loaded
+before its use.
+"""
 
 import ast
 import functools
@@ -18,7 +20,9 @@ ROOT = Path(indm.__file__).parent
 HOUSES = ("workbench", "tables", "published")
 OF_ALL = ("indm", "indm.__main__", "indm.parts")  # these know the whole house
 MODULES = {
-    ".".join(("indm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): path
+    ".".join(("indm", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
     for path in sorted(ROOT.rglob("*.py"))
 }
 
@@ -53,8 +57,14 @@ def imports(module):
 
 def public_names(module):
     """Names that a module imports from indm itself, which has those of every house."""
-    froms = [node for node in ast.walk(tree(module)) if isinstance(node, ast.ImportFrom) and node.module == "indm"]
-    return {alias.name for node in froms for alias in node.names if f"indm.{alias.name}" not in MODULES}
+    froms = [
+        node
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.ImportFrom) and node.module == "indm"
+    ]
+    return {
+        alias.name for node in froms for alias in node.names if f"indm.{alias.name}" not in MODULES
+    }
 
 
 ALLOWED = {  # house → the houses that it imports
@@ -74,7 +84,11 @@ def test_a_house_imports_only_what_is_below_it(name):
 
 def test_what_is_published_is_needed_by_its_command_alone():
     workbench = modules_of("workbench")
-    needs = {module for module in workbench if any(house(other) == "published" for other in imports(module))}
+    needs = {
+        module
+        for module in workbench
+        if any(house(other) == "published" for other in imports(module))
+    }
     assert needs == {"indm.workbench.convert"}
 
 
@@ -85,21 +99,27 @@ def test_no_cycle():
 
 def test_every_public_name_is_found_where_the_stub_says():
     assert {name for name in indm.__all__ if not hasattr(indm, name)} == set()
-    assert {"flows", "nets", "sampling", "sde", "training"} <= {*indm.__all__}  # packages of parts, without an import
+    # packages of parts, without an import
+    assert {"flows", "nets", "sampling", "sde", "training"} <= {*indm.__all__}
 
 
 @pytest.fixture(scope="module")
 def loaded():
-    """The modules in a fresh interpreter after the method is imported, and then after the evaluation of runs."""
+    """The modules in a fresh interpreter after the method is imported, and then after the
+    evaluation of runs.
+    """
     numbers = [
         module
         for module in modules_of("workbench")
-        if module.split(".")[2:3] in (["evaluation"], ["translation"]) and not module.endswith(".compare")
+        if module.split(".")[2:3] in (["evaluation"], ["translation"])
+        and not module.endswith(".compare")
     ]
     program = "import importlib, sys\n"
     for names in (modules_of("method"), numbers):
         program += f"for name in {names}: importlib.import_module(name)\nprint(*sys.modules)\n"
-    lines = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    ).stdout
     return [line.split() for line in lines.splitlines()]
 
 
@@ -108,11 +128,13 @@ def test_the_method_loads_nothing_of_the_workbench(loaded):
 
 
 def test_modules_for_numbers_load_no_library_for_pictures_or_scores(loaded):
-    """What draws, classifies and scores loads matplotlib, scikit-learn and torch-fidelity when it does."""
+    """What draws, classifies and scores loads matplotlib, scikit-learn and torch-fidelity when it
+    does.
+    """
     assert not {"matplotlib", "sklearn", "torch_fidelity"} & set(loaded[1])
 
 
-# ── Words and names ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Words and names ───────────────────────────────────────────────────────────────────────────────
 
 OF_THE_WORKBENCH = re.compile(
     r"--[a-z]|\bindm (train|evaluate|sample|translate|convert|compare|list|app|fid)\b|\brecipes?\b|"
@@ -123,9 +145,15 @@ OF_THE_WORKBENCH = re.compile(
 @pytest.mark.parametrize("module", modules_of("method"))
 def test_the_method_says_nothing_of_its_workbench(module):
     """Commands, flags, keys of recipes and run folders, in no string and no docstring."""
-    texts = [node for node in ast.walk(tree(module)) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    texts = [
+        node
+        for node in ast.walk(tree(module))
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
     assert not [
-        (node.lineno, OF_THE_WORKBENCH.search(node.value)[0]) for node in texts if OF_THE_WORKBENCH.search(node.value)
+        (node.lineno, OF_THE_WORKBENCH.search(node.value)[0])
+        for node in texts
+        if OF_THE_WORKBENCH.search(node.value)
     ]
 
 
@@ -140,7 +168,9 @@ def test_only_the_command_line_names_its_flags(module):
 
 
 def test_no_class_name_twice():
-    names = Counter(node.name for m in MODULES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef))
+    names = Counter(
+        node.name for m in MODULES for node in ast.walk(tree(m)) if isinstance(node, ast.ClassDef)
+    )
     assert {name for name, count in names.items() if count > 1} == set()
 
 
@@ -159,7 +189,9 @@ def test_names_that_others_import_are_there(folder):
     for path in [p for p in (ROOT.parent / folder).rglob("*") if p.suffix in (".py", ".ipynb")]:
         code = path.read_text("utf-8")
         if path.suffix == ".ipynb":
-            code = "\n".join("".join(c["source"]) for c in json.loads(code)["cells"] if c["cell_type"] == "code")
+            code = "\n".join(
+                "".join(c["source"]) for c in json.loads(code)["cells"] if c["cell_type"] == "code"
+            )
         for node in ast.walk(ast.parse(code)):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("indm"):
                 exec(compile(ast.Module([node], []), str(path), "exec"))

@@ -17,7 +17,9 @@ from indm.sde.linear import VPSDE
 SIDE = 6
 HALF, RANDOM = torch.zeros(SIDE, SIDE, dtype=torch.bool), torch.zeros(SIDE, SIDE, dtype=torch.bool)
 HALF[:, SIDE // 2 :] = True
-RANDOM.view(-1)[torch.randperm(SIDE**2, generator=torch.Generator().manual_seed(0))[: SIDE**2 // 2]] = True
+RANDOM.view(-1)[
+    torch.randperm(SIDE**2, generator=torch.Generator().manual_seed(0))[: SIDE**2 // 2]
+] = True
 
 
 def seeded(seed):
@@ -25,37 +27,52 @@ def seeded(seed):
 
 
 class FieldScore(torch.nn.Module):
-    """The exact score of a Gaussian field on a grid: correlations e^{−r²/8}, and a fiftieth of the variance white."""
+    """The exact score of a Gaussian field on a grid: correlations e^{−r²/8}, and a fiftieth of the
+    variance white.
+    """
 
     def __init__(self):
         super().__init__()
         self.sde = VPSDE(eps=1e-4)
         places = torch.cartesian_prod(torch.arange(SIDE), torch.arange(SIDE)).double()
-        self.covariance = 0.98 * (-torch.cdist(places, places).square() / 8).exp() + 0.02 * torch.eye(SIDE**2).double()
+        self.covariance = (
+            0.98 * (-torch.cdist(places, places).square() / 8).exp()
+            + 0.02 * torch.eye(SIDE**2).double()
+        )
         self.mean = (places[:, 0] / 2).sin() / 2
         self.variances, self.basis = torch.linalg.eigh(self.covariance)
 
     def forward(self, z, t):
         alpha, sigma = self.sde.alpha(t)[:, None].to(z), self.sde.sigma(t)[:, None].to(z)
         along = (z.flatten(1) - alpha * self.mean.to(z)) @ self.basis.to(z)
-        return -(along / (alpha**2 * self.variances.to(z) + sigma**2) @ self.basis.T.to(z)).reshape(z.shape)
+        return -(along / (alpha**2 * self.variances.to(z) + sigma**2) @ self.basis.T.to(z)).reshape(
+            z.shape
+        )
 
     def given(self, x, missing):
         """Mean and covariance of the missing entries, (m,) and (m, m), given the others of x."""
         u, o = missing.flatten(), ~missing.flatten()
         gain = self.covariance[u][:, o] @ torch.linalg.inv(self.covariance[o][:, o])
-        return self.mean[u] + gain @ (x.flatten() - self.mean)[o], (self.covariance[u] - gain @ self.covariance[o])[
-            :, u
-        ]
+        return self.mean[u] + gain @ (x.flatten() - self.mean)[o], (
+            self.covariance[u] - gain @ self.covariance[o]
+        )[:, u]
 
 
 def whitened(missing, n=1000, **options):
-    """Draws of a field's missing entries, in the coordinate in which the exact ones are N(0, I); and what was seen."""
+    """Draws of a field's missing entries, in the coordinate in which the exact ones are N(0, I);
+    and what was seen.
+    """
     score = FieldScore()
-    x = score.mean + torch.linalg.cholesky(score.covariance) @ torch.randn(SIDE**2, generator=seeded(3)).double()
+    x = (
+        score.mean
+        + torch.linalg.cholesky(score.covariance)
+        @ torch.randn(SIDE**2, generator=seeded(3)).double()
+    )
     x = x.reshape(1, SIDE, SIDE)
     model = INDM(Identity(), score, Scaling(0.1, 2.0), shape=(1, SIDE, SIDE))
-    draws = indm.inpaint(model, 2 * x + 0.1, missing, n, batch_size=n, generator=seeded(0), **options)
+    draws = indm.inpaint(
+        model, 2 * x + 0.1, missing, n, batch_size=n, generator=seeded(0), **options
+    )
     assert torch.equal(draws[:, 0][:, ~missing], (2 * x + 0.1)[0][~missing].expand(n, -1))
     mean, covariance = score.given(x, missing)
     off = ((draws[:, 0][:, missing] - 0.1) / 2 - mean).T
@@ -63,7 +80,9 @@ def whitened(missing, n=1000, **options):
 
 
 def is_standard_normal(white, bias=0.06):
-    """Whether mean and covariance, by their RMS over directions, are off by what so many draws are, and ``bias``."""
+    """Whether mean and covariance, by their RMS over directions, are off by what so many draws are,
+    and ``bias``.
+    """
     d, n = white.shape
     mean = white.mean(1).square().mean().sqrt()
     covariance = (torch.cov(white) - torch.eye(d)).square().sum().div(d).sqrt()
@@ -76,7 +95,9 @@ def test_missing_entries_of_a_gaussian_field_have_the_law_of_the_closed_form(mis
 
 
 @pytest.mark.parametrize(
-    "name, wrong", [("MOST_PRODUCTS", 1), ("gmres", lambda A, r, goal, most: r)], ids=["one product", "V = I"]
+    "name, wrong",
+    [("MOST_PRODUCTS", 1), ("gmres", lambda A, r, goal, most: r)],
+    ids=["one product", "V = I"],
 )
 def test_the_law_is_wrong_where_the_formula_is(name, wrong, monkeypatch):
     monkeypatch.setattr(inpainting, name, wrong)
@@ -85,16 +106,20 @@ def test_the_law_is_wrong_where_the_formula_is(name, wrong, monkeypatch):
 
 def test_both_modes_of_a_mixture_are_drawn_with_their_weights():
     """Given 1, the other entry is 1 or −1, with probabilities 0.6 and 0.4."""
-    means, stds, weights = torch.tensor([[-1.0, 0.3], [1.0, 1.0], [1.0, -1.0]]), torch.full((3,), 0.15), [0.5, 0.3, 0.2]
+    means, stds, weights = (
+        torch.tensor([[-1.0, 0.3], [1.0, 1.0], [1.0, -1.0]]),
+        torch.full((3,), 0.15),
+        [0.5, 0.3, 0.2],
+    )
     model = INDM(Identity(), MixtureScore(VPSDE(), means, stds, torch.tensor(weights)), shape=(2,))
     seen, mask = torch.tensor([1.0, math.nan]), torch.tensor([False, True])
     draws = indm.inpaint(model, seen, mask, 1000, batch_size=1000, generator=seeded(0))[:, 1]
     up, down = draws[draws > 0], draws[draws < 0]
     assert len(up) / 1000 == pytest.approx(0.6, abs=0.05)
     for mode, mean in ((up, 1.0), (down, -1.0)):
-        assert mode.mean().item() == pytest.approx(mean, abs=0.05) and mode.std().item() == pytest.approx(
-            0.15, abs=0.03
-        )
+        assert mode.mean().item() == pytest.approx(
+            mean, abs=0.05
+        ) and mode.std().item() == pytest.approx(0.15, abs=0.03)
 
 
 def test_draws_of_an_elementwise_flow_are_those_of_its_latents():
@@ -102,7 +127,14 @@ def test_draws_of_an_elementwise_flow_are_those_of_its_latents():
     z = torch.randn(1, SIDE, SIDE, generator=seeded(1)).double()
     (x,) = flow.inverse(z[None]).detach()
     of_x, of_z = (
-        indm.inpaint(INDM(h, score, Scaling().double(), shape=z.shape), v, RANDOM, 4, steps=5, generator=seeded(0))
+        indm.inpaint(
+            INDM(h, score, Scaling().double(), shape=z.shape),
+            v,
+            RANDOM,
+            4,
+            steps=5,
+            generator=seeded(0),
+        )
         for h, v in ((flow, x), (Identity(), z))
     )
     torch.testing.assert_close(flow.latent(of_x), of_z, rtol=0, atol=1e-4)
@@ -115,11 +147,19 @@ def test_what_is_not_finite_may_be_missing_and_draws_are_the_same_in_inference_m
     expected = indm.inpaint(model, observed, mask, 2, steps=3, generator=seeded(0))
     with torch.inference_mode():
         found = indm.inpaint(model, observed + 0, mask, 2, steps=3, generator=seeded(0))
-    assert torch.equal(found, expected) and bool(expected.isfinite().all()) and bool((expected[:, :, 1:] == 1).all())
+    assert (
+        torch.equal(found, expected)
+        and bool(expected.isfinite().all())
+        and bool((expected[:, :, 1:] == 1).all())
+    )
 
 
 def build(flow, condition=None, shape=(1, 8, 8), levels=17):
-    tables = {"flow": {"name": flow}, "sde": {"name": "vp"}, "net": {"name": "unet", "channels": 8, "multipliers": [1]}}
+    tables = {
+        "flow": {"name": flow},
+        "sde": {"name": "vp"},
+        "net": {"name": "unet", "channels": 8, "multipliers": [1]},
+    }
     tables |= {"condition": condition} if condition else {}
     return indm.build_model(tables, shape, Scaling.images(levels) if levels else Scaling())
 
@@ -129,7 +169,17 @@ def test_grey_levels_stay_as_they_were_for_events_and_masks_of_each_draw():
     raw = torch.randint(17, (3, 1, 8, 8), generator=seeded(0), dtype=torch.uint8)
     mask = torch.rand(3, 1, 8, 8, generator=seeded(1)) < 0.5
     first, again, larger = (
-        indm.inpaint(model, raw, mask, 3, c=["a", "b", "b"], guidance=2.0, steps=3, batch_size=b, generator=seeded(0))
+        indm.inpaint(
+            model,
+            raw,
+            mask,
+            3,
+            c=["a", "b", "b"],
+            guidance=2.0,
+            steps=3,
+            batch_size=b,
+            generator=seeded(0),
+        )
         for b in (3, 3, 2)
     )
     for draws in (first, again, larger):
@@ -148,7 +198,11 @@ GREY, MASK = torch.zeros(1, 8, 8, dtype=torch.uint8), torch.ones(8, 8, dtype=tor
         ({"observed": GREY / 2, "mask": ~MASK}, "observed"),
         ({"observed": GREY + 17, "mask": ~MASK}, "observed"),
         (
-            {"model": build("identity", levels=None), "observed": torch.full((1, 8, 8), math.nan), "mask": ~MASK},
+            {
+                "model": build("identity", levels=None),
+                "observed": torch.full((1, 8, 8), math.nan),
+                "mask": ~MASK,
+            },
             "observed",
         ),
         ({"steps": 0}, "steps"),
@@ -163,7 +217,9 @@ def test_what_does_not_fit_is_named(change, said):
 
 
 @pytest.mark.parametrize(
-    "change", [{"mask": MASK.long()}, {"mask": MASK[:3]}, {"observed": GREY.expand(3, 1, 8, 8)}], ids=str
+    "change",
+    [{"mask": MASK.long()}, {"mask": MASK[:3]}, {"observed": GREY.expand(3, 1, 8, 8)}],
+    ids=str,
 )
 def test_masks_and_images_of_other_shapes_are_pytorch_s_errors(change):
     arguments = {"model": build("elementwise"), "observed": GREY, "mask": MASK, "n": 2} | change

@@ -29,7 +29,10 @@ def seeded(seed):
 
 def mixture(name="vp", dtype=torch.float64):
     means = torch.tensor([[0.9, 0.3], [-0.6, 0.8], [-0.1, -1.1]], dtype=dtype)
-    stds, weights = torch.tensor([0.3, 0.5, 0.2], dtype=dtype), torch.tensor([0.5, 0.3, 0.2], dtype=dtype)
+    stds, weights = (
+        torch.tensor([0.3, 0.5, 0.2], dtype=dtype),
+        torch.tensor([0.5, 0.3, 0.2], dtype=dtype),
+    )
     score = MixtureScore(SDES[name](), means, stds, weights)
     score.is_smooth = False  # solved like a network that says nothing
     return score
@@ -40,7 +43,7 @@ def name(request):
     return request.param
 
 
-# ── closed forms ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── closed forms ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
@@ -53,8 +56,10 @@ def name(request):
     ],
 )
 def test_gaussian_data_with_the_exact_score(name, shape, n, exact):
-    """float32: the mean to 1e-3 nats/dim of the closed form at default tolerances, and at 1e-5 each to 1e-3 of the
-    density that the prior has at ε when it is carried back exactly (p_T is not π to a few thousandths a sample)."""
+    """float32: the mean to 1e-3 nats/dim of the closed form at default tolerances, and at 1e-5 each
+    to 1e-3 of the density that the prior has at ε when it is carried back exactly (p_T is not π to
+    a few thousandths a sample).
+    """
     score, d = gaussian(name, shape), math.prod(shape)
     x = score.sample(n, seeded(0), dtype=torch.float32)
     report = nll(INDM(Identity(), score), x, exact=exact, generator=seeded(1))
@@ -68,13 +73,16 @@ def test_gaussian_data_with_the_exact_score(name, shape, n, exact):
 @pytest.mark.parametrize("shape", [(2,), (3, 8, 8)])
 @pytest.mark.parametrize("exact", [True, False])
 def test_few_steps_are_exact_where_the_reference_is(name, shape, exact):
-    """With the data's own law as reference the state rests, and of the divergence nothing is left: neither steps nor
-    probes matter, and the solver says so."""
+    """With the data's own law as reference the state rests, and of the divergence nothing is left:
+    neither steps nor probes matter, and the solver says so.
+    """
     score, d = gaussian(name, shape), math.prod(shape)
     x = score.sample(400 // d, seeded(0))
     reference = GaussianReference(score.mean.flatten(), score.variance.flatten())
     options = {"reference": reference, "exact": exact, "probes": 2}
-    few, many = (nll(INDM(Identity(), score), x, steps=n, **options, generator=seeded(1)) for n in (8, 16))
+    few, many = (
+        nll(INDM(Identity(), score), x, steps=n, **options, generator=seeded(1)) for n in (8, 16)
+    )
     assert few.nfe == 18 and few.settings["steps"] == 8
     torch.testing.assert_close(few.total, many.total, rtol=1e-9, atol=1e-9)
     assert few.solver_error.max() < 1e-8
@@ -83,7 +91,9 @@ def test_few_steps_are_exact_where_the_reference_is(name, shape, exact):
 
 def test_the_trace_of_a_law_is_that_of_its_flow():
     """By the slope of its log-volume, and by the probes that make the estimate exact."""
-    law = GaussianReference.fit(torch.randn(40, 6, generator=seeded(0)).double() @ torch.randn(6, 6).double())
+    law = GaussianReference.fit(
+        torch.randn(40, 6, generator=seeded(0)).double() @ torch.randn(6, 6).double()
+    )
     clock = torch.tensor([-3.0, 0.5], dtype=torch.float64, requires_grad=True)
     z = torch.zeros(2, 6, dtype=torch.float64)
     (slope,) = torch.autograd.grad(law.log_volume(clock).sum(), clock)
@@ -115,14 +125,18 @@ def test_samples_are_solved_until_their_error_is_small():
     score = mixture()
     model, x = INDM(Identity(), score), score.sample(10, seeded(0))
     tol = 1e-3 * 2 * math.log(2)
-    first, together = (nll(model, x, exact=True, **o, generator=seeded(1)) for o in ({"steps": 64}, {}))
+    first, together = (
+        nll(model, x, exact=True, **o, generator=seeded(1)) for o in ({"steps": 64}, {})
+    )
     assert (first.solver_error > tol).any() and (first.solver_error <= tol).any()
     assert (together.solver_error <= tol).all()
     kept = first.solver_error <= tol
     assert torch.equal(together.total[kept], first.total[kept])
     assert together.nfe > first.nfe == 137
     tight = nll(model, x, exact=True, nll_error=1e-30, generator=seeded(1))
-    assert (tight.solver_error > 0).all() and tight.nfe == sum(2 * n + 1 + n // 8 for n in (64, 128, 256))
+    assert (tight.solver_error > 0).all() and tight.nfe == sum(
+        2 * n + 1 + n // 8 for n in (64, 128, 256)
+    )
 
 
 def test_the_error_of_the_importance_weighted_bound_is_the_mean_of_its_draws_by_their_weights():
@@ -130,11 +144,17 @@ def test_the_error_of_the_importance_weighted_bound_is_the_mean_of_its_draws_by_
     score = mixture(dtype=torch.float32)
     model = INDM(Identity(), score)
     x, _ = model.from_data(score.sample(10, seeded(0)).float())
-    weighted = indm.importance_bound(model, x, draws=5, batch_size=50, steps=16, generator=seeded(1))
+    weighted = indm.importance_bound(
+        model, x, draws=5, batch_size=50, steps=16, generator=seeded(1)
+    )
     each = nll(model, x.repeat_interleave(5, 0), exact=True, steps=16, generator=seeded(1))
-    error, weight = (v.unflatten(0, (10, 5)).numpy() for v in (each.solver_error, (-each.total).exp()))
+    error, weight = (
+        v.unflatten(0, (10, 5)).numpy() for v in (each.solver_error, (-each.total).exp())
+    )
     expected = [np.average(*row, weights=share) for *row, share in zip(error, weight, strict=True)]
-    assert weighted.solver_error.tolist() == pytest.approx(expected, rel=1e-4) and error.std() > 1e-4
+    assert (
+        weighted.solver_error.tolist() == pytest.approx(expected, rel=1e-4) and error.std() > 1e-4
+    )
     assert bool((weighted.solver_error <= torch.from_numpy(error).amax(1) * 1.0001).all())
 
 
@@ -167,7 +187,9 @@ def test_networks_say_whether_they_are_smooth(net, smooth):
         assert is_smooth(build_model(tables | condition, (3, 16, 16)).given([0, 1]).score)
 
 
-@pytest.mark.parametrize("of", ["log_prob", "nll", "importance_bound", "decode_with_log_prob", "evaluate"])
+@pytest.mark.parametrize(
+    "of", ["log_prob", "nll", "importance_bound", "decode_with_log_prob", "evaluate"]
+)
 def test_inference_mode_gives_the_same_numbers(of):
     """Of a residual flow and a conditional score, whose derivatives are taken inside."""
     tables = {
@@ -185,7 +207,9 @@ def test_inference_mode_gives_the_same_numbers(of):
             return evaluate(model, x, [Bound(times=1), NLL()], c=c, progress=False).nats["nll"]
         if of == "decode_with_log_prob":
             return indm.likelihood.decode_with_log_prob(of_unconditional, x)[1]
-        options = {"c": c, "generator": seeded(0)} | ({"draws": 2} if of == "importance_bound" else {})
+        options = {"c": c, "generator": seeded(0)} | (
+            {"draws": 2} if of == "importance_bound" else {}
+        )
         result = getattr(indm.likelihood, of)(model, x, **options)
         return result if of == "log_prob" else result.nats
 
@@ -196,10 +220,16 @@ def test_inference_mode_gives_the_same_numbers(of):
 
 
 def test_another_precision_than_the_models_is_named():
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "mlp", "width": 8}}
+    tables = {
+        "flow": {"name": "identity"},
+        "sde": {"name": "vp"},
+        "net": {"name": "mlp", "width": 8},
+    }
     model, x = build_model(tables, (2,)), torch.zeros(3, 2, dtype=torch.float64)
     for use in (model.log_prob, lambda x: nll(model, x), lambda x: nelbo(model, x)):
-        with pytest.raises(ValueError, match=r"x must be torch\.float32, as the model is, got torch\.float64"):
+        with pytest.raises(
+            ValueError, match=r"x must be torch\.float32, as the model is, got torch\.float64"
+        ):
             use(x)
     assert model.double().log_prob(x).dtype == torch.float64
 
@@ -211,7 +241,8 @@ def test_evaluate_names_the_row_that_is_not_finite(value):
     raw = torch.randn(60, 2, generator=seeded(0))
     raw[7, 1] = value
     with pytest.raises(
-        ValueError, match=rf"raw must be finite, also when squared, got {re.escape(f'{value:g}')} in row 7"
+        ValueError,
+        match=rf"raw must be finite, also when squared, got {re.escape(f'{value:g}')} in row 7",
     ):
         evaluate(build_model(tables, (2,)), raw, progress=False)
     if value == 1e20:
@@ -236,7 +267,9 @@ def test_a_score_that_is_not_finite_is_said():
 
 
 def test_mixture_data_with_the_exact_score(name):
-    """Curved paths and dense Jacobians. Components as narrow as 20 σ_ε (VE) open a gap of second order."""
+    """Curved paths and dense Jacobians. Components as narrow as 20 σ_ε (VE) open a gap of second
+    order.
+    """
     score = mixture(name)
     x = score.sample(1500, seeded(0))
     report = nll(INDM(Identity(), score), x, generator=seeded(1))
@@ -268,9 +301,14 @@ class Turned(torch.nn.Module):
 
 @pytest.mark.parametrize("reference", ["none", "another", "its own"])
 def test_probes_of_each_row_have_the_variance_that_the_reference_leaves(reference, probes=2):
-    """The Jacobians of a Gaussian's flow commute: probes v are off by v·Gv − tr G, G = ½ log((C + r)/(1 + r)) from ε to
-    T less that of the reference, with variance 2 Σ_{i≠j} G_ij² over their number."""
-    score, (Q, other) = gaussian("vp", (5,)), torch.linalg.qr(torch.randn(2, 5, 5, generator=seeded(0)).double())[0]
+    """The Jacobians of a Gaussian's flow commute: probes v are off by v·Gv − tr G, G = ½ log((C +
+    r)/(1 + r)) from ε to T less that of the reference, with variance 2 Σ_{i≠j} G_ij² over their
+    number.
+    """
+    score, (Q, other) = (
+        gaussian("vp", (5,)),
+        torch.linalg.qr(torch.randn(2, 5, 5, generator=seeded(0)).double())[0],
+    )
     laws = {
         "its own": GaussianReference(Q @ score.mean, score.variance, Q),
         "another": GaussianReference(score.mean, score.variance.flip(0), other),
@@ -285,7 +323,9 @@ def test_probes_of_each_row_have_the_variance_that_the_reference_leaves(referenc
 
     model, x = INDM(Identity(), Turned(score, Q)), score.sample(1, seeded(2)).expand(3000, 5) @ Q.T
     options = {"reference": laws[reference], "probes": probes, "steps": 24}
-    rough, exact = (nll(model, x, exact=e, **options, generator=seeded(1)).total for e in (False, True))
+    rough, exact = (
+        nll(model, x, exact=e, **options, generator=seeded(1)).total for e in (False, True)
+    )
     G = growth(laws["its own"]) - growth(laws[reference])
     variance = 2 * (G - G.diag().diag()).square().sum() / probes
     assert (variance > 0.01) == (reference != "its own") and within(rough - exact, 0.0, floor=1e-9)
@@ -312,7 +352,9 @@ def test_affine_flow_changes_variables(name, shape):
 
 
 def test_number_without_reconstruction_is_the_density_at_eps():
-    """log p_ε(z_ε), averaged: minus the entropy of N(α m, α² v + σ²), at an ε where that is another number."""
+    """log p_ε(z_ε), averaged: minus the entropy of N(α m, α² v + σ²), at an ε where that is another
+    number.
+    """
     score = gaussian("vp", eps=0.3)
     x = score.sample(20_000, seeded(0))
     report = nll(INDM(Identity(), score), x, generator=seeded(1))
@@ -321,11 +363,12 @@ def test_number_without_reconstruction_is_the_density_at_eps():
     entropy = 0.5 * (2 * math.pi * math.e * variance).log().sum()
     without = -report.without_reconstruction
     assert within(-without, entropy, floor=1e-3)
-    # With it, a bound of the likelihood that is off by what the Gaussian p(z_0|z_ε) costs at this ε:
+    # With it, a bound of the likelihood that is off by what the Gaussian p(z_0|z_ε) costs at this
+    # ε:
     assert within(report.total, score.entropy() + score.bound_gap(), floor=1e-3)
 
 
-# ── the report ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the report ────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_report_of_the_nll():
@@ -344,9 +387,13 @@ def test_report_of_the_nll():
     assert "bits/dim" not in str(report)  # of continuous data
     _, first, second, last, solver = str(dataclasses.replace(report, grey_levels=256)).splitlines()
     assert f"{report.nats.mean():.4f}" in first and f"{report.bits_per_dim:.4f}" in first
-    assert first.split()[-1] == f"{report.standard_error():.4f}" and last.startswith("30 samples of ")
+    assert first.split()[-1] == f"{report.standard_error():.4f}" and last.startswith(
+        "30 samples of "
+    )
     error = report.solver_error.mean().item()
-    assert solver.endswith(f"solver, estimated: {error:.1g} nats, {error / (4 * math.log(2)):.1g} bits/dim")
+    assert solver.endswith(
+        f"solver, estimated: {error:.1g} nats, {error / (4 * math.log(2)):.1g} bits/dim"
+    )
     without = (report.log_q + report.without_reconstruction).mean()
     assert f"{without:.4f}" in second
     with pytest.raises(ValueError, match="at least 2 samples"):
@@ -359,13 +406,23 @@ def test_divergence_is_exact_where_that_is_cheaper():
         report = nll(INDM(Identity(), score), score.sample(2), probes=probes, steps=8)
         return report.settings["divergence"]
 
-    assert divergence((2,), 1) == divergence((16,), 1) == divergence((1, 1, 5), 5) == divergence((1, 2), 1) == "exact"
-    assert divergence((1, 1, 5), 4).startswith("Hutchinson") and divergence((17,), 1).startswith("Hutchinson")
+    assert (
+        divergence((2,), 1)
+        == divergence((16,), 1)
+        == divergence((1, 1, 5), 5)
+        == divergence((1, 2), 1)
+        == "exact"
+    )
+    assert divergence((1, 1, 5), 4).startswith("Hutchinson") and divergence((17,), 1).startswith(
+        "Hutchinson"
+    )
 
 
 def test_same_generator_same_number():
     score = mixture()
     x = score.sample(20, seeded(0))
     options = {"exact": False, "steps": 8}
-    draws = [nll(INDM(Identity(), score), x, **options, generator=seeded(4)).total for _ in range(2)]
+    draws = [
+        nll(INDM(Identity(), score), x, **options, generator=seeded(4)).total for _ in range(2)
+    ]
     assert torch.equal(*draws)

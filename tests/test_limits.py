@@ -20,11 +20,18 @@ def test_sockets_threads_and_processes_are_seen_until_they_end():
         done.set()
         thread.join()
         process.communicate(b"\n")
-    assert sorted(name.split(":")[0].split(" ")[0] for name in new) == ["process", "socket", "thread"]
+    assert sorted(name.split(":")[0].split(" ")[0] for name in new) == [
+        "process",
+        "socket",
+        "thread",
+    ]
     assert open_now() <= before
 
 
 def test_the_file_that_leaves_something_open_is_named():
-    with pytest.raises(pytest.fail.Exception, match="test_some leaves"), nothing_left_open("test_some"):
+    with (
+        pytest.raises(pytest.fail.Exception, match="test_some leaves"),
+        nothing_left_open("test_some"),
+    ):
         left = socket.socket()
     left.close()

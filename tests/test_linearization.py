@@ -44,15 +44,21 @@ def test_solver_starts_from_a_guess_and_leaves_zero_alone():
 
 
 def test_samples_that_do_not_converge_are_named():
-    """A singular matrix, and a sample that is not a number; the others' solution is not needed to say so."""
+    """A singular matrix, and a sample that is not a number; the others' solution is not needed to
+    say so.
+    """
     matrix = torch.eye(3, dtype=torch.float64).repeat(4, 1, 1)
     matrix[2, 1, 1] = 0.0
-    A = Operator(lambda v: (matrix @ columns(v)).squeeze(2), lambda v: (matrix.mT @ columns(v)).squeeze(2))
+    A = Operator(
+        lambda v: (matrix @ columns(v)).squeeze(2), lambda v: (matrix.mT @ columns(v)).squeeze(2)
+    )
     b = torch.ones(4, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match=r"1 of 4 samples \(indices 2;.*allow a larger tol"):
         solve(A, b, 1e-8)
     b[1] = 0.0
-    with pytest.raises(RuntimeError, match=r"1 of 4 samples \(indices 2; largest relative residual 0\.58"):
+    with pytest.raises(
+        RuntimeError, match=r"1 of 4 samples \(indices 2; largest relative residual 0\.58"
+    ):
         solve(A, b, 1e-8)  # (0, 1, 0) of (1, 1, 1) is out of reach
     b[0, 0] = math.nan
     with pytest.raises(RuntimeError, match=r"2 of 4 samples \(indices 0, 2;"):
@@ -77,4 +83,6 @@ def test_an_ill_conditioned_matrix_in_single_precision_is_solved_in_as_many_prod
 
 def test_second_derivative_of_a_cubic():
     x, v = torch.randn(2, 3, 4, dtype=torch.float64)
-    torch.testing.assert_close(second_derivative(lambda x: x**3, x, v), 6 * x * v**2, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(
+        second_derivative(lambda x: x**3, x, v), 6 * x * v**2, rtol=1e-8, atol=1e-8
+    )

@@ -1,4 +1,6 @@
-"""INDM as a whole: what is described, built and saved comes back the same; what cannot be is said in one line."""
+"""INDM as a whole: what is described, built and saved comes back the same; what cannot be is said
+in one line.
+"""
 
 import functools
 import inspect
@@ -21,22 +23,43 @@ from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
 
 IMAGE, VECTOR = (1, 8, 8), (5,)
-UNET = {"name": "unet", "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.1}
+UNET = {
+    "name": "unet",
+    "channels": 8,
+    "multipliers": [1, 2],
+    "blocks": 1,
+    "attention": [4],
+    "dropout": 0.1,
+}
 MLP_TABLE = {"name": "mlp", "width": 16, "depth": 1, "fourier": 1}
 NESTED = {
     "name": "compose",
     "flows": [
         {"name": "actnorm", "channels": 1},
-        {"name": "compose", "flows": [{"name": "residual", "blocks": [1, 1], "width": 4}, {"name": "identity"}]},
+        {
+            "name": "compose",
+            "flows": [{"name": "residual", "blocks": [1, 1], "width": 4}, {"name": "identity"}],
+        },
         {"name": "squeeze"},
-        {"name": "residual", "shape": [4, 4, 4], "blocks": [1], "width": 4, "norm": "inf", "coeff": 0.9},
+        {
+            "name": "residual",
+            "shape": [4, 4, 4],
+            "blocks": [1],
+            "width": 4,
+            "norm": "inf",
+            "coeff": 0.9,
+        },
         {"name": "unsqueeze"},
     ],
 }
 DESCRIPTIONS = {
     "identity vp unet": ({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": UNET}, IMAGE),
     "residual vp unet": (
-        {"flow": {"name": "residual", "blocks": [1, 1], "width": 8}, "sde": {"name": "vp", "eps": 1e-3}, "net": UNET},
+        {
+            "flow": {"name": "residual", "blocks": [1, 1], "width": 8},
+            "sde": {"name": "vp", "eps": 1e-3},
+            "net": UNET,
+        },
         IMAGE,
     ),
     "residual-inf subvp mlp": (
@@ -48,7 +71,11 @@ DESCRIPTIONS = {
         VECTOR,
     ),
     "actnorm ve mlp": (
-        {"flow": {"name": "actnorm", "channels": 5}, "sde": {"name": "ve", "sigma_max": 20.0}, "net": MLP_TABLE},
+        {
+            "flow": {"name": "actnorm", "channels": 5},
+            "sde": {"name": "ve", "sigma_max": 20.0},
+            "net": MLP_TABLE,
+        },
         VECTOR,
     ),
     "nested ve unet": ({"flow": NESTED, "sde": {"name": "ve"}, "net": UNET}, IMAGE),
@@ -66,7 +93,11 @@ def randomize(model, scale=0.3):
 def made(name="residual vp unet", scaling=None):
     description, shape = DESCRIPTIONS[name]
     if scaling is None:
-        scaling = Scaling.images(17) if len(shape) == 3 else Scaling.standardise(3 * torch.randn(50, *shape) + 7)
+        scaling = (
+            Scaling.images(17)
+            if len(shape) == 3
+            else Scaling.standardise(3 * torch.randn(50, *shape) + 7)
+        )
     return randomize(build_model(description, shape, scaling))
 
 
@@ -97,7 +128,9 @@ def everything(model):
 def assert_same(one, other):
     computed = everything(other)
     for key, value in everything(one).items():
-        torch.testing.assert_close(computed[key], value, rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}")
+        torch.testing.assert_close(
+            computed[key], value, rtol=0, atol=0, msg=lambda m, key=key: f"{key}: {m}"
+        )
 
 
 # ---------------------------------------------------------------- description and construction
@@ -127,8 +160,18 @@ def test_description_holds_the_arguments_that_were_given():
         if description["flow"]["name"] != "compose":
             assert table["flow"].items() >= description["flow"].items()
     nested = build_model(*DESCRIPTIONS["nested ve unet"]).description()["flow"]["flows"]
-    assert [part["name"] for part in nested] == ["actnorm", "compose", "squeeze", "residual", "unsqueeze"]
-    assert nested[1]["flows"][0]["shape"] == [1, 8, 8] and nested[3]["norm"] == "inf" and nested[3]["coeff"] == 0.9
+    assert [part["name"] for part in nested] == [
+        "actnorm",
+        "compose",
+        "squeeze",
+        "residual",
+        "unsqueeze",
+    ]
+    assert (
+        nested[1]["flows"][0]["shape"] == [1, 8, 8]
+        and nested[3]["norm"] == "inf"
+        and nested[3]["coeff"] == 0.9
+    )
 
 
 @pytest.mark.parametrize(
@@ -181,13 +224,18 @@ class Flip(ExactFlow):
 
 
 def flipped():
-    return INDM(Compose([Flip(VECTOR), Identity()]), ScoreModel(MLP(VECTOR, 8, 1), VPSDE()), shape=VECTOR).eval()
+    return INDM(
+        Compose([Flip(VECTOR), Identity()]), ScoreModel(MLP(VECTOR, 8, 1), VPSDE()), shape=VECTOR
+    ).eval()
 
 
 def test_a_class_of_ones_own_is_saved_inside_a_flow_of_flows(tmp_path):
     model = flipped()
     model.save(tmp_path)
-    assert json.loads((tmp_path / "model.json").read_text())["flow"]["flows"][0]["name"] == f"{__name__}:Flip"
+    assert (
+        json.loads((tmp_path / "model.json").read_text())["flow"]["flows"][0]["name"]
+        == f"{__name__}:Flip"
+    )
     with indm.trust(__name__):
         assert_same(INDM.load(tmp_path), model)
 
@@ -264,7 +312,9 @@ LINEAR = {"flow": {"name": "identity"}, "sde": {"name": "vp"}}
 
 def test_a_class_outside_is_saved_by_its_name_and_read_only_where_it_is_trusted(tmp_path, outside):
     tables = LINEAR | {"net": {"name": "stranger.nets:Widened", "width": 4}}
-    with pytest.raises(names.Untrusted, match=r"'stranger.nets:Widened' is code outside indm.*trust\('stranger'\)"):
+    with pytest.raises(
+        names.Untrusted, match=r"'stranger.nets:Widened' is code outside indm.*trust\('stranger'\)"
+    ):
         indm.build_model(tables, VECTOR)
     assert not outside.exists(), "nothing was imported"
     with indm.trust("stranger"):
@@ -273,7 +323,9 @@ def test_a_class_outside_is_saved_by_its_name_and_read_only_where_it_is_trusted(
     outside.unlink()
     model.save(tmp_path / "run")
     saved = json.loads((tmp_path / "run" / "model.json").read_text())["net"]
-    assert saved == {"name": "stranger.nets:Widened", "shape": list(VECTOR), "width": 4}, "the argument, not 2 · 4"
+    assert saved == {"name": "stranger.nets:Widened", "shape": list(VECTOR), "width": 4}, (
+        "the argument, not 2 · 4"
+    )
     del sys.modules["stranger.nets"]
     with pytest.raises(names.Untrusted, match=rf"{tmp_path / 'run'}.*trust\('stranger'\)"):
         INDM.load(tmp_path / "run")
@@ -300,7 +352,9 @@ def test_what_cannot_be_described_says_why(tmp_path):
 
     with pytest.raises(ValueError, match=r"Local cannot be named.*defined in a function"):
         described(Local(VECTOR, 4))
-    with pytest.raises(ValueError, match=r"Widened cannot be described: keep its argument 'shape' as an attribute"):
+    with pytest.raises(
+        ValueError, match=r"Widened cannot be described: keep its argument 'shape' as an attribute"
+    ):
         described(Widened(VECTOR, 4))
 
 
@@ -317,21 +371,43 @@ def test_what_cannot_be_described_says_why(tmp_path):
         ("stranger:system", r"leads to code of 'posix': .* indm\.trust\('posix'\)"),
         ("stranger:Linear", r"leads to code of 'torch': .* indm\.trust\('torch'\)"),
         ("stranger:ran", "leads to code of 'functools'"),
-        ("stranger:run", "a function annotated to return one, of torch.nn.*Module, got <class 'str'>"),
-        ("stranger:unannotated", "a function annotated to return one, of torch.nn.*Module, got None"),
-        ("stranger:Runs", "must be a class, or .*, of torch.nn.*Module, got <class 'stranger.Runs'>"),
+        (
+            "stranger:run",
+            "a function annotated to return one, of torch.nn.*Module, got <class 'str'>",
+        ),
+        (
+            "stranger:unannotated",
+            "a function annotated to return one, of torch.nn.*Module, got None",
+        ),
+        (
+            "stranger:Runs",
+            "must be a class, or .*, of torch.nn.*Module, got <class 'stranger.Runs'>",
+        ),
         ("stranger.nets:open", "stranger.nets has no 'open'"),
-        ("umlp", "net.name must be one of .*mlp, .* or package.module:Name, got 'umlp'; did you mean 'mlp'?"),
+        (
+            "umlp",
+            "net.name must be one of .*mlp, .* or package.module:Name, got 'umlp'; did you mean 'mlp'?",
+        ),
         ("a b:c", "net.name must be one of"),
     ],
 )
-def test_names_that_lead_nowhere_or_to_what_makes_no_network(outside, tmp_path, monkeypatch, name, message):
-    """A file that names a trusted library must not reach what the library imports, nor its other functions."""
+def test_names_that_lead_nowhere_or_to_what_makes_no_network(
+    outside, tmp_path, monkeypatch, name, message
+):
+    """A file that names a trusted library must not reach what the library imports, nor its other
+    functions.
+    """
     monkeypatch.chdir(tmp_path)
     with indm.trust("stranger", "nowhere"), pytest.raises(ValueError, match=message):
         indm.build_model(LINEAR | {"net": {"name": name, "command": "mkdir ran"}}, VECTOR)
     with indm.trust("stranger", "nowhere"), pytest.raises(ValueError, match=message):
-        indm.from_denoiser(factory=name, options={"command": "mkdir ran"}, predicts="noise", path="edm", shape=VECTOR)
+        indm.from_denoiser(
+            factory=name,
+            options={"command": "mkdir ran"},
+            predicts="noise",
+            path="edm",
+            shape=VECTOR,
+        )
     assert not (tmp_path / "ran").exists()
 
 
@@ -346,7 +422,8 @@ def test_every_built_in_name_is_there():
     for kind, known in names.BUILT_IN.items():
         for name in known:
             part = names.find(kind, name)
-            if not isinstance(part, functools.partial):  # the loader of a density, which nothing has to name
+            # the loader of a density, which nothing has to name
+            if not isinstance(part, functools.partial):
                 assert names.name_of(kind, part) == name
 
 
@@ -363,7 +440,10 @@ def test_saved_and_loaded_computes_the_same_bits(model, tmp_path):
     assert torch.equal(loaded.sde.prior_mean, model.sde.prior_mean)
     for key, value in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[key], value), key
-    assert sorted(p.name for p in (tmp_path / "deep" / "folder").iterdir()) == ["model.json", "model.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "deep" / "folder").iterdir()) == [
+        "model.json",
+        "model.safetensors",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -419,7 +499,10 @@ DAMAGE = {
     "no weights": (lambda f: (f / "model.safetensors").unlink(), r"model\.safetensors"),
     "no description": (lambda f: (f / "model.json").unlink(), r"model\.json"),
     "half the weights": (lambda f: truncated(f, "model.safetensors"), ""),
-    "weights that are text": (lambda f: (f / "model.safetensors").write_text("not weights at all, but text"), ""),
+    "weights that are text": (
+        lambda f: (f / "model.safetensors").write_text("not weights at all, but text"),
+        "",
+    ),
     "weights that are a folder": (
         lambda f: ((f / "model.safetensors").unlink(), (f / "model.safetensors").mkdir()),
         "",
@@ -445,7 +528,11 @@ def test_damaged_files_are_one_line_of_value_error(damage, tmp_path):
     with pytest.raises(ValueError, match=words or None) as caught:
         INDM.load(tmp_path)
     message = str(caught.value)
-    assert str(tmp_path) in message and "\n" not in message and len(message.replace(str(tmp_path), "")) > 25, message
+    assert (
+        str(tmp_path) in message
+        and "\n" not in message
+        and len(message.replace(str(tmp_path), "")) > 25
+    ), message
     assert "None is" not in message, message
 
 
@@ -462,7 +549,10 @@ def test_a_failed_save_leaves_the_old_model(tmp_path):
     model.save(tmp_path)
     nameless = INDM(model.flow, model.score, model.scaling)
     other = INDM(model.flow, ClosedForm(), model.scaling, IMAGE)
-    for broken, error, named in [(nameless, ValueError, "shape"), (other, AttributeError, "ClosedForm.*backbone")]:
+    for broken, error, named in [
+        (nameless, ValueError, "shape"),
+        (other, AttributeError, "ClosedForm.*backbone"),
+    ]:
         with pytest.raises(error, match=named):
             broken.save(tmp_path)
     assert_same(INDM.load(tmp_path), model)
@@ -498,7 +588,9 @@ def test_encode_hands_the_generator_on():
 
 @pytest.mark.parametrize("name", ["residual vp unet", "residual-inf subvp mlp"])
 def test_latents_and_log_det_keep_full_precision_under_autocast(name):
-    """Only the inside of a residual block is rounded; what a rounded block does to the next one's point is small."""
+    """Only the inside of a residual block is rounded; what a rounded block does to the next one's
+    point is small.
+    """
     model = made(name)
     x = torch.randn(3, *model.shape)
     with torch.no_grad():
@@ -539,10 +631,16 @@ if __name__ == "__main__":
 """
     (tmp_path / "mine.py").write_text(script)
     subprocess.run([sys.executable, "mine.py"], cwd=tmp_path, check=True)
-    assert json.loads((tmp_path / "run" / "model.json").read_text())["net"]["name"] == "mine:Widened"
-    read = 'import indm\nwith indm.trust("mine"): print(type(indm.INDM.load("run").score.backbone))\n'
+    assert (
+        json.loads((tmp_path / "run" / "model.json").read_text())["net"]["name"] == "mine:Widened"
+    )
+    read = (
+        'import indm\nwith indm.trust("mine"): print(type(indm.INDM.load("run").score.backbone))\n'
+    )
     read += 'from indm.names import name_of\nclass A: pass\nname_of("net", A)'
-    done = subprocess.run([sys.executable, "-c", read], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", read], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.stdout == "<class 'mine.Widened'>\n"
     assert "A cannot be named in a file, as it is defined in an interactive session" in done.stderr
 
@@ -565,7 +663,9 @@ def test_a_shape_that_is_a_number_is_named(made):
         elif made == "denoiser":
             indm.from_denoiser(lambda x, sigma: x, predicts="noise", path="edm", shape=2)
         else:
-            indm.INDM(indm.flows.Identity(), indm.ScoreModel(indm.nets.Zero(), indm.VPSDE()), shape=2)
+            indm.INDM(
+                indm.flows.Identity(), indm.ScoreModel(indm.nets.Zero(), indm.VPSDE()), shape=2
+            )
 
 
 def test_draws_with_log_p_have_no_guidance():

@@ -1,4 +1,6 @@
-"""The integrator against exact solutions and its order, the divergence against the autograd Jacobian."""
+"""The integrator against exact solutions and its order, the divergence against the autograd
+Jacobian.
+"""
 
 import math
 
@@ -7,7 +9,17 @@ import pytest
 import torch
 
 from indm import ode
-from indm.ode import adams, basis, converge, offsets, rademacher, solve, unresolved, unseen, value_and_divergence
+from indm.ode import (
+    adams,
+    basis,
+    converge,
+    offsets,
+    rademacher,
+    solve,
+    unresolved,
+    unseen,
+    value_and_divergence,
+)
 
 TURN = torch.tensor([[-0.3, -4.0, 0.1], [4.0, -0.3, 0.2], [0.0, 0.5, -1.0]], dtype=torch.float64)
 
@@ -19,12 +31,17 @@ def linear(t, state):
 @pytest.mark.parametrize("drift", [None, linear])
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
 def test_order_of_adams(order, drift):
-    """The corrector is one order higher than the predictor; started low, at the price of a few steps."""
+    """The corrector is one order higher than the predictor; started low, at the price of a few
+    steps.
+    """
     z = torch.randn(20, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     exact = z @ torch.linalg.matrix_exp(2.0 * TURN).T
     steps = np.array([200, 300, 450])
     errors = [
-        (adams(linear, (z,), 0.0, 2.0, steps=int(n), order=order, drift=drift)[0][0] - exact).abs().max().item()
+        (adams(linear, (z,), 0.0, 2.0, steps=int(n), order=order, drift=drift)[0][0] - exact)
+        .abs()
+        .max()
+        .item()
         for n in steps
     ]
     slope = -np.polyfit(np.log(steps), np.log(errors), 1)[0]
@@ -34,7 +51,9 @@ def test_order_of_adams(order, drift):
 
 @pytest.mark.parametrize("start, end", [(0.0, 2.0), (2.0, 0.0)])
 def test_adams_integrates_polynomials_once_it_has_its_values(start, end):
-    """Degree 1 from the first step on, by the trapezoid that the corrector then is; evaluations are counted."""
+    """Degree 1 from the first step on, by the trapezoid that the corrector then is; evaluations are
+    counted.
+    """
     calls = []
 
     def field(t, state):
@@ -55,13 +74,17 @@ def test_where_adams_is_stable(drift, stable, unstable):
             return (-k * state[0],)
 
         options = {"drift": decay} if drift else {}
-        return adams(decay, (torch.ones(1, 1, dtype=torch.float64),), 0.0, 1000.0, steps=1000, **options)[0][0].abs()
+        return adams(
+            decay, (torch.ones(1, 1, dtype=torch.float64),), 0.0, 1000.0, steps=1000, **options
+        )[0][0].abs()
 
     assert end(stable) < 1e-2 and end(unstable) > 1e2
 
 
 def test_parts_that_nothing_depends_on_are_followed_beside_a_drift():
-    """(z, ∫ z) by the drift of z alone; what is watched is that of every point, and contexts are rows of samples."""
+    """(z, ∫ z) by the drift of z alone; what is watched is that of every point, and contexts are
+    rows of samples.
+    """
     k = torch.tensor([0.5, 2.0], dtype=torch.float64)
     calls = []
 
@@ -91,15 +114,20 @@ def test_parts_that_nothing_depends_on_are_followed_beside_a_drift():
     within = torch.tensor([[0.5], [19.25], [39.75]], dtype=torch.float64) / 20
     torch.testing.assert_close(torch.stack(others), (-k * within).exp(), rtol=0, atol=3e-4)
     torch.testing.assert_close(
-        torch.stack(watched), (-k * torch.linspace(0, 2, 41).double()[:, None]).exp(), rtol=0, atol=3e-4
+        torch.stack(watched),
+        (-k * torch.linspace(0, 2, 41).double()[:, None]).exp(),
+        rtol=0,
+        atol=3e-4,
     )
 
 
-# ── the solver's own error ───────────────────────────────────────────────────────────────────────────────────────
+# ── the solver's own error ────────────────────────────────────────────────────────────────────────
 
 
 def test_unresolved_noise_is_three_of_its_deviations():
-    """Σ step·noise has the deviation step·√n; smooth rates have next to none, and rounding is not taken for noise."""
+    """Σ step·noise has the deviation step·√n; smooth rates have next to none, and rounding is not
+    taken for noise.
+    """
     step, n = 0.1, 401
     noise = torch.randn(n, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     estimate = unresolved(noise, step)
@@ -112,8 +140,13 @@ def test_unresolved_noise_is_three_of_its_deviations():
 
 
 def rippled(t, state, frequency):
-    """A bump, and ripples that are ever quicker, as those of a network that sees sin(999 t) are on the clock."""
-    return (0 * state[0] + (torch.exp(-(t**2)) + 0.05 * torch.sin(frequency * torch.exp(0.5 * t)))[:, None],)
+    """A bump, and ripples that are ever quicker, as those of a network that sees sin(999 t) are on
+    the clock.
+    """
+    return (
+        0 * state[0]
+        + (torch.exp(-(t**2)) + 0.05 * torch.sin(frequency * torch.exp(0.5 * t)))[:, None],
+    )
 
 
 def solved(frequency, **options):
@@ -132,7 +165,9 @@ def solved(frequency, **options):
 
 def test_the_stated_error_covers_ripples_that_are_not_resolved():
     """At frequencies far above that of the steps, against a quadrature that resolves them."""
-    frequency = 100 + 100 * torch.rand(400, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    frequency = 100 + 100 * torch.rand(
+        400, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
+    )
     solution = solved(frequency, tol=0.0, steps=48, most=48)
     t = torch.linspace(-4, 4, 20_001, dtype=torch.float64)
     exact = torch.trapezoid(rippled(t, (torch.zeros(1, 1),), frequency[:, None])[0][:, 0], t)
@@ -144,34 +179,49 @@ def test_the_stated_error_covers_ripples_that_are_not_resolved():
 @pytest.mark.filterwarnings("ignore:the ODE")
 @pytest.mark.parametrize("turns", [1, 2, 3])
 def test_the_stated_error_covers_ripples_that_are_as_quick_as_the_steps(turns):
-    """sin(kt + φ) with the period of a step, or half or a third of it, is the same number at all points, in twice as
-    many steps, too; its integral is known."""
+    """sin(kt + φ) with the period of a step, or half or a third of it, is the same number at all
+    points, in twice as many steps, too; its integral is known.
+    """
     phase = torch.linspace(0.0, 6.0, 40, dtype=torch.float64)[:, None]
     k = 2 * math.pi * turns / (8 / 64)
 
     def field(t, state, phase):
         return (0 * state[0] + 0.01 * torch.sin(k * t[:, None] + phase),)
 
-    start, options = torch.zeros(40, 1, dtype=torch.float64), {"watch": lambda state, slope: slope[0][:, 0]}
-    solution = solve(field, (start,), -4.0, 4.0, drift=field, context=(phase,), tol=1e-3, most=64, **options)
+    start, options = (
+        torch.zeros(40, 1, dtype=torch.float64),
+        {"watch": lambda state, slope: slope[0][:, 0]},
+    )
+    solution = solve(
+        field, (start,), -4.0, 4.0, drift=field, context=(phase,), tol=1e-3, most=64, **options
+    )
     exact = 0.01 * ((phase - 4 * k).cos() - (phase + 4 * k).cos()) / k
     off = (solution.state[0] - exact)[:, 0].abs()
-    assert off.max() > 0.05 and (off <= solution.error).all() and solution.error.max() < 10 * off.max()
+    assert (
+        off.max() > 0.05 and (off <= solution.error).all() and solution.error.max() < 10 * off.max()
+    )
 
 
 def test_what_the_points_show_is_not_counted_again():
     """Smooth rates, and noise of which the points show as much as what lies between them."""
     t = torch.linspace(-4, 4, 65, dtype=torch.float64)
-    within = torch.tensor([t[i - 1] + share / 8 for i, share in offsets(64).items()], dtype=torch.float64)
+    within = torch.tensor(
+        [t[i - 1] + share / 8 for i, share in offsets(64).items()], dtype=torch.float64
+    )
     assert len(within) == 8 and (within.diff() > 0).all()
     smooth = [torch.exp(-(times**2))[:, None] for times in (t, within)]
-    assert unseen(*smooth, 1 / 8).item() == 0 and unseen(smooth[0], smooth[1] + 0.1, 1 / 8).item() > 0.1 * 8
+    assert (
+        unseen(*smooth, 1 / 8).item() == 0
+        and unseen(smooth[0], smooth[1] + 0.1, 1 / 8).item() > 0.1 * 8
+    )
     noise = torch.randn(73, 500, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     assert (unseen(noise[:65], noise[65:], 1 / 8) > 0).double().mean() < 0.05
 
 
 def test_a_smooth_field_is_judged_less_cautiously_where_it_can_be_judged():
-    """By the square root of twice the ratio of the deviations; noise has a ratio of ½, and is judged alike."""
+    """By the square root of twice the ratio of the deviations; noise has a ratio of ½, and is
+    judged alike.
+    """
 
     def both(steps, rates):
         cautious, bold = (unresolved(rates, 8 / steps, smooth=smooth) for smooth in (False, True))
@@ -180,13 +230,21 @@ def test_a_smooth_field_is_judged_less_cautiously_where_it_can_be_judged():
     for steps, counts in ((16, False), (24, True), (32, True), (96, True), (128, False)):
         t = torch.linspace(-4, 4, steps + 1, dtype=torch.float64)[:, None]
         cautious, bold = both(steps, torch.exp(-(t**2)))
-        fine, coarse = (k * (torch.exp(-(v**2)).diff(n=4, dim=0) ** 2).sum().sqrt() for k, v in ((1, t), (2, t[::2])))
-        assert (bold / cautious).item() == pytest.approx(min(1.0, (2 * fine / coarse).item()) ** (0.5 * counts))
+        fine, coarse = (
+            k * (torch.exp(-(v**2)).diff(n=4, dim=0) ** 2).sum().sqrt()
+            for k, v in ((1, t), (2, t[::2]))
+        )
+        assert (bold / cautious).item() == pytest.approx(
+            min(1.0, (2 * fine / coarse).item()) ** (0.5 * counts)
+        )
     noise = torch.randn(33, 2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     cautious, bold = both(32, noise)
     assert (bold / cautious).mean() > 0.9
     easy = torch.zeros(3, dtype=torch.float64)  # no ripples at all
-    assert [int(solved(easy, tol=1e-3, smooth=smooth).nfe[0]) for smooth in (True, False)] == [69, 137]
+    assert [int(solved(easy, tol=1e-3, smooth=smooth).nfe[0]) for smooth in (True, False)] == [
+        69,
+        137,
+    ]
 
 
 def test_the_stated_error_covers_rounding():
@@ -197,8 +255,21 @@ def test_the_stated_error_covers_rounding():
         return ((shift + torch.sin(t)).to(state[0])[:, None] + 0 * state[0],)
 
     def solved_in(dtype):
-        options = {"watch": lambda state, slope: slope[0][:, 0], "drift": field, "context": (shift,)}
-        return solve(field, (torch.zeros(200, 1, dtype=dtype),), 0.0, 7.0, tol=0.0, steps=256, most=256, **options)
+        options = {
+            "watch": lambda state, slope: slope[0][:, 0],
+            "drift": field,
+            "context": (shift,),
+        }
+        return solve(
+            field,
+            (torch.zeros(200, 1, dtype=dtype),),
+            0.0,
+            7.0,
+            tol=0.0,
+            steps=256,
+            most=256,
+            **options,
+        )
 
     single, exact = solved_in(torch.float32), solved_in(torch.float64)
     off = (single.state[0] - exact.state[0])[:, 0].abs()
@@ -227,7 +298,7 @@ def test_what_is_not_finite_is_said(value):
         solved(torch.tensor([0.0, value], dtype=torch.float64), tol=1e-3, most=128)
 
 
-# ── a state to a tolerance ───────────────────────────────────────────────────────────────────────────────────────
+# ── a state to a tolerance ────────────────────────────────────────────────────────────────────────
 
 
 def turned(tol, start=0.0, end=2.0):
@@ -246,8 +317,12 @@ def test_the_state_is_within_its_stated_error_and_that_within_the_tolerance(star
 
 
 @pytest.mark.filterwarnings("ignore:the ODE")
-@pytest.mark.parametrize("frequency, least, most", [(3.0, 1.0, 1.0), (10.0, 1.0, 3.0), (137.0, 3.0, 3.0)])
-def test_the_error_is_the_last_change_and_up_to_three_of_it_where_changes_do_not_shrink(frequency, least, most):
+@pytest.mark.parametrize(
+    "frequency, least, most", [(3.0, 1.0, 1.0), (10.0, 1.0, 3.0), (137.0, 3.0, 3.0)]
+)
+def test_the_error_is_the_last_change_and_up_to_three_of_it_where_changes_do_not_shrink(
+    frequency, least, most
+):
     """By hand from :func:`adams` in 16, 32 and 64 steps."""
 
     def field(t, state):
@@ -257,9 +332,17 @@ def test_the_error_is_the_last_change_and_up_to_three_of_it_where_changes_do_not
     ends = [adams(field, (zero,), 0.0, 4.0, steps=n)[0][0].item() for n in (16, 32, 64)]
     before, change = np.abs(np.diff(ends))
     solution = converge(field, (zero,), 0.0, 4.0, tol=1e-4 * change, first=16, most=64)
-    assert solution.error.item() == pytest.approx(change * max(1.0, min(3.0, 6 * change / before)), rel=1e-9)
-    assert least <= solution.error.item() / change * (1 + 1e-9) and solution.error.item() / change <= most * (1 + 1e-9)
-    assert solution.state[0].item() == ends[2] and solution.steps.item() == 64 and solution.nfe.item() == 17 + 33 + 65
+    assert solution.error.item() == pytest.approx(
+        change * max(1.0, min(3.0, 6 * change / before)), rel=1e-9
+    )
+    assert least <= solution.error.item() / change * (
+        1 + 1e-9
+    ) and solution.error.item() / change <= most * (1 + 1e-9)
+    assert (
+        solution.state[0].item() == ends[2]
+        and solution.steps.item() == 64
+        and solution.nfe.item() == 17 + 33 + 65
+    )
 
 
 def test_each_part_of_the_state_meets_the_tolerance():
@@ -267,10 +350,14 @@ def test_each_part_of_the_state_meets_the_tolerance():
     z = torch.randn(5, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def field(t, state):
-        return (-3 * state[0] + t.sin()[:, None], *(factor * state[0] for factor in (0.0, 1e4)[: len(state) - 1]))
+        return (
+            -3 * state[0] + t.sin()[:, None],
+            *(factor * state[0] for factor in (0.0, 1e4)[: len(state) - 1]),
+        )
 
     alone, beside, large = (
-        converge(field, (z, *(torch.zeros_like(z),) * others), 0.0, 2.0, tol=1e-4) for others in range(3)
+        converge(field, (z, *(torch.zeros_like(z),) * others), 0.0, 2.0, tol=1e-4)
+        for others in range(3)
     )
     assert torch.equal(alone.state[0], beside.state[0]) and torch.equal(alone.nfe, beside.nfe)
     assert (large.nfe > alone.nfe).all()
@@ -278,12 +365,19 @@ def test_each_part_of_the_state_meets_the_tolerance():
 
 def test_keeps_dtype_and_states_no_error_below_its_rounding():
     solution = converge(lambda t, s: (-s[0],), (torch.ones(2, 3),), 0.0, 1.0, tol=1e-6)
-    assert solution.state[0].dtype == torch.float32 and (solution.error == ode.ROUNDING_UNITS * 2.0**-23).all()
-    torch.testing.assert_close(solution.state[0], torch.full((2, 3), math.exp(-1)), rtol=0, atol=1e-6)
+    assert (
+        solution.state[0].dtype == torch.float32
+        and (solution.error == ode.ROUNDING_UNITS * 2.0**-23).all()
+    )
+    torch.testing.assert_close(
+        solution.state[0], torch.full((2, 3), math.exp(-1)), rtol=0, atol=1e-6
+    )
 
 
 def test_a_tolerance_out_of_reach_is_said_early_and_the_steps_end():
-    """Ripples far above the steps: warned of at a quarter of the work and at the end; the error covers the true one."""
+    """Ripples far above the steps: warned of at a quarter of the work and at the end; the error
+    covers the true one.
+    """
     t = torch.linspace(-4, 4, 20_001, dtype=torch.float64)
     frequency = torch.tensor([200.0], dtype=torch.float64)
     exact = torch.trapezoid(rippled(t, (torch.zeros(1, 1),), frequency)[0][:, 0], t)
@@ -292,11 +386,22 @@ def test_a_tolerance_out_of_reach_is_said_early_and_the_steps_end():
         return rippled(t, state, frequency)
 
     with pytest.warns(RuntimeWarning) as caught:
-        solution = converge(field, (torch.zeros(1, 1, dtype=torch.float64),), -4.0, 4.0, tol=1e-6, most=512)
+        solution = converge(
+            field, (torch.zeros(1, 1, dtype=torch.float64),), -4.0, 4.0, tol=1e-6, most=512
+        )
     first, last = str(caught[0].message), str(caught[-1].message)
-    assert "in 128 steps, and will hardly come below 1e-06 for 1 of 1 samples; up to 512 steps are tried" in first
-    assert "after 1023 evaluations, the last of them in 512 steps" in last and "; these are the most" in last
-    assert solution.steps.item() == 512 and 1e-6 < (solution.state[0][0, 0] - exact).abs() < solution.error
+    assert (
+        "in 128 steps, and will hardly come below 1e-06 for 1 of 1 samples; up to 512 steps are tried"
+        in first
+    )
+    assert (
+        "after 1023 evaluations, the last of them in 512 steps" in last
+        and "; these are the most" in last
+    )
+    assert (
+        solution.steps.item() == 512
+        and 1e-6 < (solution.state[0][0, 0] - exact).abs() < solution.error
+    )
 
 
 @pytest.mark.filterwarnings("ignore:the ODE")
@@ -304,7 +409,9 @@ def test_a_tolerance_out_of_reach_is_said_early_and_the_steps_end():
 def test_a_state_that_is_not_finite_is_said(value):
     with pytest.raises(RuntimeError, match="non-finite in sample 1, in 16 steps"):
         slope = torch.tensor([[0.0], [value]], dtype=torch.float64)
-        converge(lambda t, s: (slope + s[0],), (torch.ones(2, 1).double(),), 0.0, 1.0, tol=1e-3, most=16)
+        converge(
+            lambda t, s: (slope + s[0],), (torch.ones(2, 1).double(),), 0.0, 1.0, tol=1e-3, most=16
+        )
 
 
 @pytest.mark.filterwarnings("ignore:the ODE")
@@ -316,7 +423,7 @@ def test_coarse_steps_may_overflow():
     assert solution.state[0].item() == pytest.approx(math.exp(-40), abs=1e-6)
 
 
-# ── divergence ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── divergence ────────────────────────────────────────────────────────────────────────────────────
 
 
 def curved(shape, dtype=torch.float64):
@@ -353,7 +460,9 @@ def test_rademacher_probes_are_unbiased_with_the_known_variance(probes):
     n = 40_000
     z = torch.randn(1, 3, dtype=torch.float64)
     many = z.expand(n, 3).contiguous()
-    _, estimates = value_and_divergence(field, many, rademacher(many, probes, torch.Generator().manual_seed(1)))
+    _, estimates = value_and_divergence(
+        field, many, rademacher(many, probes, torch.Generator().manual_seed(1))
+    )
     jacobian = torch.func.jacrev(lambda one: field(one[None])[0])(z[0])
     off = (jacobian + jacobian.T) / 2
     off = off - off.diag().diag()
@@ -363,13 +472,19 @@ def test_rademacher_probes_are_unbiased_with_the_known_variance(probes):
 
 
 def test_value_and_divergence_can_be_differentiated():
-    """In the point and in the field's parameters, where gradients are on: tanh(W z) has divergence Σ W_ii/cosh²."""
+    """In the point and in the field's parameters, where gradients are on: tanh(W z) has divergence
+    Σ W_ii/cosh².
+    """
     weight = torch.randn(3, 3, dtype=torch.float64, requires_grad=True)
     z = torch.randn(2, 3, dtype=torch.float64, requires_grad=True)
     value, divergence = value_and_divergence(lambda y: torch.tanh(y @ weight.T), z, basis(z))
     found = torch.autograd.grad(value.sin().sum() + divergence.sum(), (z, weight))
     y = z @ weight.T
-    expected = torch.autograd.grad(y.tanh().sin().sum() + (weight.diag() / y.cosh() ** 2).sum(), (z, weight))
+    expected = torch.autograd.grad(
+        y.tanh().sin().sum() + (weight.diag() / y.cosh() ** 2).sum(), (z, weight)
+    )
     torch.testing.assert_close(found, expected)
     with torch.no_grad():
-        assert not any(part.requires_grad for part in value_and_divergence(lambda y: y @ weight.T, z, basis(z)))
+        assert not any(
+            part.requires_grad for part in value_and_divergence(lambda y: y @ weight.T, z, basis(z))
+        )

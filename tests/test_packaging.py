@@ -1,4 +1,6 @@
-"""What is published: a wheel and a source archive that build anywhere, install into a clean environment and work."""
+"""What is published: a wheel and a source archive that build anywhere, install into a clean
+environment and work.
+"""
 
 import ast
 import importlib.metadata
@@ -26,14 +28,18 @@ def run(*command: object, folder: Path = ROOT) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("file", ["mkdocs.yml", "CITATION.cff", "indm/__init__.py", "indm/workbench/cli/main.py"])
+@pytest.mark.parametrize(
+    "file", ["mkdocs.yml", "CITATION.cff", "indm/__init__.py", "indm/workbench/cli/main.py"]
+)
 def test_one_sentence_says_what_it_is(file):
     assert PROJECT["description"] in (ROOT / file).read_text("utf-8")
 
 
 def test_every_package_that_an_error_names_is_in_an_extra():
     extras = PROJECT["optional-dependencies"]
-    declared = {canonicalize_name(Requirement(text).name) for extra in EXTRAS for text in extras[extra]}
+    declared = {
+        canonicalize_name(Requirement(text).name) for extra in EXTRAS for text in extras[extra]
+    }
     named = set()
     for file in (ROOT / "indm").rglob("*.py"):
         for names in re.findall(r"pip install ([a-z -]+)\"", file.read_text("utf-8")):
@@ -53,15 +59,22 @@ def test_what_only_some_commands_need_is_an_extra():
 
 
 def test_every_package_that_is_imported_is_a_dependency_or_an_extra():
-    tables = [PROJECT["dependencies"], *(PROJECT["optional-dependencies"][extra] for extra in EXTRAS)]
+    tables = [
+        PROJECT["dependencies"],
+        *(PROJECT["optional-dependencies"][extra] for extra in EXTRAS),
+    ]
     declared = {canonicalize_name(Requirement(text).name) for table in tables for text in table}
     homes = importlib.metadata.packages_distributions()
     for file in (ROOT / "indm").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module] if isinstance(node, ast.ImportFrom) and node.level == 0 else []
-            for name in {module.split(".")[0] for module in modules} - sys.stdlib_module_names - OWN:
-                assert {canonicalize_name(home) for home in homes.get(name, [name])} & declared, f"{file}: {name}"
+            for name in (
+                {module.split(".")[0] for module in modules} - sys.stdlib_module_names - OWN
+            ):
+                assert {canonicalize_name(home) for home in homes.get(name, [name])} & declared, (
+                    f"{file}: {name}"
+                )
 
 
 @pytest.mark.parametrize("address", [None, "https://example.org/a/indm/"])
@@ -69,7 +82,9 @@ def test_the_readme_of_the_package_index_has_the_address_where_there_is_one(tmp_
     for name in ("README.md", "LICENSE", "hatch_build.py"):
         shutil.copy(ROOT / name, tmp_path)
     urls = f'[project.urls]\nRepository = "{address}"\n' if address else ""
-    (tmp_path / "pyproject.toml").write_text((ROOT / "pyproject.toml").read_text("utf-8") + urls, "utf-8")
+    (tmp_path / "pyproject.toml").write_text(
+        (ROOT / "pyproject.toml").read_text("utf-8") + urls, "utf-8"
+    )
     metadata = json.loads(run(sys.executable, "-m", "hatchling", "metadata", folder=tmp_path))
     text, source = metadata["readme"]["text"], (ROOT / "README.md").read_text("utf-8")
     assert metadata["readme"]["content-type"] == "text/markdown"
@@ -77,7 +92,9 @@ def test_the_readme_of_the_package_index_has_the_address_where_there_is_one(tmp_
         assert text == source
         return
     links = re.findall(r"(!?)\[[^\]]*\]\(([^)]*)\)", text)
-    assert len(links) == len(re.findall(r"\]\(", source)) and all(link.startswith("https://") for _, link in links)
+    assert len(links) == len(re.findall(r"\]\(", source)) and all(
+        link.startswith("https://") for _, link in links
+    )
     assert ("!", "https://example.org/a/indm/raw/HEAD/docs/figures/fruits.png") in links
     assert ("", "https://example.org/a/indm/blob/HEAD/docs/images.md") in links
 
@@ -99,6 +116,15 @@ def test_wheel_and_sdist_build_from_a_shallow_clone_and_install(tmp_path, monkey
     script = "import indm; print(indm.__version__, indm.__file__)"
     version, place = run(python, "-c", script, folder=tmp_path).split()
     assert version == "7.8.9" and Path(place).is_relative_to(clean)
-    run(clean / "bin" / "indm", "train", "eight-gaussians", "--train.steps", 2, "--out", "run", folder=tmp_path)
+    run(
+        clean / "bin" / "indm",
+        "train",
+        "eight-gaussians",
+        "--train.steps",
+        2,
+        "--out",
+        "run",
+        folder=tmp_path,
+    )
     assert (tmp_path / "run" / "model.safetensors").exists()
     shutil.rmtree(clean)  # 1 to 6 GB, which pytest would keep

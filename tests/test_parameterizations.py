@@ -1,4 +1,6 @@
-"""Scores with a parameterization of their own are trained as the models that likelihoods and samples use."""
+"""Scores with a parameterization of their own are trained as the models that likelihoods and
+samples use.
+"""
 
 import pytest
 import torch
@@ -20,7 +22,10 @@ class OfVelocity(indm.ScoreModel):
     """The network predicts v = (α n − σ z_0)/√(α² + σ²)."""
 
     def forward(self, z_t, t, c=None):
-        alpha, sigma, std = (expand_like(of(t), z_t) for of in (self.sde.alpha, self.sde.sigma, self.sde.marginal_std))
+        alpha, sigma, std = (
+            expand_like(of(t), z_t)
+            for of in (self.sde.alpha, self.sde.sigma, self.sde.marginal_std)
+        )
         level = -0.5 * self.sde.log_snr(t)
         v = self.backbone(z_t / std, level) if c is None else self.backbone(z_t / std, level, c)
         return -(alpha / std * v + sigma / std**2 * z_t) / sigma
@@ -31,7 +36,9 @@ class OfData(indm.ScoreModel):
 
     def forward(self, z_t, t, c=None):
         alpha, sigma = expand_like(self.sde.alpha(t), z_t), expand_like(self.sde.sigma(t), z_t)
-        clean = self.backbone(z_t / expand_like(self.sde.marginal_std(t), z_t), -0.5 * self.sde.log_snr(t))
+        clean = self.backbone(
+            z_t / expand_like(self.sde.marginal_std(t), z_t), -0.5 * self.sde.log_snr(t)
+        )
         return (alpha * clean - z_t) / sigma**2
 
 
@@ -68,7 +75,9 @@ def model_of(kind, sde="vp", flow=None, condition=None):
     nn.init.normal_(net.output.weight, std=0.3)
     eps = {"ve": {}}.get(sde, {"eps": 0.02})
     score = PARAMETERIZATIONS[kind](net, SDES[sde](**eps))
-    model = indm.INDM(CouplingFlow((2,)) if flow is None else flow, score, shape=(2,), condition=condition)
+    model = indm.INDM(
+        CouplingFlow((2,)) if flow is None else flow, score, shape=(2,), condition=condition
+    )
     for parameter in model.flow.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape)
     return model.double()
@@ -86,9 +95,14 @@ def test_the_loss_is_the_bound_of_the_same_model(kind, sde, levels):
     drawing = NoiseLevels(model.sde) if levels else None
     with torch.no_grad():
         losses = torch.stack(
-            [mle_loss(model, points(), noise_levels=drawing, generator=seeded(k))[1]["nelbo"] for k in range(25)]
+            [
+                mle_loss(model, points(), noise_levels=drawing, generator=seeded(k))[1]["nelbo"]
+                for k in range(25)
+            ]
         )
-        bounds = torch.stack([nelbo(model, points(), times=4, generator=seeded(k)).total.mean() for k in range(25)])
+        bounds = torch.stack(
+            [nelbo(model, points(), times=4, generator=seeded(k)).total.mean() for k in range(25)]
+        )
     assert within(losses - bounds, 0.0)
 
 
@@ -107,9 +121,13 @@ def test_the_gradients_of_the_loss_are_those_of_the_bound(kind):
 @pytest.mark.parametrize("kind", PARAMETERIZATIONS)
 def test_the_networks_gradient_is_that_of_its_whole_error_on_the_same_draws(kind, monkeypatch):
     model = model_of(kind)
-    ours = torch.autograd.grad(mle_loss(model, points(), generator=seeded(0))[0], model.score.parameters())
+    ours = torch.autograd.grad(
+        mle_loss(model, points(), generator=seeded(0))[0], model.score.parameters()
+    )
     monkeypatch.setattr("indm.objective.base_of", lambda score: None)
-    plain = torch.autograd.grad(mle_loss(model, points(), generator=seeded(0))[0], model.score.parameters())
+    plain = torch.autograd.grad(
+        mle_loss(model, points(), generator=seeded(0))[0], model.score.parameters()
+    )
     for a, b in zip(ours, plain, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
 
@@ -139,7 +157,11 @@ def test_a_conditional_score_of_somebodys_own_is_trained():
     for model in (own, model_of("velocity", condition=indm.Vector(1))):
         given = model.given(c)
         with torch.no_grad():
-            losses = torch.stack([mle_loss(given, points(), generator=seeded(k))[1]["nelbo"] for k in range(25)])
-            bounds = torch.stack([nelbo(model, points(), c=c, generator=seeded(k)).total.mean() for k in range(25)])
+            losses = torch.stack(
+                [mle_loss(given, points(), generator=seeded(k))[1]["nelbo"] for k in range(25)]
+            )
+            bounds = torch.stack(
+                [nelbo(model, points(), c=c, generator=seeded(k)).total.mean() for k in range(25)]
+            )
         assert within(losses - bounds, 0.0)
         assert flow_loss(given, points())[0].isfinite()

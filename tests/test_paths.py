@@ -16,14 +16,18 @@ from indm.sampling import log_snr_grid
 
 
 def curved(name):
-    """A model of two dimensions whose nonlinearity is strong but smooth, with a VP diffusion of moderate length."""
+    """A model of two dimensions whose nonlinearity is strong but smooth, with a VP diffusion of
+    moderate length.
+    """
     build = {
         "affine": lambda: CouplingFlow((2,), depth=2, width=8, transform="affine"),
         "residual": lambda: ResidualFlow((2,), (2,), 16, 2.0),
         "linear": lambda: InvertibleLinear(2),
     }[name]
     torch.manual_seed(3)
-    return INDM(perturb(build(), 0.6).double().eval(), gaussian("vp", (2,), beta_max=5.0), shape=(2,))
+    return INDM(
+        perturb(build(), 0.6).double().eval(), gaussian("vp", (2,), beta_max=5.0), shape=(2,)
+    )
 
 
 def simulated(diffusion, x, times, increments, backward):
@@ -44,7 +48,9 @@ def simulated_latent(model, z, times, increments, backward):
 
 
 def strong_errors(name, backward, steps, fine, n):
-    """Root mean square distance of the simulations' ends to h⁻¹ of a fine latent path, for each number of steps."""
+    """Root mean square distance of the simulations' ends to h⁻¹ of a fine latent path, for each
+    number of steps.
+    """
     model, generator = curved(name), torch.Generator().manual_seed(0)
     times = torch.linspace(0.05, 1.0, fine + 1, dtype=torch.float64)
     times = times.flip(0) if backward else times
@@ -65,7 +71,10 @@ def strong_errors(name, backward, steps, fine, n):
 
 def order(steps, errors):
     """Minus the slope of log error over log steps."""
-    a, b = torch.tensor(steps, dtype=torch.float64).log(), torch.tensor(errors, dtype=torch.float64).log()
+    a, b = (
+        torch.tensor(steps, dtype=torch.float64).log(),
+        torch.tensor(errors, dtype=torch.float64).log(),
+    )
     return -(((a - a.mean()) * (b - b.mean())).sum() / (a - a.mean()).square().sum()).item()
 
 
@@ -103,11 +112,16 @@ def same_law(a, b, bias):
 def test_a_forward_path_has_the_kernel_of_the_sde(name):
     """From x at ε, over uneven steps: mean α_t x, variance σ_t², and the covariance of two times."""
     score = gaussian(name, (2,))
-    times, x = torch.tensor([1e-5, 0.2, 0.25, 0.7], dtype=torch.float64), torch.tensor([0.8, -0.5]).double()
+    times, x = (
+        torch.tensor([1e-5, 0.2, 0.25, 0.7], dtype=torch.float64),
+        torch.tensor([0.8, -0.5]).double(),
+    )
     model = INDM(InvertibleLinear(2).double(), score, shape=(2,))
     z_0 = model.flow.latent(x[None])
     with torch.no_grad():
-        path = torch.stack([model.flow.latent(v) for v in forward_path(model, x.expand(20000, 2), times)])
+        path = torch.stack(
+            [model.flow.latent(v) for v in forward_path(model, x.expand(20000, 2), times)]
+        )
         alpha, sigma = (c[:, None] for c in (score.sde.alpha(times), score.sde.sigma(times)))
         residual = (path - alpha[:, None] * z_0) / sigma[:, None]
         for i in range(4):
@@ -116,7 +130,9 @@ def test_a_forward_path_has_the_kernel_of_the_sde(name):
         assert within(residual[1] * residual[3], correlation)
 
 
-@pytest.mark.parametrize("name", [pytest.param("spline-images", marks=pytest.mark.long), "residual"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("spline-images", marks=pytest.mark.long), "residual"]
+)
 @pytest.mark.parametrize("backward", [pytest.param(False, marks=pytest.mark.long), True])
 def test_probability_flow_path_in_closed_form(name, backward):
     model, x, _ = make(name)
@@ -131,7 +147,9 @@ def test_probability_flow_path_in_closed_form(name, backward):
 def test_generative_path_ends_in_the_law_of_the_data():
     model, n = curved("residual"), 4000
     generator = torch.Generator().manual_seed(0)
-    z = model.score.law(torch.tensor(1.0, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))
+    z = model.score.law(
+        torch.tensor(1.0, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    )
     noise, other = (torch.randn(n, 2, dtype=torch.float64, generator=generator) for _ in range(2))
     x = model.decode(z[0] + z[1].sqrt() * noise)
     path = generative_path(model, x, log_snr_grid(model.sde, 80), generator=generator)

@@ -50,6 +50,12 @@ def test_a_model_and_a_score_of_another_class_have_the_numbers_of_ours():
     assert isinstance(ours, Model) and isinstance(Own(), Model) and isinstance(Own().score, Score)
     assert isinstance(indm.INDM(Identity(), Standard()), Model)  # which does not know its shape
     assert not isinstance(torch.nn.Linear(2, 2), Score) and not isinstance(Own().score, Model)
-    drawn = [indm.nelbo(model, x, generator=torch.Generator().manual_seed(0)).total for model in (ours, Own())]
-    solved = [indm.nll(model, x, generator=torch.Generator().manual_seed(0)).total for model in (ours, Own())]
+    drawn = [
+        indm.nelbo(model, x, generator=torch.Generator().manual_seed(0)).total
+        for model in (ours, Own())
+    ]
+    solved = [
+        indm.nll(model, x, generator=torch.Generator().manual_seed(0)).total
+        for model in (ours, Own())
+    ]
     assert torch.equal(*drawn) and torch.equal(*solved)

@@ -1,4 +1,6 @@
-"""The samplers against exact moments, exact solutions of the probability flow and their orders of convergence."""
+"""The samplers against exact moments, exact solutions of the probability flow and their orders of
+convergence.
+"""
 
 import dataclasses
 import functools
@@ -68,13 +70,18 @@ class Rippled(torch.nn.Module):
 def test_few_steps_of_a_network_with_ripples_are_warned_of_and_the_default_resolves_them():
     """Against 3,000 steps from the same z_T."""
     model = INDM(Identity(), PublishedScore(Rippled(), VPSDE(eps=1e-3)), shape=(2,))
-    with pytest.warns(RuntimeWarning, match=r"in 25 steps may .* far from converged .* leave steps out to take 400"):
+    with pytest.warns(
+        RuntimeWarning,
+        match=r"in 25 steps may .* far from converged .* leave steps out to take 400",
+    ):
         few = sample(model, 16, steps=25, generator=seeded(0))
     default, adaptive, exact = (
         sample(model, 16, **options, generator=seeded(0))
         for options in ({}, {"sampler": AdaptiveODE(1e-2)}, {"steps": 3000})
     )
-    off, off_by_default, off_by_ode = ((x - exact).square().mean().sqrt().item() for x in (few, default, adaptive))
+    off, off_by_default, off_by_ode = (
+        (x - exact).square().mean().sqrt().item() for x in (few, default, adaptive)
+    )
     assert off > 0.05 and off_by_default < off / 20 and off_by_ode < 1e-2
 
 
@@ -87,7 +94,9 @@ def test_steps_in_time_are_those_of_the_clock_where_they_are_few():
     along = 0.9 * (many - 1) / (sde.eps - 1) + 0.1 * (sde.log_snr(many) - sde.log_snr(many[0])) / (
         sde.log_snr(many[-1]) - sde.log_snr(many[0])
     )
-    torch.testing.assert_close(along, torch.linspace(0, 1, 1001, dtype=torch.float64), rtol=0, atol=1e-4)
+    torch.testing.assert_close(
+        along, torch.linspace(0, 1, 1001, dtype=torch.float64), rtol=0, atol=1e-4
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,16 +115,22 @@ def name(request):
     return request.param
 
 
-# ── moments ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── moments ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.long
 def test_a_mixture_is_sampled_with_its_weights():
-    means, stds, weights = double([1.0, 0.5], [-1.0, 0.2], [0.3, -1.2]), double(0.2, 0.3, 0.1), double(0.5, 0.3, 0.2)
+    means, stds, weights = (
+        double([1.0, 0.5], [-1.0, 0.2], [0.3, -1.2]),
+        double(0.2, 0.3, 0.1),
+        double(0.5, 0.3, 0.2),
+    )
     score = MixtureScore(VPSDE(), means, stds, weights)
     n, entropy = 5_000, -score.log_prob(score.sample(100_000, seeded(0))).mean()
     for sampler, steps in (("unipc", 60), ("heun", 60), ("ode", 1), ("euler-maruyama", 500)):
-        x = sample(INDM(Identity(), score, shape=(2,)), n, sampler=sampler, steps=steps, batch_size=n).double()
+        x = sample(
+            INDM(Identity(), score, shape=(2,)), n, sampler=sampler, steps=steps, batch_size=n
+        ).double()
         nearest = torch.cdist(x, means).div(stds).argmin(1)
         share = torch.bincount(nearest, minlength=3) / n
         assert (share - weights).abs().max() < 4.5 * 0.5 / math.sqrt(n) + 0.005
@@ -123,7 +138,7 @@ def test_a_mixture_is_sampled_with_its_weights():
         assert (cross.mean() - entropy).abs() < 4.5 * cross.std() / math.sqrt(n) + 0.03
 
 
-# ── deterministic schemes: order against the exact probability flow ──────────────────────────────────────────────
+# ── deterministic schemes: order against the exact probability flow ───────────────────────────────
 
 
 def slope(steps, errors):
@@ -132,7 +147,9 @@ def slope(steps, errors):
 
 @functools.cache
 def mixture_problem(name):
-    """A two-dimensional mixture, points at T, and where the probability flow takes them, by another integrator."""
+    """A two-dimensional mixture, points at T, and where the probability flow takes them, by another
+    integrator.
+    """
     means, stds = double([0.9, 0.3], [-0.6, 0.8], [-0.1, -1.1]), double(0.5, 0.6, 0.4)
     sde = {"vp": VPSDE(eps=1e-3), "subvp": SubVPSDE(eps=1e-2), "ve": VESDE(0.01, 200.0, eps=1e-3)}
     sde = (sde | {"log-linear": LogLinearSDE(8.0, -10.0, eps=1e-3)})[name]
@@ -141,10 +158,14 @@ def mixture_problem(name):
 
     def field(t, flat):
         state, time = torch.from_numpy(flat).reshape(24, 2), double(t)
-        velocity = sde.drift(time) * state - 0.5 * sde.diffusion(time) ** 2 * score(state, time.expand(24))
+        velocity = sde.drift(time) * state - 0.5 * sde.diffusion(time) ** 2 * score(
+            state, time.expand(24)
+        )
         return velocity.numpy().ravel()
 
-    solution = integrate.solve_ivp(field, (1.0, sde.eps), z.numpy().ravel(), method="DOP853", rtol=1e-9, atol=1e-11)
+    solution = integrate.solve_ivp(
+        field, (1.0, sde.eps), z.numpy().ravel(), method="DOP853", rtol=1e-9, atol=1e-11
+    )
     return score, z, torch.from_numpy(solution.y[:, -1]).reshape(24, 2)
 
 
@@ -156,7 +177,9 @@ def gaussian_problem(name):
 
 @pytest.mark.parametrize("sampler", FIXED_STEPS)
 def test_order_on_curved_paths(sampler, name="vp"):
-    """The multistep schemes start with a step of first order, at T, where the prediction hardly moves."""
+    """The multistep schemes start with a step of first order, at T, where the prediction hardly
+    moves.
+    """
     score, z, exact = mixture_problem(name)
     scheme, steps = make_sampler(sampler), np.array([80, 140, 250])
     errors = [(scheme.solve(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
@@ -180,7 +203,9 @@ def test_adaptive_ode_solves_to_its_tolerance(name, problem):
 
 @pytest.mark.parametrize("sampler", MULTISTEP)
 def test_a_constant_prediction_is_integrated_exactly(name, sampler):
-    """Where E[z_0|z_t] is one point m, the solution is z_s = α_s m + σ_s/σ_t (z_t − α_t m), in any number of steps."""
+    """Where E[z_0|z_t] is one point m, the solution is z_s = α_s m + σ_s/σ_t (z_t − α_t m), in any
+    number of steps.
+    """
     sde, point = SDES[name](eps=1e-2), double(0.7, -0.4)
     score, scheme = GaussianScore(sde, point, double(0.0, 0.0)), make_sampler(sampler)
     z = sde.prior_sample((6, 2), generator=seeded(0), dtype=torch.float64)
@@ -191,9 +216,17 @@ def test_a_constant_prediction_is_integrated_exactly(name, sampler):
 
 
 @settings(max_examples=50)
-@given(st.integers(1, 4), st.floats(-4.0, 4.0), st.floats(0.02, 3.0), st.booleans(), st.randoms(use_true_random=False))
+@given(
+    st.integers(1, 4),
+    st.floats(-4.0, 4.0),
+    st.floats(0.02, 3.0),
+    st.booleans(),
+    st.randoms(use_true_random=False),
+)
 def test_exponential_weights_integrate_polynomials(points, start, step, forward, random):
-    """Against Gauss–Legendre quadrature, for nodes that lie apart as those of a multistep method do."""
+    """Against Gauss–Legendre quadrature, for nodes that lie apart as those of a multistep method
+    do.
+    """
     end = start + (step if forward else -step)
     gaps = [0.0, *(random.uniform(0.5, 1.5) for _ in range(points - 1))]
     nodes = (start - (end - start) * np.cumsum(gaps)).tolist()
@@ -213,7 +246,9 @@ def test_grids(name):
         assert grid[0] == 1.0 and grid[-1] == sde.eps and bool((grid.diff() < 0).all())
     snr = (sde.alpha(log_snr_grid(sde, 13)) / sde.sigma(log_snr_grid(sde, 13))).log()
     torch.testing.assert_close(snr.diff(), snr.diff().mean().expand(13), rtol=1e-6, atol=0)
-    torch.testing.assert_close(uniform_grid(sde, 13).diff(), double(-(1 - sde.eps) / 13).expand(13), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        uniform_grid(sde, 13).diff(), double(-(1 - sde.eps) / 13).expand(13), rtol=1e-9, atol=0
+    )
 
 
 @pytest.mark.parametrize("name", ["vp", "ve"])
@@ -234,13 +269,19 @@ def test_the_balance_is_at_rest_at_the_ends_and_its_rate_is_its_derivative():
     (slope,) = torch.autograd.grad(log_c.sum(), clock)
     assert torch.allclose(rate, slope, atol=1e-12)
     assert rate[[0, -1]].abs().max() < 1e-3 and log_c[-1].abs() < 1e-3
-    halves = torch.tensor([math.log(value) for value in deterministic.VARIANCES], dtype=torch.float64).mean() / 2
+    halves = (
+        torch.tensor(
+            [math.log(value) for value in deterministic.VARIANCES], dtype=torch.float64
+        ).mean()
+        / 2
+    )
     assert log_c[0].item() == pytest.approx(halves.item(), abs=1e-2)
-    own = 0.5 * clock.exp() * (1 / (1e-5 + clock.exp()) - 1 / (1 + clock.exp()))  # of a direction of variance 1e-5
+    # of a direction of variance 1e-5
+    own = 0.5 * clock.exp() * (1 / (1e-5 + clock.exp()) - 1 / (1 + clock.exp()))
     assert (own - rate).abs().max() < 0.75 * own.abs().max()
 
 
-# ── Euler–Maruyama ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── Euler–Maruyama ────────────────────────────────────────────────────────────────────────────────
 
 
 class Ralston(Sampler):
@@ -254,7 +295,9 @@ class Ralston(Sampler):
 
     def step(self, score, z, t, s, generator=None):
         def velocity(z, t):
-            return score.sde.drift(t)[:, None] * z - 0.5 * score.sde.diffusion(t)[:, None] ** 2 * score(z, t)
+            return score.sde.drift(t)[:, None] * z - 0.5 * score.sde.diffusion(t)[
+                :, None
+            ] ** 2 * score(z, t)
 
         h = (s - t)[:, None]
         first = velocity(z, t)
@@ -270,7 +313,10 @@ def test_a_sampler_from_outside_is_its_step_and_its_order():
     score = gaussian("vp", eps=0.1)
     z = score.sde.prior_sample((24, 2), generator=seeded(0), dtype=torch.float64)
     exact, steps = score.flow(z, 1.0, score.sde.eps), np.array([40, 80, 160])
-    errors = [(make_sampler(Ralston).solve(score, z, steps=int(n))[0] - exact).abs().mean().item() for n in steps]
+    errors = [
+        (make_sampler(Ralston).solve(score, z, steps=int(n))[0] - exact).abs().mean().item()
+        for n in steps
+    ]
     assert slope(steps, errors) == pytest.approx(Ralston.order, abs=0.15)
     assert make_sampler(Ralston).solve(score, z, steps=3)[1] == 6
     model = INDM(Identity(), gaussian("vp"), shape=(2,))
@@ -281,12 +327,14 @@ def test_a_sampler_from_outside_is_its_step_and_its_order():
         sample(model, 6, sampler=f"{__name__}:Ralston")
 
 
-# ── predictor–corrector ──────────────────────────────────────────────────────────────────────────────────────────
+# ── predictor–corrector ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("t, s", [(0.5, 0.4), (0.9, 0.89), (0.05, 0.02)])
 def test_one_step_of_reverse_diffusion(name, t, s):
-    """The forward kernel z_t = a z_s + G n by integration of the SDE's moments, the step's own moments from it."""
+    """The forward kernel z_t = a z_s + G n by integration of the SDE's moments, the step's own
+    moments from it.
+    """
     score, n = gaussian(name), 400_000
     sde = score.sde
 
@@ -304,10 +352,17 @@ def test_one_step_of_reverse_diffusion(name, t, s):
     assert (result.var(0) / variance - 1).abs().max() < 4.5 * math.sqrt(2 / n)
 
 
-@pytest.mark.parametrize("name, t", [("ve", 0.1), ("ve", 0.6), ("ve", 1.0), ("vp", 0.02), ("vp", 0.5), ("vp", 1.0)])
+@pytest.mark.parametrize(
+    "name, t", [("ve", 0.1), ("ve", 0.6), ("ve", 1.0), ("vp", 0.02), ("vp", 0.5), ("vp", 1.0)]
+)
 def test_langevin_step_is_the_published_one(name, t):
-    """η = 2 (snr ‖n‖/‖s‖)² for VE (algorithm 4), times 1 − β_i, the factor of one step and not of all, for VP (5)."""
-    score, snr = GaussianScore(SDES[name](), torch.zeros(64).double(), torch.ones(64).double()), 0.16
+    """η = 2 (snr ‖n‖/‖s‖)² for VE (algorithm 4), times 1 − β_i, the factor of one step and not of
+    all, for VP (5).
+    """
+    score, snr = (
+        GaussianScore(SDES[name](), torch.zeros(64).double(), torch.ones(64).double()),
+        0.16,
+    )
     n, (_, variance) = 4000, score.law(double(t), torch.zeros(1, 1, dtype=torch.float64))
     variance = variance.mean()
     z = variance.sqrt() * torch.randn(n, 64, dtype=torch.float64, generator=seeded(0))
@@ -318,7 +373,7 @@ def test_langevin_step_is_the_published_one(name, t):
     assert moved.var().item() == pytest.approx(2 * eta + eta**2 / variance.item(), rel=0.02)
 
 
-# ── sample ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── sample ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def affine_model(name="vp", **sde):
@@ -342,9 +397,18 @@ def test_samples_are_decoded():
 def test_truncation_is_where_the_reverse_process_ends(name):
     """The law of z_ε/α_ε at a raised ε, by its closed form: N(m, v + σ²/α²)."""
     score, n, eps = gaussian(name), 20_000, 0.4
-    options = {"steps": 40, "eps": eps, "last_denoising": False, "batch_size": n, "generator": seeded(0)}
+    options = {
+        "steps": 40,
+        "eps": eps,
+        "last_denoising": False,
+        "batch_size": n,
+        "generator": seeded(0),
+    }
     x = sample(INDM(Identity(), score, shape=(2,)), n, **options).double()
-    mean, variance = score.mean, score.variance + (score.sde.sigma(double(eps)) / score.sde.alpha(double(eps))) ** 2
+    mean, variance = (
+        score.mean,
+        score.variance + (score.sde.sigma(double(eps)) / score.sde.alpha(double(eps))) ** 2,
+    )
     assert ((x.mean(0) - mean) / variance.sqrt()).abs().max() < 4.5 / math.sqrt(n) + 0.005
     assert (x.var(0) / variance - 1).abs().max() < 4.5 * math.sqrt(2 / n) + 0.01
 
@@ -359,9 +423,15 @@ def test_ode_sampler_is_the_published_one_to_its_tolerance(name):
 
     def field(time, flat):
         z, t = torch.from_numpy(flat.reshape(n, 2)), double(time).expand(n)
-        return (sde.drift(t)[:, None] * z - 0.5 * sde.diffusion(t)[:, None] ** 2 * score(z, t)).numpy().ravel()
+        return (
+            (sde.drift(t)[:, None] * z - 0.5 * sde.diffusion(t)[:, None] ** 2 * score(z, t))
+            .numpy()
+            .ravel()
+        )
 
-    found = integrate.solve_ivp(field, (1.0, sde.eps), z_T.numpy().ravel(), method="RK45", rtol=1e-5, atol=1e-5)
+    found = integrate.solve_ivp(
+        field, (1.0, sde.eps), z_T.numpy().ravel(), method="RK45", rtol=1e-5, atol=1e-5
+    )
     z, t = torch.from_numpy(found.y[:, -1].reshape(n, 2)), double(sde.eps).expand(n)
     expected = (z + sde.sigma(t)[:, None] ** 2 * score(z, t)) / sde.alpha(t)[:, None]
     errors = []
@@ -373,13 +443,17 @@ def test_ode_sampler_is_the_published_one_to_its_tolerance(name):
 
 @pytest.mark.parametrize("snr", [None, 0.17, (0.1, 0.3)])
 def test_predictor_corrector_under_ve_is_the_published_loop(snr, monkeypatch):
-    """N levels σ_i in geometric progression, from the highest to the lowest: the reverse diffusion with variance
-    σ_i² − σ_{i−1}², a Langevin step, and a last predictor without noise (σ_{−1} = 0); in NumPy, on the same noise."""
+    """N levels σ_i in geometric progression, from the highest to the lowest: the reverse diffusion
+    with variance σ_i² − σ_{i−1}², a Langevin step, and a last predictor without noise (σ_{−1} = 0);
+    in NumPy, on the same noise.
+    """
     score, levels, n = gaussian("ve"), 50, 6
     mean, variance = score.mean.numpy(), score.variance.numpy()
     noise = torch.randn(2 * levels, n, 2, generator=seeded(1))
     drawn = iter(noise)
-    monkeypatch.setattr("indm.sampling.stochastic.randn_like", lambda z, generator=None: next(drawn))
+    monkeypatch.setattr(
+        "indm.sampling.stochastic.randn_like", lambda z, generator=None: next(drawn)
+    )
     model = INDM(Identity(), score, shape=(2,))
     sampler = "pc" if snr is None else PredictorCorrector(snr)
     x = sample(model, n, sampler=sampler, steps=levels - 1, generator=seeded(0))
@@ -401,34 +475,50 @@ def test_predictor_corrector_under_ve_is_the_published_loop(snr, monkeypatch):
 
 
 def test_prior_mean_is_where_sampling_starts():
-    """One step of nothing: a sampler that returns its start shows the prior, N(prior_mean, σ_max²) for VE."""
+    """One step of nothing: a sampler that returns its start shows the prior, N(prior_mean, σ_max²)
+    for VE.
+    """
     score = gaussian("ve")
     score.sde.prior_mean = torch.tensor([100.0, -300.0])
     x = sample(
-        INDM(Identity(), score, shape=(2,)), 20_000, sampler=Nothing(), last_denoising=False, generator=seeded(0)
+        INDM(Identity(), score, shape=(2,)),
+        20_000,
+        sampler=Nothing(),
+        last_denoising=False,
+        generator=seeded(0),
     )
     assert (x.mean(0) - score.sde.prior_mean).abs().max() < 4.5 * 50 / math.sqrt(20_000)
     assert (x.std(0) / 50 - 1).abs().max() < 4.5 / math.sqrt(40_000)
 
 
 def test_centred_prior_has_the_mean_of_the_noised_data(name):
-    """E[z_T] = α_T E[h(x)] for an affine h, so that the prior and the law of z_T part in their variance alone."""
+    """E[z_T] = α_T E[h(x)] for an affine h, so that the prior and the law of z_T part in their
+    variance alone.
+    """
     model = affine_model(name)
     raw = torch.tensor([2.0, -5.0]) + torch.randn(2000, 2, generator=seeded(0))
     centre_prior(model, raw, batch_size=300)
     alpha, (z, _) = model.sde.alpha(double(1.0)), model.flow(raw)
-    torch.testing.assert_close(model.sde.prior_mean.double(), alpha * z.double().mean(0), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        model.sde.prior_mean.double(), alpha * z.double().mean(0), rtol=1e-5, atol=1e-6
+    )
     if name == "ve":
         assert model.sde.prior_mean.abs().min() > 1
 
 
-@pytest.mark.parametrize("n, batch_size, parts", [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 256, [3]), (1, 1, [1])])
+@pytest.mark.parametrize(
+    "n, batch_size, parts", [(10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 256, [3]), (1, 1, [1])]
+)
 def test_batches(n, batch_size, parts):
     model = INDM(Identity(), gaussian("vp"), shape=(2,))
     for request in (n, (n, 2)):
         sampler = Nothing()
         x = sample(model, request, sampler=sampler, batch_size=batch_size)
-        assert [len(z) for _, z, *_ in sampler.seen] == parts and x.shape == (n, 2) and len(x.unique(dim=0)) == n
+        assert (
+            [len(z) for _, z, *_ in sampler.seen] == parts
+            and x.shape == (n, 2)
+            and len(x.unique(dim=0)) == n
+        )
 
 
 def test_the_mode_of_the_model_is_kept():
@@ -471,7 +561,9 @@ def test_bad_arguments_are_named():
 
 def test_a_number_of_samples_is_a_whole_number_of_any_library():
     model = INDM(Identity(), gaussian("vp"), shape=(2,))
-    assert sample(model, np.int64(3), steps=2).shape == sample(model, [3, 2], steps=2).shape == (3, 2)
+    assert (
+        sample(model, np.int64(3), steps=2).shape == sample(model, [3, 2], steps=2).shape == (3, 2)
+    )
     with pytest.raises(TypeError, match="float"):
         sample(model, 3.0)
 

@@ -1,4 +1,6 @@
-"""Scaling against the stated conventions of bits per dimension, and exact round trips of grey levels."""
+"""Scaling against the stated conventions of bits per dimension, and exact round trips of grey
+levels.
+"""
 
 import math
 
@@ -18,15 +20,20 @@ from indm.scaling import MOST_LEVELS, Scaling
 LARGEST_BELOW_ONE = float(np.nextafter(np.float32(1), np.float32(0)))  # what torch.rand can return
 
 
-@pytest.mark.parametrize("levels, centered, bits", [(256, True, 7), (256, False, 8), (2, True, 0), (16, False, 4)])
+@pytest.mark.parametrize(
+    "levels, centered, bits", [(256, True, 7), (256, False, 8), (2, True, 0), (16, False, 4)]
+)
 def test_bits_of_the_image_conventions(levels, centered, bits):
     scaling, shape = Scaling.images(levels, centered), (3, 8, 8)
-    bits -= math.log2(1 - levels / 2**21)  # the noise of a level fills all of it but a margin on both sides
+    # the noise of a level fills all of it but a margin on both sides
+    bits -= math.log2(1 - levels / 2**21)
     assert -scaling.log_volume(shape) / (192 * math.log(2)) == pytest.approx(bits, abs=1e-6)
 
 
 class UniformOnTheNoise(nn.Module):
-    """A model with the density of x where every level has probability 1/levels, spread over its noise alone."""
+    """A model with the density of x where every level has probability 1/levels, spread over its
+    noise alone.
+    """
 
     dequantization = None
 
@@ -37,7 +44,11 @@ class UniformOnTheNoise(nn.Module):
     def density(self, x):
         raw, levels = x.double() * self.scaling.scale + self.scaling.shift, self.scaling.levels
         margin, rounding = levels / 2**22, levels / 2**24
-        inside = ((raw - raw.floor() - 0.5).abs() <= 0.5 - margin + rounding) & (raw >= 0) & (raw < levels)
+        inside = (
+            ((raw - raw.floor() - 0.5).abs() <= 0.5 - margin + rounding)
+            & (raw >= 0)
+            & (raw < levels)
+        )
         return inside * self.scaling.scale.double() / levels / (1 - 2 * margin)
 
     def bound(self, x, log_q):
@@ -49,10 +60,11 @@ class UniformOnTheNoise(nn.Module):
 @pytest.mark.parametrize("levels", [2, 17, 256, 4096, 65_536, MOST_LEVELS])
 @pytest.mark.parametrize("centered", [True, False])
 def test_the_dequantised_bound_is_one(levels, centered):
-    """No model's bound is below −log P of the grey levels, and this one's, which is exact, is neither above it.
+    """No model's bound is below −log P of the grey levels, and this one's, which is exact, is
+    neither above it.
 
-    Its probabilities are 1/levels, so the bound is log₂ levels; were the noise's entropy taken for 0, it would be less
-    by 1.8e-4 bits/dim at 256 levels and by 1 at 2²⁰.
+    Its probabilities are 1/levels, so the bound is log₂ levels; were the noise's entropy taken for
+    0, it would be less by 1.8e-4 bits/dim at 256 levels and by 1 at 2²⁰.
     """
     raw = torch.randint(0, levels, (50, 1, 4, 4), generator=torch.Generator().manual_seed(levels))
     model = UniformOnTheNoise(Scaling.images(levels, centered))
@@ -64,13 +76,19 @@ def test_the_dequantised_bound_is_one(levels, centered):
 
 
 def test_data_without_any_variance_are_refused():
-    with pytest.raises(ValueError, match="data must be of one feature that varies, at least, got '3 constant ones'"):
+    with pytest.raises(
+        ValueError, match="data must be of one feature that varies, at least, got '3 constant ones'"
+    ):
         Scaling.standardise(torch.ones(10, 3))
 
 
 def test_standardised_vectors():
-    """The negative log-density of raw data is that in model units plus Σ log scale; constant features keep theirs."""
-    raw = torch.randn(5000, 3, dtype=torch.float64) * torch.tensor([0.01, 5.0, 300.0]) + torch.tensor([3.0, -7.0, 1e3])
+    """The negative log-density of raw data is that in model units plus Σ log scale; constant
+    features keep theirs.
+    """
+    raw = torch.randn(5000, 3, dtype=torch.float64) * torch.tensor(
+        [0.01, 5.0, 300.0]
+    ) + torch.tensor([3.0, -7.0, 1e3])
     raw = torch.cat([raw, torch.full((5000, 1), 4.0, dtype=torch.float64)], 1)
     scaling = Scaling.standardise(raw)
     x = scaling.to_model(raw)
@@ -89,11 +107,16 @@ def test_standardised_vectors():
 @pytest.mark.parametrize("unit", [1e-9, 1e-30, 1e30])
 def test_features_in_any_unit_are_standardised(unit):
     """A feature is constant by its deviation beside its mean, not by its unit."""
-    raw = unit * (3.0 + 2.0 * torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))
+    raw = unit * (
+        3.0
+        + 2.0 * torch.randn(200, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    )
     raw[:, 1] = unit * (1 + 1e-12 * torch.arange(200))  # constant but for rounding
     for scaling in (Scaling.standardise(raw), Scaling.standardise_parts(raw.split(50))):
         torch.testing.assert_close(scaling.scale[0].double(), raw[:, 0].std(), rtol=1e-6, atol=0)
-        torch.testing.assert_close(scaling.to_model(raw)[:, 0].std(), torch.tensor(1.0), rtol=1e-4, atol=0)
+        torch.testing.assert_close(
+            scaling.to_model(raw)[:, 0].std(), torch.tensor(1.0), rtol=1e-4, atol=0
+        )
         assert scaling.scale[1] == 1.0
 
 
@@ -126,7 +149,9 @@ def test_round_trip_of_every_grey_level_for_every_noise(levels, centered, u):
     """Whatever torch.rand returns in [0, 1), the dequantized value still belongs to its grey level."""
     raw = torch.arange(levels)[:, None]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("torch.rand", lambda *shape, **_: torch.full(shape[0] if len(shape) == 1 else shape, u))
+        patch.setattr(
+            "torch.rand", lambda *shape, **_: torch.full(shape[0] if len(shape) == 1 else shape, u)
+        )
         x = Scaling.images(levels, centered).to_model(raw)
     assert x.dtype == torch.float32
     moved = (Scaling.images(levels, centered).to_data(x).long() != raw).sum().item()

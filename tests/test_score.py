@@ -1,4 +1,6 @@
-"""The probability flow on the clock against the drift and diffusion that define it, and against a closed form."""
+"""The probability flow on the clock against the drift and diffusion that define it, and against a
+closed form.
+"""
 
 import pytest
 import torch
@@ -74,6 +76,10 @@ def test_a_plain_score_gets_the_steps_of_its_network_in_a_score_model():
     silent.is_smooth = False
     for network in (MLP((2,), width=4), silent, torch.nn.Bilinear(2, 1, 2)):
         plain, ours = Plain(network), indm.ScoreModel(network, indm.VPSDE())
-        assert is_smooth(plain) == is_smooth(ours) == (network is not silent and isinstance(network, MLP))
+        assert (
+            is_smooth(plain)
+            == is_smooth(ours)
+            == (network is not silent and isinstance(network, MLP))
+        )
         steps = [default_steps(indm.INDM(Identity(), score, shape=(2,))) for score in (plain, ours)]
         assert steps[0] == steps[1] == (25 if is_smooth(plain) else 400)

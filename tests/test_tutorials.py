@@ -17,7 +17,9 @@ def tutorials():
     """.ci/tutorials.py; its kernels find the package here."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT / ".ci")
-        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+        patch.setenv(
+            "PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+        )
         yield importlib.import_module("tutorials")
 
 

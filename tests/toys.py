@@ -42,8 +42,9 @@ def pixels(path):
 
 
 def framed(picture, side):
-    """The images of a sheet, row by row, found by the grey lines around them and brought back to their size: a
-    ``side`` of squares, or height and width."""
+    """The images of a sheet, row by row, found by the grey lines around them and brought back to
+    their size: a ``side`` of squares, or height and width.
+    """
     height, width = side if isinstance(side, tuple) else (side, side)
     line = (picture == 153).all(-1)
 
@@ -56,7 +57,10 @@ def framed(picture, side):
         found.append([])
         for left, right in between(line[top:bottom].all(0)):
             image, factor = picture[top:bottom, left:right], (bottom - top) // height
-            assert image.shape[:2] == (height * factor, width * factor) and min(height, width) * factor >= 64
+            assert (
+                image.shape[:2] == (height * factor, width * factor)
+                and min(height, width) * factor >= 64
+            )
             small = image[::factor, ::factor]
             assert np.array_equal(small.repeat(factor, 0).repeat(factor, 1), image)
             found[-1].append(small)

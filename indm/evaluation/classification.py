@@ -1,11 +1,14 @@
-r"""Bayes' classifier of a model of p(x|c): p(c|x) from the likelihoods of all classes, on the same noise.
+r"""Bayes' classifier of a model of p(x|c): p(c|x) from the likelihoods of all classes, on the same
+noise.
 
 .. math:: p(c|x) = \frac{p(c)\,p(x|c)}{\sum_k p(k)\,p(x|k)}
 
-Each log p(x|k) is replaced by its bound, the mean of draws of the NELBO. A draw has the same dequantization, times and
-noise for all classes, so that most of its error cancels in the differences, which alone decide p(c|x).
+Each log p(x|k) is replaced by its bound, the mean of draws of the NELBO. A draw has the same
+dequantization, times and noise for all classes, so that most of its error cancels in the
+differences, which alone decide p(c|x).
 
-Source: Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier", https://arxiv.org/abs/2303.16203.
+Source: Li et al. 2023, "Your Diffusion Model is Secretly a Zero-Shot Classifier",
+https://arxiv.org/abs/2303.16203.
 """
 
 import math
@@ -29,7 +32,8 @@ class Classification:
 
     Attributes:
         log_likelihood: (N, K), the mean bound of log p(x|k) of the raw data, nats.
-        noise: (N, K), the standard error over draws of its difference from the mean over classes, nats.
+        noise: (N, K), the standard error over draws of its difference from the mean over classes,
+            nats.
         log_posterior: (N, K), log p(k|x).
         evaluations: of the network, for one example.
     """
@@ -76,7 +80,8 @@ def classify(
     Raises:
         ValueError: the model has no classes, an option is out of range, or raw data are wrong.
 
-    Example: for a network that has learned nothing all classes are alike, and p(class|x) is the prior.
+    Example: for a network that has learned nothing all classes are alike, and p(class|x) is the
+    prior.
 
         >>> import indm
         >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mlp", "width": 8}}
@@ -94,12 +99,22 @@ def classify(
     require(times >= 1, "times", times, "at least 1")
     classes = len(condition.labels)
     prior = torch.full((classes,), 1 / classes) if prior is None else torch.as_tensor(prior)
-    fits = tuple(prior.shape) == (classes,) and bool((prior > 0).all()) and abs(float(prior.sum()) - 1) <= 1e-4
+    fits = (
+        tuple(prior.shape) == (classes,)
+        and bool((prior > 0).all())
+        and abs(float(prior.sum()) - 1) <= 1e-4
+    )
     require(fits, "prior", prior.tolist(), f"{classes} positive probabilities that sum to 1")
     device = model.scaling.scale.device
-    generator, values = torch.Generator(device), torch.empty(draws, len(raw), classes, dtype=torch.float64)
+    generator, values = (
+        torch.Generator(device),
+        torch.empty(draws, len(raw), classes, dtype=torch.float64),
+    )
     batches = torch.arange(len(raw)).split(batch_size)
-    with evaluation_mode(model), tqdm(total=len(batches) * draws, desc="classes", disable=not progress) as bar:
+    with (
+        evaluation_mode(model),
+        tqdm(total=len(batches) * draws, desc="classes", disable=not progress) as bar,
+    ):
         model.flow.check()
         for job, rows in enumerate(batches):
             for draw in range(draws):
@@ -111,4 +126,6 @@ def classify(
                 bar.update()
     mean = values.mean(0)
     noise = (values - values.mean(2, keepdim=True)).std(0) / math.sqrt(draws)
-    return Classification(mean, noise, (mean + prior.double().log()).log_softmax(1), classes * draws * (times + 1))
+    return Classification(
+        mean, noise, (mean + prior.double().log()).log_softmax(1), classes * draws * (times + 1)
+    )

@@ -1,6 +1,8 @@
-r"""An audit of the log p of any library: does it integrate to 1, do draws follow it, does it have gradients?
+r"""An audit of the log p of any library: does it integrate to 1, do draws follow it, does it have
+gradients?
 
-With draws of p (``sample``) and of a mixture q fitted to others of them, w = p/q and any f between −1 and 1,
+With draws of p (``sample``) and of a mixture q fitted to others of them, w = p/q and any f between
+−1 and 1,
 
 .. math:: 1 = E_q[w], \qquad E_p\Big[\frac{f}{1 + w}\Big] = E_q\Big[\frac{f\,w}{1 + w}\Big].
 
@@ -20,25 +22,37 @@ from tqdm.auto import tqdm
 from indm.checks import reason, require
 from indm.tensors import outside_inference
 
-LIMIT = 4.0  # standard errors from which a deviation is a fault: right values of a normal law exceed it once in 16,000
-COMPONENTS, PER_COMPONENT = 8, 10  # most components of the mixture; fewest draws for each of their dimensions
-WIDER, WIDE, TAIL_SHARE = 1.2, 9.0, 0.1  # variance of components, variance and share of the one that covers the tails
+# standard errors from which a deviation is a fault: right values of a normal law exceed it once in
+# 16,000
+LIMIT = 4.0
+# most components of the mixture; fewest draws for each of their dimensions
+COMPONENTS, PER_COMPONENT = 8, 10
+# variance of components, variance and share of the one that covers the tails
+WIDER, WIDE, TAIL_SHARE = 1.2, 9.0, 0.1
 EFFECTIVE = 0.1  # share of effective draws from which the error of a mean of weights is reliable
-LARGEST_WEIGHT, LARGEST_LOG = 100.0, 600.0  # weight to which larger ones are cut where it is not; float64 ends at e^709
-TREES, OVERLAP = 50, 0.01  # trees of the classifier; mean of p/(p + q) or q/(p + q) from which draws are compared
+# weight to which larger ones are cut where it is not; float64 ends at e^709
+LARGEST_WEIGHT, LARGEST_LOG = 100.0, 600.0
+# trees of the classifier; mean of p/(p + q) or q/(p + q) from which draws are compared
+TREES, OVERLAP = 50, 0.01
 QUADRATURE_POINTS = {1: 1025, 2: 129, 3: 33}  # points of a quadrature along each axis, by dimension
-BOX_MARGIN, ROUGH = 0.25, 0.1  # share by which its box is wider than the draws; error from which it says nothing
-AGAIN, ONE_BY_ONE = 64, 4  # rows whose log p is compared with the same in other calls, and of them rows alone
-NEAR_DEVIATIONS, SLOPE = 1e-2, 0.05  # step of a finite difference in deviations, and the relative error of a gradient
+# share by which its box is wider than the draws; error from which it says nothing
+BOX_MARGIN, ROUGH = 0.25, 0.1
+# rows whose log p is compared with the same in other calls, and of them rows alone
+AGAIN, ONE_BY_ONE = 64, 4
+# step of a finite difference in deviations, and the relative error of a gradient
+NEAR_DEVIATIONS, SLOPE = 1e-2, 0.05
 OTHER_ROWS = 20 * AGAIN  # rows of the other checks, about
-SCALE, OF_JACOBIAN = 10.0, 0.05  # factor between the units, and the share of d log(scale) that may be missing
+# factor between the units, and the share of d log(scale) that may be missing
+SCALE, OF_JACOBIAN = 10.0, 0.05
 Function = Callable[[Any], Any]
 Scored = tuple[Tensor, Tensor]  # x and log p, or log p/q, in float64
 
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One check: a ``value`` and its standard ``error``, to lie from ``low`` to ``high``. None: it was not checked."""
+    """One check: a ``value`` and its standard ``error``, to lie from ``low`` to ``high``. None: it
+    was not checked.
+    """
 
     check: str
     value: float
@@ -51,7 +65,9 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class Audit:
-    """The checks of a density, made by :func:`indm.audit`, a row for each; ``print`` shows them as a table."""
+    """The checks of a density, made by :func:`indm.audit`, a row for each; ``print`` shows them as
+    a table.
+    """
 
     rows: tuple[AuditRow, ...]
 
@@ -63,7 +79,9 @@ class Audit:
     @property
     def verdict(self) -> str:
         """The failed checks, or how many passed."""
-        failed, unknown = ([row.check for row in self.rows if row.passed is result] for result in (False, None))
+        failed, unknown = (
+            [row.check for row in self.rows if row.passed is result] for result in (False, None)
+        )
         if failed:
             return f"wrong: {', '.join(failed)}"
         rest = f"; not checked: {', '.join(unknown)}" if unknown else ""
@@ -74,7 +92,11 @@ class Audit:
         lines = [f"{'check':27}{'result':11}{'value':>9}{'error':>10}{'from':>10}{'to':>10}"]
         words = {True: "pass", False: "FAIL", None: "not checked"}
         for r in self.rows:
-            numbers = f"{r.value:9.4g}{r.error:10.2g}{r.low:10.3g}{r.high:10.3g}" if r.passed is not None else ""
+            numbers = (
+                f"{r.value:9.4g}{r.error:10.2g}{r.low:10.3g}{r.high:10.3g}"
+                if r.passed is not None
+                else ""
+            )
             lines.append(f"{r.check:27}{words[r.passed]:11}{numbers}  {r.note}".rstrip())
         return "\n".join([*lines, self.verdict])
 
@@ -96,26 +118,32 @@ def audit(
 ) -> Audit:
     r"""Check a density of any library, given as functions of arrays, and say which checks it fails.
 
-    ``sample`` finds most faults: without draws of p, the normalized density of a wrong column looks right.
-    docs/foreign.md says when each check fails.
+    ``sample`` finds most faults: without draws of p, the normalized density of a wrong column looks
+    right. docs/foreign.md says when each check fails.
 
     Args:
-        log_prob: log p of (B, *event), nats, (B,). It gets tensors or NumPy arrays, in the dtype of the draws.
+        log_prob: log p of (B, *event), nats, (B,). It gets tensors or NumPy arrays, in the dtype of
+            the draws.
         sample: sample(n) draws (n, *event) of p.
-        law: the law of the data, if it is known: ``sample((n,))`` and ``log_prob``, as in ``torch.distributions``.
-        x: data (N, *event), at least 64 rows, for a density that has neither ``sample`` nor ``law``.
+        law: the law of the data, if it is known: ``sample((n,))`` and ``log_prob``, as in
+            ``torch.distributions``.
+        x: data (N, *event), at least 64 rows, for a density that has neither ``sample`` nor
+            ``law``.
         rescaled: rescaled(k) is the log_prob of the same model, made for data multiplied by k.
         parameters: tensors in which log p should have gradients.
-        draws: n of each mean. ``log_prob`` is called for some 4 n rows, and 17,000 to 36,000 more in 2 or 3 dimensions.
-        tolerance: a deviation of masses, probabilities and nats that is not a fault, such as an ODE solver's. A check
-            fails beyond ``tolerance`` and 4 standard errors, and misses smaller faults.
+        draws: n of each mean. ``log_prob`` is called for some 4 n rows, and 17,000 to 36,000 more
+            in 2 or 3 dimensions.
+        tolerance: a deviation of masses, probabilities and nats that is not a fault, such as an ODE
+            solver's. A check fails beyond ``tolerance`` and 4 standard errors, and misses smaller
+            faults.
         batch_size: rows at a time.
         seed: of the mixture's draws.
         progress: show a bar of the rows of ``log_prob``, with the time that the rest will take.
 
     Raises:
-        ValueError: neither ``sample`` nor ``law`` nor ``x``; too few draws; draws that are no finite floating-point
-            numbers, or that are constant in an entry; an option out of range; a log p that is not (B,).
+        ValueError: neither ``sample`` nor ``law`` nor ``x``; too few draws; draws that are no
+            finite floating-point numbers, or that are constant in an entry; an option out of range;
+            a log p that is not (B,).
 
     Example: N(0, I), and the same without its constant.
 
@@ -127,17 +155,37 @@ def audit(
     """
     require(draws >= AGAIN, "draws", draws, f"at least {AGAIN}", "2000 is usual")
     require(batch_size >= 1, "batch_size", batch_size, "at least 1", "512 is usual")
-    require(0 < tolerance < math.inf, "tolerance", tolerance, "positive and finite", "0.01 is usual")
+    require(
+        0 < tolerance < math.inf, "tolerance", tolerance, "positive and finite", "0.01 is usual"
+    )
     is_known = not (sample is None and law is None and x is None)
     require(is_known, "sample, law or x", None, "given; x are rows of data")
-    given = sample(2 * draws) if sample is not None else law.sample((2 * draws,)) if law is not None else x
+    given = (
+        sample(2 * draws)
+        if sample is not None
+        else law.sample((2 * draws,))
+        if law is not None
+        else x
+    )
     require(len(given) >= AGAIN, "x", f"{len(given)} rows", f"at least {AGAIN} rows")
-    _check_rows(given, "sample(n)" if sample is not None else "law.sample((n,))" if law is not None else "x")
+    _check_rows(
+        given, "sample(n)" if sample is not None else "law.sample((n,))" if law is not None else "x"
+    )
     d = math.prod(given.shape[1:])
     total = len(given) + 2 * draws + QUADRATURE_POINTS.get(d, 0) ** d + OTHER_ROWS
     with tqdm(total=total, desc="audit, rows", disable=not progress) as bar:
         return _audited(
-            log_prob, given, sample, law, rescaled, list(parameters), draws, tolerance, batch_size, seed, bar
+            log_prob,
+            given,
+            sample,
+            law,
+            rescaled,
+            list(parameters),
+            draws,
+            tolerance,
+            batch_size,
+            seed,
+            bar,
         )
 
 
@@ -163,7 +211,11 @@ def _audited(
     if not finite.passed:
         return Audit((finite,))
     log_w = [log_p - wide.log_prob(rows) for rows, log_p in (own, others)]
-    rows = [finite, _mass(log_w[1][draws:], tolerance), *_quadrature(density, wide, own[0], tolerance)]
+    rows = [
+        finite,
+        _mass(log_w[1][draws:], tolerance),
+        *_quadrature(density, wide, own[0], tolerance),
+    ]
     if sample is not None:
         rows += _compared((own[0], log_w[0]), (others[0], log_w[1]), tolerance, seed)
     if law is not None:
@@ -174,30 +226,50 @@ def _audited(
         jacobian = own[0][0].numel() * math.log(SCALE)
         of_scaled = _Density(rescaled(SCALE), given, batch_size, bar)
         off = (of_scaled(SCALE * own[0][:AGAIN])[1] - own[1][:AGAIN]) / jacobian + 1
-        rows.append(_judged("change of units", *_mean(off), -OF_JACOBIAN, OF_JACOBIAN, "of the Jacobian"))
+        rows.append(
+            _judged("change of units", *_mean(off), -OF_JACOBIAN, OF_JACOBIAN, "of the Jacobian")
+        )
     first = own[0][:AGAIN], own[1][:AGAIN]
-    return Audit((*rows, *_calls(density, *first, tolerance), *_gradients(density, *first, parameters)))
+    return Audit(
+        (*rows, *_calls(density, *first, tolerance), *_gradients(density, *first, parameters))
+    )
 
 
 def _check_rows(given: Any, name: str) -> None:
-    """ValueError unless a mixture of densities can be fitted to the rows ``given``, which the caller calls ``name``."""
+    """ValueError unless a mixture of densities can be fitted to the rows ``given``, which the
+    caller calls ``name``.
+    """
     rows = torch.as_tensor(given).detach().cpu()
     kind = str(rows.dtype).removeprefix("torch.")
-    require(rows.is_floating_point(), name, kind, "of floating-point numbers", "integers have no density")
+    require(
+        rows.is_floating_point(),
+        name,
+        kind,
+        "of floating-point numbers",
+        "integers have no density",
+    )
     bad = (~rows.isfinite()).reshape(len(rows), -1).any(1).nonzero()
     if len(bad):
-        raise ValueError(f"{name} must be finite, row {int(bad[0])} is not, of {len(bad)} such rows; leave them out")
+        raise ValueError(
+            f"{name} must be finite, row {int(bad[0])} is not, of {len(bad)} such rows; leave them out"
+        )
     fitted = rows.reshape(len(rows), -1)[: len(rows) // 2]
     same = (fitted == fitted[0]).all(0).nonzero()
     if len(same):
         entry = int(same[0])
         value = fitted[0, entry].item() + 0.0  # not -0
-        raise ValueError(f"{name} must vary in every entry, entry {entry} is {value:g} in each row; leave it out")
+        raise ValueError(
+            f"{name} must vary in every entry, entry {entry} is {value:g} in each row; leave it out"
+        )
 
 
-def _judged(check: str, value: float, error: float, low: float, high: float, note: str = "") -> AuditRow:
+def _judged(
+    check: str, value: float, error: float, low: float, high: float, note: str = ""
+) -> AuditRow:
     """A row that passes within :data:`LIMIT` errors of the interval; NaN fails."""
-    return AuditRow(check, value, error, low, high, low - LIMIT * error <= value <= high + LIMIT * error, note)
+    return AuditRow(
+        check, value, error, low, high, low - LIMIT * error <= value <= high + LIMIT * error, note
+    )
 
 
 def _unknown(check: str, note: str) -> AuditRow:
@@ -224,7 +296,12 @@ class _Density:
     def call(self, x: Tensor) -> Tensor:
         """log p of a tensor as it is, with its graph."""
         found = torch.as_tensor(self.log_prob(x if isinstance(self.given, Tensor) else x.numpy()))
-        require(tuple(found.shape) == (len(x),), "log_prob(x)", tuple(found.shape), f"of shape ({len(x)},)")
+        require(
+            tuple(found.shape) == (len(x),),
+            "log_prob(x)",
+            tuple(found.shape),
+            f"of shape ({len(x)},)",
+        )
         self.bar.update(len(x))
         return found
 
@@ -235,20 +312,38 @@ class _Density:
 
 
 class _Mixture:
-    """A Gaussian mixture of the first half of some draws, a little wider than they are, with one wide component."""
+    """A Gaussian mixture of the first half of some draws, a little wider than they are, with one
+    wide component.
+    """
 
     def __init__(self, given: Any, seed: int):
         from sklearn.mixture import GaussianMixture
 
-        x = torch.as_tensor(given).detach().double().cpu().reshape(len(given), -1)[: len(given) // 2]
-        self.generator, self.mean, self.std = torch.Generator().manual_seed(seed), x.mean(0), x.std(0)
+        x = (
+            torch.as_tensor(given)
+            .detach()
+            .double()
+            .cpu()
+            .reshape(len(given), -1)[: len(given) // 2]
+        )
+        self.generator, self.mean, self.std = (
+            torch.Generator().manual_seed(seed),
+            x.mean(0),
+            x.std(0),
+        )
         unit, d = (x - self.mean) / self.std, x.shape[1]
-        fitted = GaussianMixture(max(1, min(COMPONENTS, len(x) // (PER_COMPONENT * d))), random_state=seed).fit(unit)
-        shares, means, covs = map(torch.as_tensor, (fitted.weights_, fitted.means_, fitted.covariances_))
+        fitted = GaussianMixture(
+            max(1, min(COMPONENTS, len(x) // (PER_COMPONENT * d))), random_state=seed
+        ).fit(unit)
+        shares, means, covs = map(
+            torch.as_tensor, (fitted.weights_, fitted.means_, fitted.covariances_)
+        )
         cov = unit.T.cov().reshape(1, d, d) + 1e-6 * torch.eye(d)
         self.cov = cov[0]
         self.shares = torch.cat([(1 - TAIL_SHARE) * shares, shares.new_tensor([TAIL_SHARE])])
-        self.parts = MultivariateNormal(torch.cat([means, 0 * means[:1]]), torch.cat([WIDER * covs, WIDE * cov]))
+        self.parts = MultivariateNormal(
+            torch.cat([means, 0 * means[:1]]), torch.cat([WIDER * covs, WIDE * cov])
+        )
 
     @property
     def axes(self) -> Tensor:
@@ -259,28 +354,44 @@ class _Mixture:
         """Draws, (n, d)."""
         which = self.shares.multinomial(n, replacement=True, generator=self.generator)
         unit = torch.randn(n, len(self.mean), dtype=torch.float64, generator=self.generator)
-        for number, factor in enumerate(self.parts.scale_tril):  # one after the other: all would take n matrices
+        # one after the other: all would take n matrices
+        for number, factor in enumerate(self.parts.scale_tril):
             rows = which == number
             unit[rows] = self.parts.mean[number] + unit[rows] @ factor.T
         return self.mean + self.std * unit
 
     def log_prob(self, x: Tensor) -> Tensor:
         unit = (x.reshape(len(x), -1) - self.mean) / self.std
-        return MixtureSameFamily(Categorical(self.shares), self.parts).log_prob(unit) - self.std.log().sum()
+        return (
+            MixtureSameFamily(Categorical(self.shares), self.parts).log_prob(unit)
+            - self.std.log().sum()
+        )
 
 
 def _mass(log_w: Tensor, tolerance: float) -> AuditRow:
-    """E_q[w]; where few draws count, its error is unknown, but a mean of cut weights above 1 is wrong."""
+    """E_q[w]; where few draws count, its error is unknown, but a mean of cut weights above 1 is
+    wrong.
+    """
     w = log_w.clamp_max(LARGEST_LOG).exp()
     effective = (w.sum().square() / w.square().sum().clamp_min(1e-300)).item() / len(w)
     if effective >= EFFECTIVE:
         return _judged("total mass", *_mean(w), 1 - tolerance, 1 + tolerance)
-    row = _judged("total mass", *_mean(w.clamp_max(LARGEST_WEIGHT)), -math.inf, 1 + tolerance, "at least")
-    return row if not row.passed else _unknown("total mass", f"{effective:.1%} of the mixture's draws count")
+    row = _judged(
+        "total mass", *_mean(w.clamp_max(LARGEST_WEIGHT)), -math.inf, 1 + tolerance, "at least"
+    )
+    return (
+        row
+        if not row.passed
+        else _unknown("total mass", f"{effective:.1%} of the mixture's draws count")
+    )
 
 
-def _quadrature(density: _Density, wide: _Mixture, x: Tensor, tolerance: float) -> Iterator[AuditRow]:
-    """The trapezoidal rule in a box along the principal axes; the sum over half the points bounds its error."""
+def _quadrature(
+    density: _Density, wide: _Mixture, x: Tensor, tolerance: float
+) -> Iterator[AuditRow]:
+    """The trapezoidal rule in a box along the principal axes; the sum over half the points bounds
+    its error.
+    """
     check, d = "total mass by quadrature", len(wide.mean)
     if d not in QUADRATURE_POINTS:
         return
@@ -290,15 +401,27 @@ def _quadrature(density: _Density, wide: _Mixture, x: Tensor, tolerance: float) 
     ticks = torch.linspace(-BOX_MARGIN, 1 + BOX_MARGIN, QUADRATURE_POINTS[d], dtype=torch.float64)
     grid = low + size * torch.cartesian_prod(*[ticks] * d).reshape(-1, d)
     p = density((wide.mean + wide.std * (grid @ axes.T)).reshape(-1, *x.shape[1:]))[1].exp()
-    p, cell = p.reshape([QUADRATURE_POINTS[d]] * d), ((ticks[1] - ticks[0]) * size * wide.std).prod()
-    fine, coarse = (p.sum() * cell).item(), (p[(slice(None, None, 2),) * d].sum() * cell * 2**d).item()
+    p, cell = (
+        p.reshape([QUADRATURE_POINTS[d]] * d),
+        ((ticks[1] - ticks[0]) * size * wide.std).prod(),
+    )
+    fine, coarse = (
+        (p.sum() * cell).item(),
+        (p[(slice(None, None, 2),) * d].sum() * cell * 2**d).item(),
+    )
     row = _judged(check, fine, abs(fine - coarse) / LIMIT, 1 - tolerance, 1 + tolerance)
     rough = row.passed and abs(fine - coarse) > ROUGH
-    yield _unknown(check, f"half of the points: {coarse:.2g} in place of {fine:.2g}") if rough else row
+    yield (
+        _unknown(check, f"half of the points: {coarse:.2g} in place of {fine:.2g}")
+        if rough
+        else row
+    )
 
 
 def _compared(own: Scored, others: Scored, tolerance: float, seed: int) -> Iterator[AuditRow]:
-    """E_p[f/(1 + w)] − E_q[f w/(1 + w)] on the second halves, for f = 1 and for a classifier of the first halves."""
+    """E_p[f/(1 + w)] − E_q[f w/(1 + w)] on the second halves, for f = 1 and for a classifier of the
+    first halves.
+    """
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     xs = [x.reshape(len(x), -1).chunk(2) for x, _ in (own, others)]
@@ -308,22 +431,36 @@ def _compared(own: Scored, others: Scored, tolerance: float, seed: int) -> Itera
         return
     labels = torch.cat([torch.full((len(x),), label) for label, (x, _) in enumerate(xs)])
     classifier = HistGradientBoostingClassifier(max_iter=TREES, random_state=seed)
-    classifier.fit(torch.cat([x for x, _ in xs]), labels, torch.cat([weight for weight, _ in shares]))
+    classifier.fit(
+        torch.cat([x for x, _ in xs]), labels, torch.cat([weight for weight, _ in shares])
+    )
     outputs = [2 * torch.as_tensor(classifier.predict_proba(x)[:, 1]) - 1 for _, x in xs]
     largest = torch.cat(outputs).abs().max().clamp_min(1e-12)
     even = [torch.ones_like(f) for f in outputs]
-    for check, f in (("draws follow log p", even), ("draws, by a classifier", [f / largest for f in outputs])):
-        (a, of_a), (b, of_b) = (_mean(share * weight) for (_, share), weight in zip(shares, f, strict=True))
-        yield _judged(check, a - b, math.hypot(of_a, of_b), -tolerance / 4, tolerance / 4)  # a share moves ¼ as log w
+    for check, f in (
+        ("draws follow log p", even),
+        ("draws, by a classifier", [f / largest for f in outputs]),
+    ):
+        (a, of_a), (b, of_b) = (
+            _mean(share * weight) for (_, share), weight in zip(shares, f, strict=True)
+        )
+        # a share moves ¼ as log w
+        yield _judged(check, a - b, math.hypot(of_a, of_b), -tolerance / 4, tolerance / 4)
 
 
 def _calls(density: _Density, x: Tensor, log_p: Tensor, tolerance: float) -> Iterator[AuditRow]:
-    """The largest difference of log p in other calls; noise between equal calls is the error of the rest."""
+    """The largest difference of log p in other calls; noise between equal calls is the error of the
+    rest.
+    """
     x = density.like(x)
 
     def off(other: Tensor) -> float:
         expected = log_p[: len(other)]
-        return ((other.detach().double().cpu() - expected).abs() / (1 + 0.01 * expected.abs())).max().item()
+        return (
+            ((other.detach().double().cpu() - expected).abs() / (1 + 0.01 * expected.abs()))
+            .max()
+            .item()
+        )
 
     noise = off(density.call(x))
     yield _judged("same call", noise, 0, 0, tolerance)
@@ -337,22 +474,43 @@ def _calls(density: _Density, x: Tensor, log_p: Tensor, tolerance: float) -> Ite
         yield _unknown("other float", f"{other} is refused: {reason(error)[:60]}")
 
 
-def _gradients(density: _Density, x: Tensor, log_p: Tensor, parameters: list[Tensor]) -> Iterator[AuditRow]:
-    """Gradients that are missing; in x the median error of steps up or down, against central differences."""
+def _gradients(
+    density: _Density, x: Tensor, log_p: Tensor, parameters: list[Tensor]
+) -> Iterator[AuditRow]:
+    """Gradients that are missing; in x the median error of steps up or down, against central
+    differences.
+    """
     if not isinstance(density.given, Tensor):
         yield _unknown("gradient in x", "log_prob takes NumPy arrays")
         return
     asked = [density.like(x).requires_grad_(), *parameters]
     total = density.call(asked[0]).sum()
-    found = torch.autograd.grad(total, asked, allow_unused=True) if total.requires_grad else [None] * len(asked)
-    in_x, *rest = (None if slope is None or not slope.isfinite().all() else slope for slope in found)
+    found = (
+        torch.autograd.grad(total, asked, allow_unused=True)
+        if total.requires_grad
+        else [None] * len(asked)
+    )
+    in_x, *rest = (
+        None if slope is None or not slope.isfinite().all() else slope for slope in found
+    )
     if in_x is None:
         yield AuditRow("gradient in x", math.nan, 0, 0, SLOPE, False, "None or not finite")
     else:
-        step = NEAR_DEVIATIONS * x.std(0) * (1 - 2 * (torch.arange(len(x)) % 2)).reshape(-1, *[1] * (x.ndim - 1))
+        step = (
+            NEAR_DEVIATIONS
+            * x.std(0)
+            * (1 - 2 * (torch.arange(len(x)) % 2)).reshape(-1, *[1] * (x.ndim - 1))
+        )
         wide, near = ((density(x + h)[1] - density(x - h)[1]) / 2 for h in (step, step / 4))
-        along, size = (in_x.double().cpu() * step).reshape(len(x), -1).sum(1), wide.abs().median().clamp_min(1e-300)
-        off, error = ((4 * near - other).abs().median().item() / size.item() for other in (along, wide))
+        along, size = (
+            (in_x.double().cpu() * step).reshape(len(x), -1).sum(1),
+            wide.abs().median().clamp_min(1e-300),
+        )
+        off, error = (
+            (4 * near - other).abs().median().item() / size.item() for other in (along, wide)
+        )
         yield _judged("gradient in x", off, error, 0, SLOPE, "relative error")
     if parameters:
-        yield _judged("gradient in parameters", rest.count(None), 0, 0, 0, f"of {len(rest)} missing")
+        yield _judged(
+            "gradient in parameters", rest.count(None), 0, 0, 0, f"of {len(rest)} missing"
+        )

@@ -16,7 +16,16 @@ from tqdm.auto import tqdm
 from indm.checks import BATCH_SIZE, REPEATS, require
 from indm.dequantization import check_raw, in_words
 from indm.evaluation.mean_nll import RepeatableDraws, Steps
-from indm.evaluation.measures import NLL, SOLVED_IN, Bound, Estimate, Estimates, Measure, Setting, Solve
+from indm.evaluation.measures import (
+    NLL,
+    SOLVED_IN,
+    Bound,
+    Estimate,
+    Estimates,
+    Measure,
+    Setting,
+    Solve,
+)
 from indm.evaluation.report import Likelihoods, Measured, Report
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
@@ -28,7 +37,8 @@ T = TypeVar("T")
 Job = tuple[Measure, float]  # and its cost
 EVALUATION_BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
 CALLS = 2 * SOLVED_IN  # of the network in a solve of the ODE, about
-MOST_OF_A_JOB = 0.98  # share of a job's cost that calls of the network move the bar by, before it is done
+# share of a job's cost that calls of the network move the bar by, before it is done
+MOST_OF_A_JOB = 0.98
 MEASURES = (Bound(), NLL())
 
 
@@ -49,39 +59,46 @@ def evaluate(
 ) -> Likelihoods:
     """Likelihoods of raw data, each with and without reconstruction, with standard errors.
 
-    The ODE of :class:`indm.NLL` is solved in as many steps as its ``nll_error`` needs, by default 1e-3 bits/dim of an
-    example. Of hundreds of examples all are solved in 12 or 16 steps, and random ones to that error, which corrects the
-    mean (:mod:`indm.evaluation.mean_nll`). :class:`indm.NLL` takes ``steps`` for another number.
+    The ODE of :class:`indm.NLL` is solved in as many steps as its ``nll_error`` needs, by default
+    1e-3 bits/dim of an example. Of hundreds of examples all are solved in 12 or 16 steps, and
+    random ones to that error, which corrects the mean (:mod:`indm.evaluation.mean_nll`).
+    :class:`indm.NLL` takes ``steps`` for another number.
 
-    Ctrl-C ends it with the examples and measures that are done, and ``report.interrupted`` is then True.
+    Ctrl-C ends it with the examples and measures that are done, and ``report.interrupted`` is then
+    True.
 
     Args:
         model: an INDM.
         raw: (N, *event) in data units (grey levels, vectors).
-        measures: what is estimated, each kind once: :class:`indm.Bound`, :class:`indm.NLL`, :class:`indm.WeightedNLL`,
-            :class:`indm.SamplerBound`.
-        c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are then of p(x|c).
-        groups: the number of each example's group, (N,), a tensor, an array or a list; patches of one photograph are a
-            group. Standard errors are then over groups, see :func:`indm.evaluation.statistics.mean_and_error`, and None
-            where there is one group.
+        measures: what is estimated, each kind once: :class:`indm.Bound`, :class:`indm.NLL`,
+            :class:`indm.WeightedNLL`, :class:`indm.SamplerBound`.
+        c: the conditions, of a model that has one, see :meth:`indm.INDM.given`: likelihoods are
+            then of p(x|c).
+        groups: the number of each example's group, (N,), a tensor, an array or a list; patches of
+            one photograph are a group. Standard errors are then over groups, see
+            :func:`indm.evaluation.statistics.mean_and_error`, and None where there is one group.
         eps: truncation of bound and ODE, at or above the model's own; None is the model's own.
-        repeats: independent draws of all randomness for each sample, at least 2 to know the estimator's noise.
+        repeats: independent draws of all randomness for each sample, at least 2 to know the
+            estimator's noise.
         batch_size: samples at a time.
-        seed: of the generator behind every draw; models evaluated with one seed share all noise, so that their paired
-            differences are sharper than the error of either.
-        progress: show a bar; once the network was called a few times, it also shows how long the rest will take.
-        distributed: every process of ``torch.distributed`` calls this with the same bare model and data, takes its
-            share of the batches, and returns the whole.
+        seed: of the generator behind every draw; models evaluated with one seed share all noise, so
+            that their paired differences are sharper than the error of either.
+        progress: show a bar; once the network was called a few times, it also shows how long the
+            rest will take.
+        distributed: every process of ``torch.distributed`` calls this with the same bare model and
+            data, takes its share of the batches, and returns the whole.
 
     Returns:
-        ``report`` has for each measure the mean, its standard error, the noise of the estimator, the mean and largest
-        error that the ODE's solver states, and how many examples are above ``nll_error`` (``unconverged``). ``nats``
-        has the values of every example by kind, such as ``"nelbo"``, and the solver's errors as
-        ``"nll_solver_error"``. Where the mean NLL is corrected, the values of examples are those of few steps, under
-        ``"nll_coarse"``; ``NLL(each=True)`` gives ``"nll"``.
+        ``report`` has for each measure the mean, its standard error, the noise of the estimator,
+        the mean and largest error that the ODE's solver states, and how many examples are above
+        ``nll_error`` (``unconverged``). ``nats`` has the values of every example by kind, such as
+        ``"nelbo"``, and the solver's errors as ``"nll_solver_error"``. Where the mean NLL is
+        corrected, the values of examples are those of few steps, under ``"nll_coarse"``;
+        ``NLL(each=True)`` gives ``"nll"``.
 
     Raises:
-        ValueError: an option that is out of range, or wrong raw data, see :meth:`indm.Scaling.check`.
+        ValueError: an option that is out of range, or wrong raw data, see
+            :meth:`indm.Scaling.check`.
         RuntimeError: a flow that need not be invertible.
 
     Example: N(0, I) and its exact score.
@@ -108,7 +125,9 @@ def evaluate(
     generator = torch.Generator(device)
     verdict = None
     if (foreign := described(model.score)) is not None:
-        found = foreign.examine(model, raw, c=c, batch_size=batch_size, generator=generator.manual_seed(seed))
+        found = foreign.examine(
+            model, raw, c=c, batch_size=batch_size, generator=generator.manual_seed(seed)
+        )
         verdict = found.verdict
         if found.wrong:
             warnings.warn(verdict, RuntimeWarning, stacklevel=3)
@@ -123,20 +142,31 @@ def evaluate(
     def draw(job: int, repeat: int) -> Estimate:
         kind, rows = jobs[job]
         generator.manual_seed(seed_of(job, repeat))
-        return drawn[kind].estimate(model.given(c, rows=rows), raw[rows].to(device), reference, generator)
+        return drawn[kind].estimate(
+            model.given(c, rows=rows), raw[rows].to(device), reference, generator
+        )
 
     def solver_of(measure: Measure) -> Solve:
-        """A function that repeats the draws of ``measure`` and solves them in other numbers of steps."""
-        count, own = measure.count(n), [job for job, (kind, _) in enumerate(jobs) if kind == measure.kind]
+        """A function that repeats the draws of ``measure`` and solves them in other numbers of
+        steps.
+        """
+        count, own = (
+            measure.count(n),
+            [job for job, (kind, _) in enumerate(jobs) if kind == measure.kind],
+        )
         seeds = [seed_of(job, repeat) for job in own for repeat in range(repeats)]
-        made = RepeatableDraws(model, raw[:count], c, reference, batch_size, repeats, seeds, measure.solver)
+        made = RepeatableDraws(
+            model, raw[:count], c, reference, batch_size, repeats, seeds, measure.solver
+        )
         return shared(made, model.score, progress, distributed)
 
     dims = math.prod(raw.shape[1:])
     work = [(drawn[kind], drawn[kind].calls(dims) * len(rows)) for kind, rows in jobs]
     with evaluation_mode(model):
         estimates, ended = draw_all(draw, work, repeats, model.score, progress, distributed)
-    counts = {kind: sum(len(batch[0].total) for batch in batches) for kind, batches in estimates.items()}
+    counts = {
+        kind: sum(len(batch[0].total) for batch in batches) for kind, batches in estimates.items()
+    }
     measures = [measure for measure in measures if counts.get(measure.kind, 0) > 1]
     if not measures:
         raise KeyboardInterrupt("before two examples were done")
@@ -147,7 +177,9 @@ def evaluate(
     for measure in measures:
         own = estimates[measure.kind]
         try:
-            by_kind[measure.kind], by_suffix = measure.numbers(own, setting, solver_of(measure) if ended else None)
+            by_kind[measure.kind], by_suffix = measure.numbers(
+                own, setting, solver_of(measure) if ended else None
+            )
         except KeyboardInterrupt:
             if distributed or not ended:
                 raise
@@ -165,7 +197,9 @@ def evaluate(
         repeats=repeats,
         seed=seed,
         network=verdict,
-        codes=None if model.flow.has_log_det else "one draw for each estimate: the NLL is a bound, too",
+        codes=None
+        if model.flow.has_log_det
+        else "one draw for each estimate: the NLL is a bound, too",
         groups=None if groups is None else len(groups.unique()),
         examples_sha256=hashlib.sha256(raw.detach().cpu().contiguous().numpy().data).hexdigest(),
         interrupted=not ended,
@@ -183,13 +217,29 @@ def group_numbers(groups: Any, n: int) -> Tensor:
         groups = torch.as_tensor(array if array.dtype.kind == "f" else array.astype(np.int64))
     wanted = f"one number for each of {n} examples, ({n},)"
     require(groups.shape == (n,), "groups", tuple(groups.shape), wanted)
-    require(not groups.isnan().any(), "groups", math.nan, "known", "give an example without a group its own number")
+    require(
+        not groups.isnan().any(),
+        "groups",
+        math.nan,
+        "known",
+        "give an example without a group its own number",
+    )
     return groups.detach()
 
 
-def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int) -> None:
-    are_measures = isinstance(measures, Sequence) and all(isinstance(measure, Measure) for measure in measures)
-    require(are_measures, "measures", measures, "a list of measures", "[indm.Bound(), indm.NLL()] would do")
+def _check(
+    model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int
+) -> None:
+    are_measures = isinstance(measures, Sequence) and all(
+        isinstance(measure, Measure) for measure in measures
+    )
+    require(
+        are_measures,
+        "measures",
+        measures,
+        "a list of measures",
+        "[indm.Bound(), indm.NLL()] would do",
+    )
     kinds = [measure.kind for measure in measures]
     require(repeats >= 2, "repeats", repeats, "at least 2", "one draw cannot show its own noise")
     require(len(raw) >= 2, "raw", len(raw), "at least 2 samples for a standard error")
@@ -197,13 +247,15 @@ def _check(model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int,
     for measure in measures:
         measure.check(len(raw))
     if model.scaling.levels is None:
-        norm = torch.cat([squared_norm(model.scaling.to_model(part)) for part in raw.split(batch_size)])
+        norm = torch.cat(
+            [squared_norm(model.scaling.to_model(part)) for part in raw.split(batch_size)]
+        )
         if len(rows := (~norm.isfinite()).nonzero()):
             got = f"{raw[rows[0]].abs().max():g} in row {int(rows[0])}"
             raise ValueError(f"raw must be finite, also when squared, got {got}; leave it out")
 
 
-# ── Draws, and their share of each process ──────────────────────────────────────────────────────────────────────────
+# ── Draws, and their share of each process ────────────────────────────────────────────────────────
 
 
 @contextmanager
@@ -231,15 +283,19 @@ def draw_all(
     progress: bool,
     distributed: bool,
 ) -> tuple[dict[str, Estimates], bool]:
-    """``draw(job, repeat)`` for each job and repeat: the estimates by kind, and whether all are done.
-
-    The bar moves by the costs of the jobs, also within a long one, as the ``network`` is called. With ``distributed``
-    every process draws its share of the jobs and gets the estimates of all. Otherwise Ctrl-C keeps the jobs that are
+    """``draw(job, repeat)`` for each job and repeat: the estimates by kind, and whether all are
     done.
+
+    The bar moves by the costs of the jobs, also within a long one, as the ``network`` is called.
+    With ``distributed`` every process draws its share of the jobs and gets the estimates of all.
+    Otherwise Ctrl-C keeps the jobs that are done.
     """
     share, drawn = _share(len(jobs), distributed), dict[int, list[Estimate]]()
     total = repeats * sum(jobs[job][1] for job in share)
-    with tqdm(total=total, bar_format=EVALUATION_BAR, disable=not progress) as bar, warnings.catch_warnings():
+    with (
+        tqdm(total=total, bar_format=EVALUATION_BAR, disable=not progress) as bar,
+        warnings.catch_warnings(),
+    ):
         try:
             for job in share:
                 measure, cost = jobs[job]
@@ -262,7 +318,9 @@ def draw_all(
 
 
 def shared(draws: RepeatableDraws, network: nn.Module, progress: bool, distributed: bool) -> Solve:
-    """:meth:`RepeatableDraws.solve` for any number of estimates in any order, shared among processes."""
+    """:meth:`RepeatableDraws.solve` for any number of estimates in any order, shared among
+    processes.
+    """
 
     def solve(estimates: Tensor, ladder: Sequence[Steps]) -> tuple[Tensor, Tensor, int]:
         if not len(estimates):
@@ -270,7 +328,11 @@ def shared(draws: RepeatableDraws, network: nn.Module, progress: bool, distribut
         places = draws.numbers(estimates).argsort(stable=True)
         parts = estimates[places].split(draws.batch_size)
         share, found = _share(len(parts), distributed), {}
-        options: dict[str, Any] = {"desc": "NLL, corrections", "bar_format": EVALUATION_BAR, "leave": False}
+        options: dict[str, Any] = {
+            "desc": "NLL, corrections",
+            "bar_format": EVALUATION_BAR,
+            "leave": False,
+        }
         with tqdm(total=len(share), disable=not progress, **options) as bar:
             for part in share:
                 with moving(bar, network, 1.0, len(ladder) * CALLS):

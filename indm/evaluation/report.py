@@ -1,4 +1,6 @@
-"""The report of :func:`indm.evaluate`: its numbers by measure, their differences, and all of it as text."""
+"""The report of :func:`indm.evaluate`: its numbers by measure, their differences, and all of it as
+text.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,8 @@ from indm.files import atomic, untrusted
 from indm.ode import MOST_SOLVED
 
 TITLES = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
-NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}  # settings that belong to a kind's name
+# settings that belong to a kind's name
+NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}
 KEY_ENDS = ("", "_standard_error", "_estimator_noise")  # endings of the keys of one number
 Row = tuple[str, ...]
 InUnits = dict[str, Any]  # numbers by unit, "nats" or "bits_per_dim", and an ending
@@ -30,14 +33,18 @@ class Measured:
     Attributes:
         settings: options of the estimates.
         with_reconstruction: mean, standard error and the estimator's noise, in nats and bits/dim.
-        without_reconstruction: the same without the reconstruction term; None for importance weights, which contain it.
+        without_reconstruction: the same without the reconstruction term; None for importance
+            weights, which contain it.
         nfe: evaluations of the network for a draw by the solver of an ODE; 0 without one.
-        solver_error: its mean in nats and bits/dim, and the largest of an example in bits/dim; None without an ODE.
+        solver_error: its mean in nats and bits/dim, and the largest of an example in bits/dim; None
+            without an ODE.
         unconverged: examples whose error is above ``nll_error`` bits/dim.
         terms: of the NELBO, which sum to it; None for others.
-        by_noise_level: its score term in equal parts of the log-SNR clock, with the ``noise`` σ/α at their ends.
+        by_noise_level: its score term in equal parts of the log-SNR clock, with the ``noise`` σ/α
+            at their ends.
         rungs: solves by their ``steps``, where the mean NLL is corrected; empty elsewhere.
-        certain: how many estimates were solved finely because their coarse error was unusually large.
+        certain: how many estimates were solved finely because their coarse error was unusually
+            large.
         added_error: the error that the correction adds to the mean; None without one.
     """
 
@@ -114,11 +121,13 @@ class Likelihoods:
     Attributes:
         report: means with their errors, settings and findings.
         nats: of each example, means over repeats: by kind, and all but "iw" with the suffix
-            ``_without_reconstruction``; "nll" and "iw" also with ``_solver_error``, the largest over repeats. Where the
-            mean NLL was corrected, "nll" is "nll_coarse", in few steps, and for each rung l "nll_rung_l" are the
-            differences of finer and coarser solves, of the estimates "nll_rung_l_estimates" (example · repeats +
-            repeat); "nll_certain" are the differences for estimates whose coarse error was unusually large.
-            "nelbo_by_noise_level", (N, 8), are the parts of the score term; "groups" are the examples' groups, if any.
+            ``_without_reconstruction``; "nll" and "iw" also with ``_solver_error``, the largest
+            over repeats. Where the mean NLL was corrected, "nll" is "nll_coarse", in few steps, and
+            for each rung l "nll_rung_l" are the differences of finer and coarser solves, of the
+            estimates "nll_rung_l_estimates" (example · repeats + repeat); "nll_certain" are the
+            differences for estimates whose coarse error was unusually large.
+            "nelbo_by_noise_level", (N, 8), are the parts of the score term; "groups" are the
+            examples' groups, if any.
 
     >>> row = Measured({}, {"bits_per_dim": 2.45, "bits_per_dim_standard_error": 0.01})
     >>> settings = {"dequantization": "uniform", "eps": 1e-5, "repeats": 2, "seed": 0, "examples_sha256": ""}
@@ -130,7 +139,9 @@ class Likelihoods:
     nats: dict[str, Tensor]
 
     def mean(self, kind: str = "nelbo", unit: str = "bits_per_dim") -> tuple[float, float | None]:
-        """A likelihood of raw data in bits/dim or nats, and its standard error; None of a single group."""
+        """A likelihood of raw data in bits/dim or nats, and its standard error; None of a single
+        group.
+        """
         row = self.report.measured[kind].with_reconstruction
         return row[unit], row[f"{unit}_standard_error"]
 
@@ -140,9 +151,14 @@ class Likelihoods:
     def save(self, folder: str | Path, **more: Any) -> None:
         """Write ``evaluation.json``, with ``more`` entries, and ``evaluation.npz`` into a folder."""
         report, arrays = (Path(folder) / f"evaluation.{kind}" for kind in ("json", "npz"))
-        write_arrays = atomic.arrays_into({name: values.cpu().numpy() for name, values in self.nats.items()})
-        # The report is removed first and written last, so that arrays beside a report are of the same evaluation.
-        atomic.together({arrays: write_arrays, report: atomic.json_into(asdict(self.report) | more)}, [report])
+        write_arrays = atomic.arrays_into(
+            {name: values.cpu().numpy() for name, values in self.nats.items()}
+        )
+        # The report is removed first and written last, so that arrays beside a report are of the
+        # same evaluation.
+        atomic.together(
+            {arrays: write_arrays, report: atomic.json_into(asdict(self.report) | more)}, [report]
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> "Likelihoods":
@@ -152,11 +168,18 @@ class Likelihoods:
         return cls(Report.read(untrusted.json_object(Path(folder) / "evaluation.json")), nats)
 
     def __sub__(self, other: "Likelihoods") -> dict[str, tuple[float, float]]:
-        """Mean difference of each likelihood that both have, and its standard error, paired over examples or groups of
-        them, in their unit; ValueError for different examples, seeds or units."""
+        """Mean difference of each likelihood that both have, and its standard error, paired over
+        examples or groups of them, in their unit; ValueError for different examples, seeds or
+        units.
+        """
         for key in ("unit", "dims", "seed", "repeats", "examples_sha256"):
             own, others = (getattr(one.report, key) for one in (self, other))
-            require(own == others, f"{key} of other", others, f"{own!r}, as in the evaluation that it is taken from")
+            require(
+                own == others,
+                f"{key} of other",
+                others,
+                f"{own!r}, as in the evaluation that it is taken from",
+            )
         paired, groups = {}, self.nats.get("groups")
         for kind in [kind for kind in self.report.measured if kind in other.report.measured]:
             a, b = (one.per_example(kind) for one in (self, other))
@@ -166,16 +189,22 @@ class Likelihoods:
         return paired
 
     def per_example(self, kind: str = "nelbo") -> Float[Tensor, " n"]:
-        """A likelihood of every example in the unit of the report; a coarse one with the mean of the finest rung."""
+        """A likelihood of every example in the unit of the report; a coarse one with the mean of
+        the finest rung.
+        """
         if kind in self.nats:
             return self.nats[kind] / self.report.nats_of_unit
         coarse = self.nats[f"{kind}_coarse"]
         return (coarse + self.mean(kind, "nats")[0] - coarse.mean()) / self.report.nats_of_unit
 
     def added_error(self, other: "Likelihoods", kind: str) -> float:
-        """The error that corrections of coarse solves add to the mean difference of two evaluations, in their unit:
-        smaller than of independent ones where both corrected the same draws at the same rungs."""
-        numbers, nats = zip(*((one.report.measured[kind], one.nats) for one in (self, other)), strict=True)
+        """The error that corrections of coarse solves add to the mean difference of two
+        evaluations, in their unit: smaller than of independent ones where both corrected the same
+        draws at the same rungs.
+        """
+        numbers, nats = zip(
+            *((one.report.measured[kind], one.nats) for one in (self, other)), strict=True
+        )
         variance = sum(number.added_error["nats"] ** 2 for number in numbers if number.added_error)
         steps = [[rung["steps"] for rung in number.rungs] for number in numbers]
         for rung in range(1, len(steps[0]) if steps[0] == steps[1] else 0):
@@ -183,29 +212,50 @@ class Likelihoods:
             one_of, other_of = (values[f"{name}_estimates"].numpy() for values in nats)
             of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
             if len(of_both[0]) > 1:
-                usual, sizes = [n - number.certain for number in numbers], [len(values[name]) for values in nats]
-                differences = [values[name].numpy()[rows] for values, rows in zip(nats, of_both, strict=True)]
-                each = math.prod(usual) / n**2 * len(of_both[0]) / math.prod(sizes) * (1 - max(sizes) / max(usual))
+                usual, sizes = (
+                    [n - number.certain for number in numbers],
+                    [len(values[name]) for values in nats],
+                )
+                differences = [
+                    values[name].numpy()[rows] for values, rows in zip(nats, of_both, strict=True)
+                ]
+                each = (
+                    math.prod(usual)
+                    / n**2
+                    * len(of_both[0])
+                    / math.prod(sizes)
+                    * (1 - max(sizes) / max(usual))
+                )
                 variance -= 2 * each * np.cov(differences[0], differences[1])[0, 1]
         return math.sqrt(max(variance, 0.0)) / self.report.nats_of_unit
 
 
-# ── Text ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Text ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def likelihood_rows(report: Report) -> list[Row]:
-    """The table: each likelihood with and without the reconstruction term, its number of examples, and a header."""
-    rows: list[Row] = [("", "examples", report.unit, "± standard error", "estimator noise", "solver error")]
+    """The table: each likelihood with and without the reconstruction term, its number of examples,
+    and a header.
+    """
+    rows: list[Row] = [
+        ("", "examples", report.unit, "± standard error", "estimator noise", "solver error")
+    ]
     for kind, numbers in report.measured.items():
         name, count = TITLES[kind], str(report.images[kind])
         if kind in NUMBERS:
             setting, letter = NUMBERS[kind]
             name += f", {letter}{numbers.settings[setting]}"
-        error = f"{numbers.solver_error[report.key]:.1g}" if numbers.solver_error else ""  # the NELBO has none
+        # the NELBO has none
+        error = f"{numbers.solver_error[report.key]:.1g}" if numbers.solver_error else ""
         remark = " without reconstruction (no likelihood)"
-        for label, values in ((name, numbers.with_reconstruction), (name + remark, numbers.without_reconstruction)):
+        for label, values in (
+            (name, numbers.with_reconstruction),
+            (name + remark, numbers.without_reconstruction),
+        ):
             if values is not None:
-                rows.append((label, count, *(shown(values[report.key + end]) for end in KEY_ENDS), error))
+                rows.append(
+                    (label, count, *(shown(values[report.key + end]) for end in KEY_ENDS), error)
+                )
     return rows
 
 
@@ -213,13 +263,19 @@ def notes(report: Report) -> list[str]:
     """The lines below the table: settings of the numbers, and warnings."""
     lines = [f"ε = {report.eps:g}"]
     if report.groups == 1:
-        lines.append("standard errors are unknown: all examples are of one group, such as one photograph")
+        lines.append(
+            "standard errors are unknown: all examples are of one group, such as one photograph"
+        )
     elif report.groups:
         lines.append(f"standard errors are over {report.groups} groups of examples that are alike")
     lines.append(f"dequantization: {report.dequantization}")
-    nats = {kind: numbers.with_reconstruction[report.key] for kind, numbers in report.measured.items()}
+    nats = {
+        kind: numbers.with_reconstruction[report.key] for kind, numbers in report.measured.items()
+    }
     if nats.get("nll", -math.inf) > nats.get("nelbo", math.inf):
-        lines.append("The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it.")
+        lines.append(
+            "The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it."
+        )
     if report.interrupted:
         lines.append("interrupted: these are the examples and measures that were done")
     lines += [f"network: {report.network}"] if report.network else []
@@ -228,14 +284,24 @@ def notes(report: Report) -> list[str]:
 
 
 def level_table(report: Report) -> list[str]:
-    """Lines of text: the NELBO's score term by noise level, and its other terms; none without a NELBO."""
+    """Lines of text: the NELBO's score term by noise level, and its other terms; none without a
+    NELBO.
+    """
     if report.nelbo is None or report.nelbo.terms is None:
         return []
     keys = [report.key + end for end in KEY_ENDS[:2]]
     rows: list[Row] = [("score term of the NELBO, σ/α", report.unit, "± standard error")]
     for level in report.nelbo.by_noise_level:
-        rows.append((" to ".join(f"{end:.3g}" for end in level["noise"]), *(shown(level[key]) for key in keys)))
-    terms = [f"{name} {' ± '.join(shown(row[key]) for key in keys)}" for name, row in report.nelbo.terms.items()]
+        rows.append(
+            (
+                " to ".join(f"{end:.3g}" for end in level["noise"]),
+                *(shown(level[key]) for key in keys),
+            )
+        )
+    terms = [
+        f"{name} {' ± '.join(shown(row[key]) for key in keys)}"
+        for name, row in report.nelbo.terms.items()
+    ]
     return [table(rows), f"terms of the NELBO: {', '.join(terms)}"]
 
 
@@ -244,9 +310,14 @@ def correction(report: Report) -> list[str]:
     if report.nll is None or report.nll.added_error is None:
         return []
     first, *finer = report.nll.rungs
-    counts = [f"{rung['estimates']} of them in {rung['steps'] or 'as many as nll_error needs'}" for rung in finer]
+    counts = [
+        f"{rung['estimates']} of them in {rung['steps'] or 'as many as nll_error needs'}"
+        for rung in finer
+    ]
     counts = [f"{first['estimates']} estimates in {first['steps']} steps", *counts]
-    return [f"NLL: {', '.join(counts)}, which adds ± {report.nll.added_error[report.key]:.1g} to the mean"]
+    return [
+        f"NLL: {', '.join(counts)}, which adds ± {report.nll.added_error[report.key]:.1g} to the mean"
+    ]
 
 
 def unconverged(report: Report) -> list[str]:
@@ -256,7 +327,11 @@ def unconverged(report: Report) -> list[str]:
         if numbers.unconverged and numbers.solver_error:
             steps = numbers.settings.get("steps") or MOST_SOLVED
             rungs = numbers.rungs
-            of = f"{rungs[-1]['estimates']} estimates" if rungs else f"{report.images[kind]} examples"
+            of = (
+                f"{rungs[-1]['estimates']} estimates"
+                if rungs
+                else f"{report.images[kind]} examples"
+            )
             lines.append(
                 f"The {TITLES[kind]} has not converged: the solver's error may be above "
                 f"{numbers.settings['nll_error']:g} bits/dim in {numbers.unconverged} of {of}, up to "
@@ -279,4 +354,7 @@ def number_key(unit: str) -> str:
 def table(rows: Sequence[Row]) -> str:
     """Rows of cells as lines of text, columns aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )

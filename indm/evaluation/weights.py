@@ -1,13 +1,14 @@
-r"""Importance weights whose numbers state their errors: evidence, expectations, and the share of draws that count.
+r"""Importance weights whose numbers state their errors: evidence, expectations, and the share of
+draws that count.
 
 Draws x_i of q and an unnormalised target p̃ give w_i = p̃(x_i)/q(x_i), so that
 
 .. math:: Z = E_q[w], \qquad E_p[f] = E_q[w f]/Z, \qquad \text{share} = E_q[w]^2/E_q[w^2].
 
-A mean of weights is decided by the largest ones, of which few are drawn. So their tail is fitted by a generalised
-Pareto law. Intervals come from a posterior of its shape k and scale (Zhang & Stephens 2009), of the share of draws in
-the tail, and of the mean of the other draws. Where k is too large for the number of draws, there is a refusal in place
-of a number.
+A mean of weights is decided by the largest ones, of which few are drawn. So their tail is fitted by
+a generalised Pareto law. Intervals come from a posterior of its shape k and scale (Zhang & Stephens
+2009), of the share of draws in the tail, and of the mean of the other draws. Where k is too large
+for the number of draws, there is a refusal in place of a number.
 """
 
 import math
@@ -32,13 +33,16 @@ LEAST_TAIL = 25  # draws in the tail from which its shape is fitted
 PRIOR_DRAWS, PRIOR_SHAPE = 10, 0.5  # weight and value of the weak prior of k
 POSTERIOR = 4000  # draws of the posterior of a tail
 LARGEST_SHAPE = 0.7  # of weights whose mean converges in any number of draws that is practical
-FIRST_MOMENT, SECOND_MOMENT, ITS_ERROR = 1.0, 0.5, 0.25  # k below which E[w], E[w²] and the error of E[w²] exist
-CLOSEST = 0.99  # share of these to which draws of k are cut, so that moments are large in place of infinite
+# k below which E[w], E[w²] and the error of E[w²] exist
+FIRST_MOMENT, SECOND_MOMENT, ITS_ERROR = 1.0, 0.5, 0.25
+# share of these to which draws of k are cut, so that moments are large in place of infinite
+CLOSEST = 0.99
 MOST_VARIANCE = 0.1  # of the noise in log q up to which it is corrected
 INTERVAL = (0.025, 0.975)
 LIMIT = 4.0  # standard errors beyond which two means of the same number disagree
 PAIRS = 256  # draws whose log q is estimated twice, for the variance of the estimate
-OF_BOTH = ("c", "eps", "exact", "probes", "reference")  # options of a model's draws that its log_prob has, too
+# options of a model's draws that its log_prob has, too
+OF_BOTH = ("c", "eps", "exact", "probes", "reference")
 Floats = NDArray[np.float64]
 Function = Callable[[Any], Any]
 
@@ -47,7 +51,8 @@ Function = Callable[[Any], Any]
 class Interval:
     """A number with its 95 % interval from ``low`` to ``high``, or the reason why there is none.
 
-    ``value`` is NaN where it is refused, and ``note`` says why. ``at_most``: only the upper end is known.
+    ``value`` is NaN where it is refused, and ``note`` says why. ``at_most``: only the upper end is
+    known.
 
     >>> print(Interval(0.5, 0.4, 0.6)), print(Interval(0.3, 0.0, 0.4, at_most=True))
     0.5 (0.4 to 0.6)
@@ -67,7 +72,9 @@ class Interval:
         return math.isnan(self.value)
 
     def __str__(self) -> str:
-        """The number with its interval, "at most" where only the upper end is known, or the refusal."""
+        """The number with its interval, "at most" where only the upper end is known, or the
+        refusal.
+        """
         if self.refused:
             return f"refused: {self.note}"
         if self.at_most:
@@ -87,11 +94,12 @@ class Tail:
     Values are given by their logarithm, and numbers here are in units of exp(``unit``).
 
     Attributes:
-        shape: k̂, of the fit with the weak prior; −∞ where the largest values are all alike, ∞ where too few values are
-            above the start for a fit.
+        shape: k̂, of the fit with the weak prior; −∞ where the largest values are all alike, ∞
+            where too few values are above the start for a fit.
         shapes, scales: draws of the posterior of k and of the scale.
-        size, unit, start, body: the number of values in the tail, the logarithm of the largest value, the largest value
-            below the tail, and the values up to it, with their signs, ascending in size.
+        size, unit, start, body: the number of values in the tail, the logarithm of the largest
+            value, the largest value below the tail, and the values up to it, with their signs,
+            ascending in size.
     """
 
     shape: float
@@ -110,7 +118,9 @@ class Tail:
     def second(self) -> Floats:
         """E[value²] in the tail."""
         k = np.minimum(self.shapes, CLOSEST * SECOND_MOMENT)
-        above = 2 * self.start * self.scales / (1 - k) + 2 * self.scales**2 / ((1 - k) * (1 - 2 * k))
+        above = 2 * self.start * self.scales / (1 - k) + 2 * self.scales**2 / (
+            (1 - k) * (1 - 2 * k)
+        )
         return self.start**2 + above
 
     def share(self, rng: np.random.Generator) -> Floats:
@@ -123,11 +133,12 @@ class Tail:
 def tail_of(log_values: Floats, rng: np.random.Generator, signs: Floats | None = None) -> Tail:
     """Fit the tail of values given by their logarithms, −∞ for 0.
 
-    Of n values that are not 0, min(n/5, 3√n) are in the tail, or fewer where some are equal to the largest below it.
+    Of n values that are not 0, min(n/5, 3√n) are in the tail, or fewer where some are equal to the
+    largest below it.
 
-    Source: Zhang & Stephens 2009, "A New and Efficient Estimation Method for the Generalized Pareto Distribution", for
-    the fit; Vehtari et al. 2024, "Pareto Smoothed Importance Sampling", https://arxiv.org/abs/1507.02646, for M and
-    the weak prior of k.
+    Source: Zhang & Stephens 2009, "A New and Efficient Estimation Method for the Generalized Pareto
+    Distribution", for the fit; Vehtari et al. 2024, "Pareto Smoothed Importance Sampling",
+    https://arxiv.org/abs/1507.02646, for M and the weak prior of k.
 
     Example: values exp(a E) with E exponential have a tail of shape a.
 
@@ -151,12 +162,15 @@ def tail_of(log_values: Floats, rng: np.random.Generator, signs: Floats | None =
         zeros = np.zeros(POSTERIOR)
         return Tail(shape, zeros, zeros, size, unit, float(values[-1]), body)
     if size < LEAST_TAIL:
-        return Tail(math.inf, np.zeros(POSTERIOR), np.full(POSTERIOR, above.mean()), size, unit, start, body)
+        return Tail(
+            math.inf, np.zeros(POSTERIOR), np.full(POSTERIOR, above.mean()), size, unit, start, body
+        )
     points = _pareto_points(above)
     b = float(points.weights @ points.b)
     k = float(np.log1p(-b * above).mean())
     chosen = rng.choice(len(points.b), POSTERIOR, p=points.weights)
-    # Given b the logarithms log(1 − b x) are exponential with mean k, so that k has a gamma posterior.
+    # Given b the logarithms log(1 − b x) are exponential with mean k, so that k has a gamma
+    # posterior.
     shapes = points.k[chosen] * size / rng.gamma(size, size=POSTERIOR)
     scales = -shapes / points.b[chosen]
     return Tail(_with_prior(k, size), _with_prior(shapes, size), scales, size, unit, start, body)
@@ -221,8 +235,9 @@ class Forward:
     Attributes:
         ess: E_q[w]/E_p[w], the share of the proposal.
         log_z: −log E_p[1/w], plus the logarithm of the share of q's draws that have a weight.
-        deviation: of two means that are equal if both kinds of draws belong to their densities, in standard errors:
-            E_p[1/(1 + w/Z)] and E_q[w/(Z + w)]. What the stated errors of log q explain is subtracted.
+        deviation: of two means that are equal if both kinds of draws belong to their densities, in
+            standard errors: E_p[1/(1 + w/Z)] and E_q[w/(Z + w)]. What the stated errors of log q
+            explain is subtracted.
 
     Example: draws and log q of N(0, 1), for that law itself.
 
@@ -239,9 +254,11 @@ class Forward:
 
     @property
     def disagrees(self) -> bool:
-        """Whether q misses a part of the target, log q is wrong, or draws are not from where they are said to be.
+        """Whether q misses a part of the target, log q is wrong, or draws are not from where they
+        are said to be.
 
-        A constant factor that log q lacks moves both means alike: only an audit of q's mass sees it.
+        A constant factor that log q lacks moves both means alike: only an audit of q's mass sees
+        it.
         """
         return abs(self.deviation) > LIMIT
 
@@ -255,7 +272,8 @@ class Weights:
         log_weights: (n,) log p̃ − log q, nats, float64; −∞ where the target has no mass.
         target_log_weights: the same at draws of the target; None where there are none.
         probe_variance: variance of the noise in each log q, nats².
-        solver_error: largest error of log q, nats. It is as good as its source: an ODE solver's is an estimate.
+        solver_error: largest error of log q, nats. It is as good as its source: an ODE solver's is
+            an estimate.
 
     Example: half of the draws are where the target has no mass.
 
@@ -276,12 +294,16 @@ class Weights:
 
     @property
     def k(self) -> float:
-        """k̂, the shape of the tail of the weights: they have 1/k moments. −∞ where the largest are all alike."""
+        """k̂, the shape of the tail of the weights: they have 1/k moments. −∞ where the largest are
+        all alike.
+        """
         return self._log_z_draws[0].shape
 
     @property
     def effective(self) -> float:
-        """The effective number of *these* draws, (Σw)²/Σw². It is no property of q, see :attr:`ess`."""
+        """The effective number of *these* draws, (Σw)²/Σw². It is no property of q, see
+        :attr:`ess`.
+        """
         w = self.normalised
         return float(1 / np.square(w).sum())
 
@@ -306,9 +328,8 @@ class Weights:
     def _noise(self) -> str:
         if self.probe_variance <= MOST_VARIANCE:
             return ""
-        return (
-            f"noise of variance {self.probe_variance:.2g} in log q is above {MOST_VARIANCE}; use the exact divergence"
-        )
+        found = f"noise of variance {self.probe_variance:.2g} in log q"
+        return f"{found} is above {MOST_VARIANCE}; use the exact divergence"
 
     @cached_property
     def log_z(self) -> Interval:
@@ -320,7 +341,9 @@ class Weights:
     def _shifted(self, log_means: Floats, shift: float) -> Interval:
         """Posterior draws as an estimate, widened by the error of the solver."""
         low, middle, high = np.quantile(log_means, (INTERVAL[0], 0.5, INTERVAL[1])) + shift
-        return Interval(float(middle), float(low) - self.solver_error, float(high) + self.solver_error)
+        return Interval(
+            float(middle), float(low) - self.solver_error, float(high) + self.solver_error
+        )
 
     @cached_property
     def ess(self) -> Interval:
@@ -341,7 +364,9 @@ class Weights:
         wide = math.exp(4 * self.solver_error)
         one_sided = tail.shape >= ITS_ERROR
         low = 0.0 if one_sided else float(low) / wide
-        return Interval(min(float(middle), 1.0), low, min(float(high) * wide, 1.0), at_most=one_sided)
+        return Interval(
+            min(float(middle), 1.0), low, min(float(high) * wide, 1.0), at_most=one_sided
+        )
 
     def mean(self, f: Function | Any) -> Interval:
         """E_p[f], by normalised weights.
@@ -350,11 +375,14 @@ class Weights:
             f: a function of the draws that returns (n,), or these values.
 
         Returns:
-            The mean with its interval; refused where the weights, or those times f − E[f], have too heavy a tail. Noise
-            in log q that does not depend on x cancels; a solver's error widens the interval.
+            The mean with its interval; refused where the weights, or those times f − E[f], have too
+            heavy a tail. Noise in log q that does not depend on x cancels; a solver's error widens
+            the interval.
         """
         values = _numbers(f(self.draws) if callable(f) else f, "f", len(self.log_weights))
-        require(bool(np.isfinite(values).all()), "f", "NaN or an infinite number", "finite at all draws")
+        require(
+            bool(np.isfinite(values).all()), "f", "NaN or an infinite number", "finite at all draws"
+        )
         tail, log_z = self._log_z_draws
         why = self._refused(tail, len(values))
         if why:
@@ -384,7 +412,8 @@ class Weights:
         return Interval(mean, low - of_solver, high + of_solver)
 
     def resample(self, n: int, seed: int = 0) -> Any:
-        """n of the draws, each with probability in proportion to its weight: draws of the target, with repetitions.
+        """n of the draws, each with probability in proportion to its weight: draws of the target,
+        with repetitions.
 
         Raises:
             ValueError: where the weights are so heavy that this is refused, see :attr:`log_z`.
@@ -393,7 +422,11 @@ class Weights:
         if why:
             raise ValueError(f"weights cannot be resampled: {why}")
         rows = np.random.default_rng(seed).choice(len(self.log_weights), n, p=self.normalised)
-        return self.draws[torch.from_numpy(rows)] if isinstance(self.draws, Tensor) else self.draws[rows]
+        return (
+            self.draws[torch.from_numpy(rows)]
+            if isinstance(self.draws, Tensor)
+            else self.draws[rows]
+        )
 
     @cached_property
     def forward(self) -> Forward | None:
@@ -413,7 +446,11 @@ class Weights:
         counts = int(np.isfinite(self.log_weights).sum())
         without = len(self.log_weights) - counts
         log_support = np.log(rng.beta(counts + 0.5, without + 0.5, POSTERIOR)) if without else 0.0
-        z = refusal(why) if why else self._shifted(log_support - log_inverse, self.probe_variance / 2)
+        z = (
+            refusal(why)
+            if why
+            else self._shifted(log_support - log_inverse, self.probe_variance / 2)
+        )
         return Forward(ess, z, self._deviation(at_target))
 
     def _forward_ess(self, at_target: Floats, rng: np.random.Generator) -> Interval:
@@ -434,9 +471,11 @@ class Weights:
         ours = _logistic(self.log_weights - middle)
         theirs = _logistic(middle - at_target)
         error = math.hypot(ours.std() / math.sqrt(len(ours)), theirs.std() / math.sqrt(len(theirs)))
-        # Z is itself a mean of these weights: an error of log Z moves the two means apart by ``ours`` times it.
+        # Z is itself a mean of these weights: an error of log Z moves the two means apart by
+        # ``ours`` times it.
         error = math.hypot(error, ours.mean() * float(np.quantile(log_z, 0.84) - middle))
-        # By the second derivative of the means in log q; the next order is at most the square of the variance.
+        # By the second derivative of the means in log q; the next order is at most the square of
+        # the variance.
         of_noise = 0.5 * self.probe_variance * float((ours * (1 - 2 * ours)).mean())
         error = math.hypot(error, self.probe_variance**2 / 16)
         apart = float(ours.mean() - theirs.mean()) - of_noise
@@ -454,7 +493,11 @@ class Weights:
             )
         if self.log_z.refused:
             return f"refused: {self.log_z.note}"
-        seen = "" if self.forward is not None else "; without draws of the target nothing can find a mode that q misses"
+        seen = (
+            ""
+            if self.forward is not None
+            else "; without draws of the target nothing can find a mode that q misses"
+        )
         return f"log Z and means hold (k̂ = {self.k:.2f}){seen}"
 
     def __str__(self) -> str:
@@ -475,7 +518,11 @@ class Weights:
 
     def save(self, path: str | Path) -> None:
         """Write draws and weights into one .npz file; read it by :meth:`load`."""
-        draws = self.draws.detach().cpu().numpy() if isinstance(self.draws, Tensor) else np.asarray(self.draws)
+        draws = (
+            self.draws.detach().cpu().numpy()
+            if isinstance(self.draws, Tensor)
+            else np.asarray(self.draws)
+        )
         arrays: dict[str, Any] = {
             "draws": draws,
             "log_weights": self.log_weights,
@@ -512,32 +559,35 @@ def reweight(
     progress: bool = True,
     **solver: Any,
 ) -> Weights:
-    r"""Weights of draws of a model, or of anybody's draws with their log q, for an unnormalised target density.
+    r"""Weights of draws of a model, or of anybody's draws with their log q, for an unnormalised
+    target density.
 
-    Give ``model``, or ``draws`` and ``log_q``. Weights tell nothing of places where q draws nothing: give
-    ``target_draws`` (of a chain, say) to see those. No check here sees a log q that lacks a constant factor; without
-    ``target_draws``, none sees draws that are not from q: :func:`indm.audit` looks for both.
+    Give ``model``, or ``draws`` and ``log_q``. Weights tell nothing of places where q draws
+    nothing: give ``target_draws`` (of a chain, say) to see those. No check here sees a log q that
+    lacks a constant factor; without ``target_draws``, none sees draws that are not from q:
+    :func:`indm.audit` looks for both.
 
     Args:
-        log_target: log p̃ of rows (B, *event), nats, (B,); −∞ where the target has no mass. It gets what ``draws`` are,
-            tensors or NumPy arrays, and draws of a model in model units.
+        log_target: log p̃ of rows (B, *event), nats, (B,); −∞ where the target has no mass. It gets
+            what ``draws`` are, tensors or NumPy arrays, and draws of a model in model units.
         model: an :class:`indm.INDM`, of which ``n`` rows are drawn together with their log q.
         n: draws of the model.
-        draws, log_q: independent draws (n, *event) and log q of each, nats (n,), or the function that gives it. What is
-            no tensor becomes a NumPy array.
+        draws, log_q: independent draws (n, *event) and log q of each, nats (n,), or the function
+            that gives it. What is no tensor becomes a NumPy array.
         target_draws: independent draws (m, *event) of the target, 125 or more: thin a chain.
-        target_log_q: log q of these, (m,), −∞ outside of q; not needed where ``log_q`` is a function, or with a model.
+        target_log_q: log q of these, (m,), −∞ outside of q; not needed where ``log_q`` is a
+            function, or with a model.
         probe_variance: variance of the noise in each log q, nats². Of a model it is measured.
         solver_error: largest error of each log q, nats. Of a model it is ``nll_error``.
-        nll_error, **solver: of the model's ODE, as in :func:`indm.sample_with_log_prob`; ``exact=True`` for an exact
-            divergence, ``c`` for one condition of all draws.
+        nll_error, **solver: of the model's ODE, as in :func:`indm.sample_with_log_prob`;
+            ``exact=True`` for an exact divergence, ``c`` for one condition of all draws.
         batch_size: rows at a time.
         generator: of the model's draws.
         progress: show bars.
 
     Raises:
-        ValueError: an argument that does not fit, NaN, fewer than 125 draws, draws that are all alike, or weights that
-            are all 0.
+        ValueError: an argument that does not fit, NaN, fewer than 125 draws, draws that are all
+            alike, or weights that are all 0.
 
     Example: the integral of exp(−‖x‖²) by draws of N(0, I) is π.
 
@@ -547,17 +597,29 @@ def reweight(
         >>> found.log_z.low < math.log(math.pi) < found.log_z.high
         True
 
-    Source: Vehtari et al. 2024, "Pareto Smoothed Importance Sampling", https://arxiv.org/abs/1507.02646.
+    Source: Vehtari et al. 2024, "Pareto Smoothed Importance Sampling",
+    https://arxiv.org/abs/1507.02646.
     """
     is_one = (model is None) != (draws is None)
-    require(is_one, "model or draws", "both" if model is not None else "neither", "given, one of the two")
+    require(
+        is_one,
+        "model or draws",
+        "both" if model is not None else "neither",
+        "given, one of the two",
+    )
     for name, value in {"probe_variance": probe_variance, "solver_error": solver_error}.items():
         require(value is None or 0 <= value < math.inf, name, value, "0 or more, and finite")
     least = 5 * LEAST_TAIL
     if model is not None:
         require(n >= least, "n", n, f"at least {least}", "fewer draws have no tail to fit")
         draws, log_q = sample_with_log_prob(
-            model, n, nll_error=nll_error, batch_size=batch_size, generator=generator, progress=progress, **solver
+            model,
+            n,
+            nll_error=nll_error,
+            batch_size=batch_size,
+            generator=generator,
+            progress=progress,
+            **solver,
         )
         options: dict[str, Any] = {name: solver[name] for name in OF_BOTH if name in solver}
         if probe_variance is None:
@@ -570,38 +632,61 @@ def reweight(
                 with torch.no_grad():
                     return model.log_prob(x, steps=64, **options)
 
-    require(log_q is not None, "log_q", log_q, "given with draws", "weights need log q of each draw")
+    require(
+        log_q is not None, "log_q", log_q, "given with draws", "weights need log q of each draw"
+    )
     if not isinstance(draws, Tensor):
         draws = np.asarray(draws)
     count = len(draws)
-    require(count >= least, "draws", counted(count, "row"), f"at least {least}", "fewer have no tail to fit")
-    require(bool((draws[1:] != draws[:1]).any()), "draws", "rows that are all alike", "different rows")
+    require(
+        count >= least,
+        "draws",
+        counted(count, "row"),
+        f"at least {least}",
+        "fewer have no tail to fit",
+    )
+    require(
+        bool((draws[1:] != draws[:1]).any()), "draws", "rows that are all alike", "different rows"
+    )
     if target_log_q is None and callable(log_q):
         target_log_q = log_q
     log_weights = _log_weights(log_target, draws, log_q, "log_q", batch_size, progress)
-    require(bool(np.isfinite(log_weights).any()), "log_target", "−∞ at all draws", "finite somewhere")
+    require(
+        bool(np.isfinite(log_weights).any()), "log_target", "−∞ at all draws", "finite somewhere"
+    )
     at_target = None
     if target_draws is not None:
         wanted = "given with target_draws, or log_q as a function"
         require(target_log_q is not None, "target_log_q", None, wanted)
         if not isinstance(target_draws, Tensor):
             target_draws = np.asarray(target_draws)
-        require(len(target_draws) >= least, "target_draws", counted(len(target_draws), "row"), f"at least {least}")
-        at_target = _log_weights(log_target, target_draws, target_log_q, "target_log_q", batch_size, progress)
+        require(
+            len(target_draws) >= least,
+            "target_draws",
+            counted(len(target_draws), "row"),
+            f"at least {least}",
+        )
+        at_target = _log_weights(
+            log_target, target_draws, target_log_q, "target_log_q", batch_size, progress
+        )
         has_mass = bool((at_target > -math.inf).all())
         require(has_mass, "target_draws", "rows without target density", "draws of the target")
     return Weights(draws, log_weights, at_target, probe_variance or 0.0, solver_error or 0.0)
 
 
 def _variance_of(model: Any, draws: Tensor, options: Mapping[str, Any]) -> float:
-    """Variance of the model's estimate of log q, by two estimates of some rows; 0 where the divergence is exact."""
+    """Variance of the model's estimate of log q, by two estimates of some rows; 0 where the
+    divergence is exact.
+    """
     some = draws[:PAIRS]
     with torch.no_grad():
         first, again = (model.log_prob(some, steps=32, **options) for _ in range(2))
     return float((first - again).double().square().mean() / 2)
 
 
-def _log_weights(log_target: Function, draws: Any, log_q: Any, name: str, batch_size: int, progress: bool) -> Floats:
+def _log_weights(
+    log_target: Function, draws: Any, log_q: Any, name: str, batch_size: int, progress: bool
+) -> Floats:
     """log p̃ − log q of all rows, (n,)."""
     log_p = _evaluated(log_target, draws, "log_target", batch_size, progress)
     if callable(log_q):
@@ -612,14 +697,24 @@ def _log_weights(log_target: Function, draws: Any, log_q: Any, name: str, batch_
     if name == "target_log_q":
         require(bool((log_q < math.inf).all()), name, "NaN or ∞", "finite, or −∞ for no density")
     else:
-        require(bool(np.isfinite(log_q).all()), name, "a number that is not finite", "finite at each draw of q")
+        require(
+            bool(np.isfinite(log_q).all()),
+            name,
+            "a number that is not finite",
+            "finite at each draw of q",
+        )
     return log_p - log_q
 
 
-def _evaluated(function: Function, draws: Any, name: str, batch_size: int, progress: bool) -> Floats:
+def _evaluated(
+    function: Function, draws: Any, name: str, batch_size: int, progress: bool
+) -> Floats:
     """The values of a function of rows, ``batch_size`` rows at a time."""
     with torch.no_grad():
-        parts = [_numbers(function(rows), name, len(rows)) for rows in _batches(draws, batch_size, name, progress)]
+        parts = [
+            _numbers(function(rows), name, len(rows))
+            for rows in _batches(draws, batch_size, name, progress)
+        ]
     return np.concatenate(parts)
 
 
@@ -634,5 +729,10 @@ def _numbers(values: Any, name: str, n: int) -> Floats:
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
     found = np.asarray(values, dtype=np.float64)
-    require(found.shape == (n,), name, f"the shape {found.shape}", f"of the shape ({n},), one number a row")
+    require(
+        found.shape == (n,),
+        name,
+        f"the shape {found.shape}",
+        f"of the shape ({n},), one number a row",
+    )
     return found

@@ -1,4 +1,6 @@
-"""Files that are whole or not there: each is written beside its place first and then renamed into it."""
+"""Files that are whole or not there: each is written beside its place first and then renamed into
+it.
+"""
 
 import csv
 import hashlib
@@ -24,9 +26,10 @@ def whole(path: Path, write: Write) -> None:
 
 
 def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
-    """Write files beside their places, in folders that are made if need be; when all are whole, remove the ``old`` ones
-    and rename the new in order. Where writing fails, which is an OSError, what was there stays, and nothing new is
-    left."""
+    """Write files beside their places, in folders that are made if need be; when all are whole,
+    remove the ``old`` ones and rename the new in order. Where writing fails, which is an OSError,
+    what was there stays, and nothing new is left.
+    """
     beside = {path: _beside(path) for path in writes}
     try:
         for path, write in writes.items():
@@ -43,9 +46,13 @@ def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """Where ``path`` is written first. A long name is hashed, as the file system may allow no longer one."""
+    """Where ``path`` is written first. A long name is hashed, as the file system may allow no
+    longer one.
+    """
     name = os.fsencode(path.name)
-    return path.with_name(f".{path.name if len(name) <= LONGEST else hashlib.sha256(name).hexdigest()}.new")
+    return path.with_name(
+        f".{path.name if len(name) <= LONGEST else hashlib.sha256(name).hexdigest()}.new"
+    )
 
 
 def _write_beside(path: Path, beside: Path, write: Write) -> None:
@@ -57,7 +64,9 @@ def _write_beside(path: Path, beside: Path, write: Write) -> None:
             error.filename = error.filename or str(path)
         raise
     except (RuntimeError, SafetensorError) as error:
-        raise OSError(f"{path} cannot be written, perhaps because the disk is full: {error}") from error
+        raise OSError(
+            f"{path} cannot be written, perhaps because the disk is full: {error}"
+        ) from error
     with beside.open("r+b") as file:  # Windows forces out only what is open for writing
         os.fsync(file.fileno())
 
@@ -74,7 +83,9 @@ def arrays_into(arrays: Mapping[str, np.ndarray]) -> Write:
 
 
 def table_into(names: Sequence[str], rows: Iterable[Sequence[float]]) -> Write:
-    """The function that writes ``rows`` of single-precision numbers as CSV with a line of ``names``."""
+    """The function that writes ``rows`` of single-precision numbers as CSV with a line of
+    ``names``.
+    """
 
     def write(path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -86,14 +97,20 @@ def table_into(names: Sequence[str], rows: Iterable[Sequence[float]]) -> Write:
 
 
 def json_into(value: Mapping) -> Write:
-    """The function that writes ``value`` as JSON; ValueError, here and not later, for NaN and infinity."""
+    """The function that writes ``value`` as JSON; ValueError, here and not later, for NaN and
+    infinity.
+    """
     content = json.dumps(value, indent=2, allow_nan=False) + "\n"
     return lambda path: path.write_text(content, "utf-8")
 
 
 def weights_into(state: Mapping[str, Tensor]) -> Write:
-    """The function that writes ``state`` as safetensors; through memory, as safetensors' own leaves temporary files."""
-    return lambda path: path.write_bytes(safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()}))
+    """The function that writes ``state`` as safetensors; through memory, as safetensors' own leaves
+    temporary files.
+    """
+    return lambda path: path.write_bytes(
+        safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()})
+    )
 
 
 def text(path: Path, content: str) -> None:

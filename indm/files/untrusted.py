@@ -1,7 +1,7 @@
 """Files whose maker is not known: JSON, arrays, weights.
 
-Nothing in them is run, and they are read where memory can hold them. Every failure is a ValueError that names the file,
-except in :func:`checkpoint`.
+Nothing in them is run, and they are read where memory can hold them. Every failure is a ValueError
+that names the file, except in :func:`checkpoint`.
 """
 
 import json
@@ -22,7 +22,9 @@ from torch import Tensor
 from indm.checks import reason, require
 from indm.files import check_plain, text
 
-COPIES = 3  # copies of a file's numbers in memory at one time: as they are read, in the type of the model, and split
+# copies of a file's numbers in memory at one time: as they are read, in the type of the model, and
+# split
+COPIES = 3
 
 
 @contextmanager
@@ -45,14 +47,18 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def _finite(word: str) -> float:
-    """The number that ``word`` is; ValueError of NaN, Infinity and 1e400, which nothing here writes."""
+    """The number that ``word`` is; ValueError of NaN, Infinity and 1e400, which nothing here
+    writes.
+    """
     number = float(word)
     require(math.isfinite(number), "a number", word, "finite")
     return number
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of one in each line; a line that holds none, as one that was cut off, is passed over."""
+    """The objects in a file of one in each line; a line that holds none, as one that was cut off,
+    is passed over.
+    """
     found = []
     with _reading(path, "lines of JSON"):
         for line in text(path, "replace").splitlines():
@@ -62,7 +68,9 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def array_names(path: Path) -> list[str] | None:
-    """The names of the arrays in an .npz file; None for an .npy file, which holds one without a name."""
+    """The names of the arrays in an .npz file; None for an .npy file, which holds one without a
+    name.
+    """
     with _reading(path, ".npy or .npz"):
         if not zipfile.is_zipfile(path):
             return None
@@ -71,7 +79,8 @@ def array_names(path: Path) -> list[str] | None:
 
 
 def array(path: Path, name: str | None = None) -> np.ndarray:
-    """The array in an .npy file, or the one called ``name`` in an .npz file: numbers, never objects.
+    """The array in an .npy file, or the one called ``name`` in an .npz file: numbers, never
+    objects.
 
     Its header may claim no more than the file holds, and than memory can.
     """
@@ -108,16 +117,19 @@ def weights(path: Path) -> dict[str, Tensor]:
 
 
 def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
-    """The content of a file by ``torch.save``: tensors, numbers, text and containers of them, and ``known`` names.
+    """The content of a file by ``torch.save``: tensors, numbers, text and containers of them, and
+    ``known`` names.
 
-    PyTorch's weights-only reader runs no pickled code. ValueError where the pickle asks for more than is known,
-    MemoryError where it has not enough memory; nearly any error for a damaged file.
+    PyTorch's weights-only reader runs no pickled code. ValueError where the pickle asks for more
+    than is known, MemoryError where it has not enough memory; nearly any error for a damaged file.
     """
     if path.exists() and not path.is_dir():  # the errors of both say what they are
         check_plain(path)
     check_memory(path.stat().st_size)
     try:
-        with torch.serialization.safe_globals([(made, name) for name, made in (known or {}).items()]):
+        with torch.serialization.safe_globals(
+            [(made, name) for name, made in (known or {}).items()]
+        ):
             return torch.load(path, map_location="cpu", weights_only=True)
     except UnpicklingError as error:
         raise ValueError(
@@ -125,27 +137,37 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
         ) from error
 
 
-# ── Memory ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Memory ────────────────────────────────────────────────────────────────────────────────────────
 
 
-PROCESS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # Linux's control groups of this process
-FILES_OF_LIMITS = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+# Linux's control groups of this process
+PROCESS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+FILES_OF_LIMITS = {
+    "": ("memory.max", "memory.current"),
+    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+}
 
 
 def check_memory(claimed: int) -> None:
     """MemoryError where ``claimed`` bytes do not fit into what this process can have."""
     free = free_memory()
     if claimed > free:
-        raise MemoryError(f"it claims {claimed:,} bytes, and this process can have {free:,} bytes of memory")
+        raise MemoryError(
+            f"it claims {claimed:,} bytes, and this process can have {free:,} bytes of memory"
+        )
 
 
 def free_memory() -> int:
-    """Bytes of memory that this process can have: free on the machine, and within the limits of its control groups."""
+    """Bytes of memory that this process can have: free on the machine, and within the limits of its
+    control groups.
+    """
     return max(0, min([psutil.virtual_memory().available, *_left_in_groups()]))
 
 
 def _left_in_groups() -> Iterator[int]:
-    """Bytes left to each control group around this process, as in a container; both versions of Linux's interface."""
+    """Bytes left to each control group around this process, as in a container; both versions of
+    Linux's interface.
+    """
     try:
         lines = PROCESS.read_text().splitlines()
     except OSError:  # another system
@@ -162,5 +184,8 @@ def _left_in_groups() -> Iterator[int]:
                 break
             with suppress(OSError, ValueError):  # no such file, or "max", which is no limit
                 left = int((folder / limit).read_text()) - int((folder / used).read_text())
-                stated = dict(row.split() for row in (folder / "memory.stat").read_text().splitlines())
-                yield left + int(stated["inactive_file"])  # pages of files are given back when memory is short
+                stated = dict(
+                    row.split() for row in (folder / "memory.stat").read_text().splitlines()
+                )
+                # pages of files are given back when memory is short
+                yield left + int(stated["inactive_file"])

@@ -1,4 +1,6 @@
-"""The door for flows of other libraries, as ``examples/zuko_flow.py`` and ``examples/normflows_flow.py`` use it."""
+"""The door for flows of other libraries, as ``examples/zuko_flow.py`` and
+``examples/normflows_flow.py`` use it.
+"""
 
 import math
 from abc import abstractmethod
@@ -17,11 +19,12 @@ TO_LATENT, TO_DATA = "the data to the latent", "the latent to the data"
 class ForeignFlow(Flow):
     """A flow of another library: a subclass says how that calls the two directions.
 
-    Every inverse is certified by one pass of h. A stochastic log|det| of another library draws from PyTorch's (or
-    NumPy's) global random state, not from our generators.
+    Every inverse is certified by one pass of h. A stochastic log|det| of another library draws from
+    PyTorch's (or NumPy's) global random state, not from our generators.
 
     Args:
-        inverse_is_formula: whether the library's inverse is a formula that autograd can differentiate twice.
+        inverse_is_formula: whether the library's inverse is a formula that autograd can
+            differentiate twice.
 
     Example: a transform of PyTorch's distributions.
 
@@ -51,22 +54,32 @@ class ForeignFlow(Flow):
     def to_data(self, z: Tensor) -> Tensor:
         """The library's h⁻¹(z); NotImplementedError where it has none."""
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         with full_precision(x.device):
             z, log_det = _apply(self, self.to_latent, x, TO_LATENT)
         if z.shape != x.shape:
-            raise ValueError(f"flow must keep the shape {tuple(x.shape)}, but it makes it {tuple(z.shape)}")
+            raise ValueError(
+                f"flow must keep the shape {tuple(x.shape)}, but it makes it {tuple(z.shape)}"
+            )
         return z, log_det + x.new_zeros(len(x))
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         finite = z.flatten(1).isfinite().all(1)
-        z = torch.where(expand_like(finite, z), z, 0.0)  # one sample that is not finite stops some flows for all
+        # one sample that is not finite stops some flows for all
+        z = torch.where(expand_like(finite, z), z, 0.0)
         x = _apply(self, self.to_data, z if self.inverse_is_formula else z.detach(), TO_DATA)
         x = x if self.inverse_is_formula else x.detach()
         iterations = torch.zeros(len(z), dtype=torch.long, device=z.device)
         x, residual, iterations, converged = measured_certificate(self, x, z, iterations, tol)
         residual = torch.where(finite, residual, math.nan)
-        return torch.where(expand_like(finite, x), x, math.nan), residual, iterations, converged & finite
+        return (
+            torch.where(expand_like(finite, x), x, math.nan),
+            residual,
+            iterations,
+            converged & finite,
+        )
 
 
 def _apply(part: object, function: Callable[[Tensor], Any], v: Tensor, direction: str) -> Any:

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 from indm.conditions import given, rows_of
 from indm.tensors import Batch, PerSample, double, evaluation_mode, event_size, float64_device
 
-# Of max|h(x) − z|/max(1, max|z|): what rounding leaves of it in single precision where h expands twentyfold, and a
-# hundredth of half a grey level of 256.
+# Of max|h(x) − z|/max(1, max|z|): what rounding leaves of it in single precision where h expands
+# twentyfold, and a hundredth of half a grey level of 256.
 TOLERANCE = 5e-5
-Certificate = tuple[Tensor, Tensor, Tensor, Tensor]  # x, residual, iterations, converged, see Flow.solve_inverse
+# x, residual, iterations, converged, see Flow.solve_inverse
+Certificate = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def magnitude(z: Tensor) -> Tensor:
@@ -25,8 +26,9 @@ class Constrained(nn.Module):
     """A module whose parameters may be required to meet a constraint, or whose parts are."""
 
     def check(self) -> None:
-        """Check the constraints of all parts; a part with a constraint overrides this. RuntimeError names the violated
-        one."""
+        """Check the constraints of all parts; a part with a constraint overrides this. RuntimeError
+        names the violated one.
+        """
         for name, part in _constrained_parts(self):
             try:
                 part.check()
@@ -35,7 +37,9 @@ class Constrained(nn.Module):
 
 
 def _constrained_parts(module: nn.Module) -> list[tuple[str, Constrained]]:
-    """The nearest constrained modules below ``module``, with their names: each of them checks its own parts."""
+    """The nearest constrained modules below ``module``, with their names: each of them checks its
+    own parts.
+    """
     parts: list[tuple[str, Constrained]] = []
     for name, child in module.named_children():
         if isinstance(child, Constrained):
@@ -53,9 +57,9 @@ class Flow(Constrained, ABC):
     - ``inverse_step(z)`` where the inverse is a formula: subclass :class:`ExactFlow`;
     - :meth:`solve_inverse` where it is computed iteratively: subclass :class:`Flow`.
 
-    Let it start at or near the identity, and keep every constructor argument as an attribute of the same name. Where
-    z = h(x) is cheaper without log|det|, define :meth:`latent` too. Where h need not be invertible for all parameters,
-    define :meth:`check`.
+    Let it start at or near the identity, and keep every constructor argument as an attribute of the
+    same name. Where z = h(x) is cheaper without log|det|, define :meth:`latent` too. Where h need
+    not be invertible for all parameters, define :meth:`check`.
 
     Example: one scale and shift for all entries.
 
@@ -75,18 +79,22 @@ class Flow(Constrained, ABC):
         >>> torch.allclose(flow.inverse(z), x, atol=1e-5)
         True
 
-    A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such parts.
-    ``is_elementwise`` says that each entry of z is a function of the same entry of x alone. ``has_log_det`` is False
-    for a flow that gives something else in place of log|det| of one map, see :meth:`check_density`.
+    A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such
+    parts. ``is_elementwise`` says that each entry of z is a function of the same entry of x alone.
+    ``has_log_det`` is False for a flow that gives something else in place of log|det| of one map,
+    see :meth:`check_density`.
     """
 
     is_identity = False
     is_elementwise = False
     has_log_det = True
-    inverse_is_formula = False  # whether solve_inverse evaluates a formula that autograd can differentiate
+    # whether solve_inverse evaluates a formula that autograd can differentiate
+    inverse_is_formula = False
 
     @abstractmethod
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         """z = h(x) and log|det ∂z/∂x| in nats, (B,); ``generator`` feeds what is random."""
 
     def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -95,15 +103,18 @@ class Flow(Constrained, ABC):
 
     @abstractmethod
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
-        """The inverse with its certificate: x, residual, iterations, converged, all but the first (B,).
+        """The inverse with its certificate: x, residual, iterations, converged, all but the first
+        (B,).
 
-        The residual is max|h(x) − z| over one sample's entries, relative to max(1, max|z|); ``converged`` says where
-        it is at most ``tol``. No gradient flows through an iterative inverse.
+        The residual is max|h(x) − z| over one sample's entries, relative to max(1, max|z|);
+        ``converged`` says where it is at most ``tol``. No gradient flows through an iterative
+        inverse.
         """
 
     def inverse(self, z: Tensor, tol: float = TOLERANCE) -> Tensor:
-        """x with h(x) = z; samples whose residual stays above ``tol`` in single precision are solved in double.
-        RuntimeError names the samples that are not solved then."""
+        """x with h(x) = z; samples whose residual stays above ``tol`` in single precision are
+        solved in double. RuntimeError names the samples that are not solved then.
+        """
         x, residual, iterations, converged = self.solve_inverse(z, tol=tol)
         failed = (~converged).nonzero().flatten()
         if len(failed) and z.dtype != torch.float64:
@@ -128,7 +139,9 @@ class Flow(Constrained, ABC):
         return flow if c is None else given(flow, c[rows].to(float64_device(device)))
 
     def check_density(self, purpose: str) -> None:
-        """ValueError where this flow, or a flow in it, does not give log|det| of one map, as ``purpose`` needs."""
+        """ValueError where this flow, or a flow in it, does not give log|det| of one map, as
+        ``purpose`` needs.
+        """
         for part in self.modules():
             if isinstance(part, Flow) and not part.has_log_det:
                 raise ValueError(
@@ -137,7 +150,9 @@ class Flow(Constrained, ABC):
                 )
 
 
-def measured_certificate(flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, tol: float) -> Certificate:
+def measured_certificate(
+    flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, tol: float
+) -> Certificate:
     """The certificate of x as h⁻¹(z), by one pass of h."""
     with torch.no_grad():
         residual = (flow.latent(x) - z).flatten(1).abs().amax(1) / magnitude(z)
@@ -145,7 +160,8 @@ def measured_certificate(flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, t
 
 
 class ExactFlow(Flow):
-    """A flow whose inverse is a formula that autograd can differentiate: subclasses define ``inverse_step``.
+    """A flow whose inverse is a formula that autograd can differentiate: subclasses define
+    ``inverse_step``.
 
     Example: the entries in reverse, of which |det| is 1.
 
@@ -185,7 +201,9 @@ class Identity(ExactFlow):
     is_identity = True
     is_elementwise = True
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         return x, x.new_zeros(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Batch:
@@ -195,7 +213,8 @@ class Identity(ExactFlow):
 class Frozen(Flow):
     """h of another flow as a constant: no gradient, and 0 in place of log|det|.
 
-    With it a training loss is off by a constant and trains the score alone, at the cost of one pass of h.
+    With it a training loss is off by a constant and trains the score alone, at the cost of one pass
+    of h.
 
     Args:
         flow: the flow that gives h.
@@ -213,9 +232,15 @@ class Frozen(Flow):
 
     def __init__(self, flow: Flow):
         super().__init__()
-        self.flow, self.is_elementwise, self.inverse_is_formula = flow, flow.is_elementwise, flow.inverse_is_formula
+        self.flow, self.is_elementwise, self.inverse_is_formula = (
+            flow,
+            flow.is_elementwise,
+            flow.inverse_is_formula,
+        )
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         with torch.no_grad():
             return self.flow.latent(x, generator=generator), x.new_zeros(x.shape[0])
 
@@ -247,7 +272,9 @@ class Compose(Flow):
         self.is_elementwise = all(flow.is_elementwise for flow in flows)
         self.inverse_is_formula = all(flow.inverse_is_formula for flow in flows)
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         log_det = x.new_zeros(x.shape[0])
         for flow in self.flows:
             x, step = flow(x, generator=generator)
@@ -260,7 +287,9 @@ class Compose(Flow):
         return x
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
-        """Inverts flow by flow, each to a tenth of ``tol``, and certifies the whole by one pass of h."""
+        """Inverts flow by flow, each to a tenth of ``tol``, and certifies the whole by one pass of
+        h.
+        """
         x, iterations = z, torch.zeros(len(z), dtype=torch.long, device=z.device)
         for flow in reversed(self.flows):
             x, _, steps, _ = flow.solve_inverse(x, tol=tol / 10)
@@ -279,7 +308,9 @@ class Squeeze(ExactFlow):
         (torch.Size([1, 4, 1, 2]), [0.0, 1.0, 4.0, 5.0], [0.0])
     """
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, PerSample]:
         return nn.functional.pixel_unshuffle(x, 2), x.new_zeros(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Tensor:
@@ -297,7 +328,9 @@ class Unsqueeze(ExactFlow):
         (torch.Size([2, 2, 6, 6]), True, [0.0, 0.0])
     """
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Tensor, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, PerSample]:
         return nn.functional.pixel_shuffle(x, 2), x.new_zeros(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Tensor:
@@ -305,7 +338,8 @@ class Unsqueeze(ExactFlow):
 
 
 class ActNorm(ExactFlow):
-    """z = exp(log_scale) · x + shift, one scale and shift for each channel (axis 1); starts at the identity.
+    """z = exp(log_scale) · x + shift, one scale and shift for each channel (axis 1); starts at the
+    identity.
 
     Args:
         channels: size of axis 1 of the batch.
@@ -336,29 +370,39 @@ class ActNorm(ExactFlow):
 
     @torch.no_grad()
     def initialize(self, x: Batch) -> None:
-        """Set scale and shift so that every channel of h(x) has zero mean and unit variance on this batch."""
+        """Set scale and shift so that every channel of h(x) has zero mean and unit variance on this
+        batch.
+        """
         std, mean = torch.std_mean(x.transpose(0, 1).flatten(1), dim=1)
         self.log_scale.copy_(-std.clamp_min(1e-6).log())
         self.shift.copy_(-mean * self.log_scale.exp())
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         z = self._per_channel(self.log_scale.exp(), x) * x + self._per_channel(self.shift, x)
         return z, (self.log_scale.sum() * (event_size(x) // self.channels)).expand(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Batch:
-        return (z - self._per_channel(self.shift, z)) * self._per_channel((-self.log_scale).exp(), z)
+        return (z - self._per_channel(self.shift, z)) * self._per_channel(
+            (-self.log_scale).exp(), z
+        )
 
 
 LARGEST_JACOBIAN = 1024  # dimensions up to which the Jacobian is formed
-PERTURBATION = 0.1  # noise on the parameters: at its start a flow may be the identity, whose log|det| anyone gets right
-PRECISION = 1e-6  # error of log|det| in doubles, relative to the sum of the absolute logs of the singular values
+# noise on the parameters: at its start a flow may be the identity, whose log|det| anyone gets right
+PERTURBATION = 0.1
+# error of log|det| in doubles, relative to the sum of the absolute logs of the singular values
+PRECISION = 1e-6
 
 
 def check_flow(flow: Flow, x: Batch, *, seed: int = 0) -> None:
-    """Compare log|det ∂h/∂x| with the Jacobian by autograd, and h⁻¹(h(x)) with x, in double precision.
+    """Compare log|det ∂h/∂x| with the Jacobian by autograd, and h⁻¹(h(x)) with x, in double
+    precision.
 
-    The flow is looked at in evaluation mode, as it is and with its parameters moved at random; it is left as it was.
-    A log-determinant that differs from call to call, or of more than 1024 dimensions, is not compared.
+    The flow is looked at in evaluation mode, as it is and with its parameters moved at random; it
+    is left as it was. A log-determinant that differs from call to call, or of more than 1024
+    dimensions, is not compared.
 
     Args:
         flow: any :class:`~indm.flows.Flow`.
@@ -392,11 +436,15 @@ def _check(flow: Flow, x: Tensor) -> None:
         worst = int(error.argmax())
         if not bool((error <= PRECISION * (1 + logs.abs().sum(1))).all()):
             given, wanted = log_det[worst] + 0.0, logs[worst].sum()
-            raise ValueError(f"flow {name} gives log|det ∂z/∂x| = {given:.6g} nats where its Jacobian has {wanted:.6g}")
+            raise ValueError(
+                f"flow {name} gives log|det ∂z/∂x| = {given:.6g} nats where its Jacobian has {wanted:.6g}"
+            )
     again, _, _, converged = flow.solve_inverse(z, tol=TOLERANCE)
     missed = (flow.latent(again) - z).flatten(1).abs().amax(1) / magnitude(z)
     if not bool((missed[converged] <= TOLERANCE).all()) or not bool(converged.all()):
-        raise ValueError(f"flow {name} does not invert itself: h(h⁻¹(z)) is off from z by {missed.max():.2g}")
+        raise ValueError(
+            f"flow {name} does not invert itself: h(h⁻¹(z)) is off from z by {missed.max():.2g}"
+        )
 
 
 def _jacobian(flow: Flow, sample: Tensor) -> Float[Tensor, "d d"]:

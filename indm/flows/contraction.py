@@ -1,8 +1,9 @@
-r"""Contractions g, Lip(g) < 1: the log-determinant of x ↦ x + g(x), and fixed points, by which that map is inverted.
+r"""Contractions g, Lip(g) < 1: the log-determinant of x ↦ x + g(x), and fixed points, by which that
+map is inverted.
 
-An estimator of log|det(I + J)| for the Jacobian J of g takes the two products with J at a batch of points and returns
-one number a sample. Both its *value* and its *gradient* are exact, or unbiased estimates. Products act on stacks
-(K·B, *event).
+An estimator of log|det(I + J)| for the Jacobian J of g takes the two products with J at a batch of
+points and returns one number a sample. Both its *value* and its *gradient* are exact, or unbiased
+estimates. Products act on stacks (K·B, *event).
 """
 
 import math
@@ -19,7 +20,8 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ExactLogDet:
-    """The dense Jacobian, column by column: d products and a d × d determinant a sample, for small d.
+    """The dense Jacobian, column by column: d products and a d × d determinant a sample, for small
+    d.
 
     Example: of the map x ↦ x + x A, whose determinant is 2 · 3.
 
@@ -33,7 +35,9 @@ class ExactLogDet:
         """All samples, see :meth:`PowerSeries.rows`."""
         return slice(0, n, 1)
 
-    def __call__(self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         batch, d = len(x), event_size(x)
         basis = torch.eye(d, dtype=x.dtype, device=x.device).reshape(d, 1, *x.shape[1:])
         columns = jvp(basis.expand(d, *x.shape).reshape(d * batch, *x.shape[1:]))
@@ -50,18 +54,21 @@ class PowerSeries:
 
     Args:
         exact_terms: number of terms that are always summed.
-        further_terms: mean of the Poisson number of further terms, each divided by its probability of being reached.
-            With 0 the series is cut after ``exact_terms``, with an error of at most d·Lⁿ⁺¹/((n+1)(1−L)) for a
-            Lipschitz constant L.
+        further_terms: mean of the Poisson number of further terms, each divided by its probability
+            of being reached. With 0 the series is cut after ``exact_terms``, with an error of at
+            most d·Lⁿ⁺¹/((n+1)(1−L)) for a Lipschitz constant L.
         probes: Rademacher vectors for each sample.
-        share: one sample in ``share``, drawn at random, gets an estimate, multiplied by ``share``; the others get 0.
+        share: one sample in ``share``, drawn at random, gets an estimate, multiplied by ``share``;
+            the others get 0.
 
 
-    The powers (Jᵀ)ᵏv serve both the value and the gradient, and only one product with J carries a graph.
+    The powers (Jᵀ)ᵏv serve both the value and the gradient, and only one product with J carries a
+    graph.
 
     Source: Chen et al. 2019, "Residual Flows", eqs. 6 and 8, https://arxiv.org/abs/1906.02735.
 
-    Example: of x ↦ 1.5 x, for which every probe gives the trace, and 30 terms of the series nearly its sum.
+    Example: of x ↦ 1.5 x, for which every probe gives the trace, and 30 terms of the series nearly
+    its sum.
 
         >>> series, x = PowerSeries(exact_terms=30, further_terms=0.0), torch.randn(5, 3)
         >>> values = series(lambda v: 0.5 * v, lambda u: 0.5 * u, x)
@@ -75,9 +82,13 @@ class PowerSeries:
     share: int = 1
 
     def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> slice:
-        """A slice of the ``n`` samples that get an estimate, which is multiplied by the slice's step for the others."""
+        """A slice of the ``n`` samples that get an estimate, which is multiplied by the slice's
+        step for the others.
+        """
         share = min(self.share, n)
-        first = int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
+        first = (
+            int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
+        )
         return slice(first, n, share)
 
     def coefficients(self, generator: torch.Generator | None = None, device=None) -> list[float]:
@@ -91,7 +102,9 @@ class PowerSeries:
             reached.append(1.0 / survival)
         return [1.0] * self.exact_terms + reached
 
-    def __call__(self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def __call__(
+        self, jvp: Product, vjp: Product, x: Tensor, generator: torch.Generator | None = None
+    ) -> Tensor:
         shape = (len(x), self.probes, *x.shape[1:])
         bits = torch.randint(0, 2, shape, generator=generator, device=x.device, dtype=torch.int8)
         v = (2 * bits - 1).to(x.dtype).transpose(0, 1).flatten(0, 1)
@@ -111,7 +124,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-# ── Fixed points: each sample has its own history, its own safeguard and its own stop ────────────────────────────────
+# ── Fixed points: each sample has its own history, its own safeguard and its own stop ─────────────
 
 
 @torch.no_grad()
@@ -125,22 +138,27 @@ def fixed_point(
     patience: int = 5,
     max_iterations: int = 1000,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x = contraction(x) by Anderson's acceleration, each sample until its residual is at most ``tol``.
+    """x = contraction(x) by Anderson's acceleration, each sample until its residual is at most
+    ``tol``.
 
     Args:
-        contraction: (x (b, *event), rows (b,)) → (b, *event), where ``rows`` are the indices of these samples.
+        contraction: (x (b, *event), rows (b,)) → (b, *event), where ``rows`` are the indices of
+            these samples.
         x: starting points, (B, *event).
         tol, scale: bound on max|contraction(x) − x| / scale, scale (B,).
         memory: differences of iterates that are combined.
-        patience: Banach steps before the acceleration begins; an easy contraction converges within them.
+        patience: Banach steps before the acceleration begins; an easy contraction converges within
+            them.
         max_iterations: evaluations of the contraction for each sample.
 
     Returns:
         x, its residual and the number of evaluations, the last two (B,).
 
-    Where a combination raises the residual's norm, that sample forgets its history and takes the Banach step.
+    Where a combination raises the residual's norm, that sample forgets its history and takes the
+    Banach step.
 
-    Source: Walker & Ni 2011, "Anderson Acceleration for Fixed-Point Iterations", https://doi.org/10.1137/10078356X.
+    Source: Walker & Ni 2011, "Anderson Acceleration for Fixed-Point Iterations",
+    https://doi.org/10.1137/10078356X.
     """
     solution, residual = x.clone(), torch.full_like(scale, math.inf)
     evaluations = torch.zeros(len(x), dtype=torch.long, device=x.device)
@@ -149,9 +167,14 @@ def fixed_point(
         image = contraction(active.x, active.rows)
         f = (image - active.x).flatten(1)
         error = f.abs().amax(1) / scale[active.rows]
-        unsolved = error > tol  # False for a sample that is not a number, which would never be solved
+        # False for a sample that is not a number, which would never be solved
+        unsolved = error > tol
         if iteration + 1 == max_iterations or not bool(unsolved.all()):
-            solution[active.rows], residual[active.rows], evaluations[active.rows] = active.x, error, iteration + 1
+            solution[active.rows], residual[active.rows], evaluations[active.rows] = (
+                active.x,
+                error,
+                iteration + 1,
+            )
             if not bool(unsolved.any()):
                 break
             active.keep(unsolved)
@@ -171,8 +194,10 @@ class _Active:
         rows: their indices, (b,).
         x: the current iterates, (b, *event).
         old_x, old_f: the iterates before and contraction(x) − x there, flat, (b, d).
-        steps, changes: differences of iterates and of contraction(x) − x between them, newest first, (b, memory, d).
-        best_image: contraction(x) at the last point that has not raised the norm of contraction(x) − x.
+        steps, changes: differences of iterates and of contraction(x) − x between them, newest
+            first, (b, memory, d).
+        best_image: contraction(x) at the last point that has not raised the norm of contraction(x)
+            − x.
     """
 
     rows: Tensor
@@ -200,21 +225,30 @@ class _Active:
         self.x = image
 
     def anderson_step(self, image: Tensor, f: Tensor, memory: int) -> None:
-        """x ← the combination of past images with the least combined residual, where that has helped so far."""
+        """x ← the combination of past images with the least combined residual, where that has
+        helped so far.
+        """
         flat, has_history = self.x.flatten(1), self.changes.flatten(1).any(1)
-        better = (f.norm(dim=1) < self.old_f.norm(dim=1)) | ~has_history  # a Banach step counts, whatever the norm
+        # a Banach step counts, whatever the norm
+        better = (f.norm(dim=1) < self.old_f.norm(dim=1)) | ~has_history
         steps = torch.cat((flat[:, None] - self.old_x[:, None], self.steps[:, : memory - 1]), 1)
         changes = torch.cat((f[:, None] - self.old_f[:, None], self.changes[:, : memory - 1]), 1)
         self.steps, self.changes = steps * better[:, None, None], changes * better[:, None, None]
         self.old_x, self.old_f = flat, f
         self.best_image = torch.where(expand_like(better, image), image, self.best_image)
-        self.x = (self.best_image.flatten(1) - _correction(self.steps, self.changes, f)).reshape(self.x.shape)
+        self.x = (self.best_image.flatten(1) - _correction(self.steps, self.changes, f)).reshape(
+            self.x.shape
+        )
 
 
 def _correction(steps: Tensor, changes: Tensor, f: Tensor) -> Tensor:
-    """Σ_i γ_i (steps_i + changes_i) with γ minimising ‖f − Σ_i γ_i changes_i‖ for each sample; 0 without history."""
+    """Σ_i γ_i (steps_i + changes_i) with γ minimising ‖f − Σ_i γ_i changes_i‖ for each sample; 0
+    without history.
+    """
     gram = double(changes @ changes.mT)
     ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(f.dtype).tiny
-    gram = gram + ridge[:, None, None] * torch.eye(gram.shape[1], dtype=gram.dtype, device=gram.device)
+    gram = gram + ridge[:, None, None] * torch.eye(
+        gram.shape[1], dtype=gram.dtype, device=gram.device
+    )
     gamma = torch.linalg.solve(gram, double(changes @ f[:, :, None]))
     return (gamma.to(f) * (steps + changes)).sum(1)

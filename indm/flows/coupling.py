@@ -1,7 +1,8 @@
 """Coupling flows: exact log-determinant and an exact inverse, both at the cost of one pass.
 
-Sources: Dinh et al. 2017, "Real NVP", https://arxiv.org/abs/1605.08803; Kingma & Dhariwal 2018, "Glow",
-https://arxiv.org/abs/1807.03039; Durkan et al. 2019, "Neural Spline Flows", https://arxiv.org/abs/1906.04032.
+Sources: Dinh et al. 2017, "Real NVP", https://arxiv.org/abs/1605.08803; Kingma & Dhariwal 2018,
+"Glow", https://arxiv.org/abs/1807.03039; Durkan et al. 2019, "Neural Spline Flows",
+https://arxiv.org/abs/1906.04032.
 """
 
 import math
@@ -15,7 +16,16 @@ from torch.nn import functional as F
 
 from indm.checks import check_counts, require
 from indm.conditions import Conditioned, features_of
-from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Squeeze, Unsqueeze
+from indm.flows.base import (
+    TOLERANCE,
+    ActNorm,
+    Certificate,
+    Compose,
+    ExactFlow,
+    Flow,
+    Squeeze,
+    Unsqueeze,
+)
 from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
 
 TransformName = Literal["affine", "spline"]
@@ -24,7 +34,9 @@ StartName = Literal["identity", "rotation"]
 
 @runtime_checkable
 class Transform(Protocol):
-    """A monotone map of each entry by raw parameters (B, size, *event): y ↦ z and log dz/dy, each (B, *event)."""
+    """A monotone map of each entry by raw parameters (B, size, *event): y ↦ z and log dz/dy, each
+    (B, *event).
+    """
 
     @property
     def size(self) -> int: ...
@@ -36,8 +48,9 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Affine:
-    """y ↦ y exp(s) + b, s = m tanh(a/m) for ``max_log_scale`` m: raw parameters (a, b) of each entry, at 0 the
-    identity."""
+    """y ↦ y exp(s) + b, s = m tanh(a/m) for ``max_log_scale`` m: raw parameters (a, b) of each
+    entry, at 0 the identity.
+    """
 
     max_log_scale: float = 1.0
     size = 2
@@ -51,15 +64,21 @@ class Affine:
         return (z - raw[:, 1]) * (-self._log_scale(raw[:, 0])).exp()
 
     def _log_scale(self, a: Tensor) -> Tensor:
-        return a if math.isinf(self.max_log_scale) else self.max_log_scale * (a / self.max_log_scale).tanh()
+        return (
+            a
+            if math.isinf(self.max_log_scale)
+            else self.max_log_scale * (a / self.max_log_scale).tanh()
+        )
 
 
 @dataclass(frozen=True)
 class RationalQuadratic:
-    """Monotone rational-quadratic spline on [−bound, bound], the identity outside; at raw parameters 0 the identity.
+    """Monotone rational-quadratic spline on [−bound, bound], the identity outside; at raw
+    parameters 0 the identity.
 
     Args:
-        bins: number K of bins, 2 to 999; the raw parameters of an entry are K widths, K heights and K − 1 inner slopes.
+        bins: number K of bins, 2 to 999; the raw parameters of an entry are K widths, K heights and
+            K − 1 inner slopes.
         bound: half the side of the square in which the spline lives; slopes are 1 at its corners.
     """
 
@@ -69,7 +88,13 @@ class RationalQuadratic:
 
     def __post_init__(self):
         most = 1 / self.least  # each bin has this share of the side or more
-        require(2 <= self.bins < most, "bins", self.bins, f"at least 2 and fewer than {most:,.0f}", "8 is usual")
+        require(
+            2 <= self.bins < most,
+            "bins",
+            self.bins,
+            f"at least 2 and fewer than {most:,.0f}",
+            "8 is usual",
+        )
         require(self.bound > 0, "bound", self.bound, "positive", "1.5 is usual")
 
     @property
@@ -120,18 +145,24 @@ class RationalQuadratic:
 
     def _knots(self, raw: Tensor) -> Tensor:
         """Knots along x and y, (B, 2, K + 1, …), from raw widths and heights (B, 2 K, …)."""
-        shares = self.least + (1 - self.least * self.bins) * raw.unflatten(1, (2, self.bins)).softmax(2)
+        shares = self.least + (1 - self.least * self.bins) * raw.unflatten(
+            1, (2, self.bins)
+        ).softmax(2)
         inner = self.bound * (2 * shares[:, :, :-1].cumsum(2) - 1)
         end = torch.full_like(inner[:, :, :1], self.bound)
         return torch.cat([-end, inner, end], dim=2)
 
 
 def usual_bound(shape: tuple[int, ...]) -> float:
-    """The bound of a spline of events of this shape: images lie in [−1, 1], standardised vectors mostly in [−4, 4]."""
+    """The bound of a spline of events of this shape: images lie in [−1, 1], standardised vectors
+    mostly in [−4, 4].
+    """
     return 1.5 if len(shape) == 3 else 4.0
 
 
-def transform_of(transform: TransformName, bins: int, bound: float, max_log_scale: float) -> Affine | RationalQuadratic:
+def transform_of(
+    transform: TransformName, bins: int, bound: float, max_log_scale: float
+) -> Affine | RationalQuadratic:
     """The transform that a flow's options name, "spline" or "affine"."""
     require(max_log_scale > 0, "max_log_scale", max_log_scale, "positive", "1.0 is usual")
     transforms: dict[str, Affine | RationalQuadratic] = {
@@ -142,10 +173,12 @@ def transform_of(transform: TransformName, bins: int, bound: float, max_log_scal
 
 
 class Conditioner(nn.Module):
-    """The network that computes one half's transform from the other half: (B, a, …) → (B, size, b, …), 0 at first.
+    """The network that computes one half's transform from the other half: (B, a, …) → (B, size, b,
+    …), 0 at first.
 
-    3×3 → 1×1 → 3×3 convolutions for images, in channels-last kernels for speed, and dense layers for vectors. A
-    condition c of ``features`` numbers enters by a dense layer, which is added to the first.
+    3×3 → 1×1 → 3×3 convolutions for images, in channels-last kernels for speed, and dense layers
+    for vectors. A condition c of ``features`` numbers enters by a dense layer, which is added to
+    the first.
     """
 
     def __init__(
@@ -183,7 +216,8 @@ class Conditioner(nn.Module):
 
 
 class Coupling(Conditioned, ExactFlow):
-    """(a, b) ↦ (a, T(b; θ(a, c))) for the two halves of axis 1; T, the ``transform``, acts entry by entry.
+    """(a, b) ↦ (a, T(b; θ(a, c))) for the two halves of axis 1; T, the ``transform``, acts entry by
+    entry.
 
     Args:
         shape: event shape, (C, H, W) or (D,) with C or D at least 2.
@@ -212,7 +246,9 @@ class Coupling(Conditioned, ExactFlow):
         self.transform, self.flip, self.features = transform, flip, features
         self.sizes = [shape[0] // 2, shape[0] - shape[0] // 2]
         kept, moved = reversed(self.sizes) if flip else self.sizes
-        self.conditioner = Conditioner(kept, moved, transform.size, width, len(shape) == 3, activation, features)
+        self.conditioner = Conditioner(
+            kept, moved, transform.size, width, len(shape) == 3, activation, features
+        )
 
     def _halves(self, x: Tensor) -> tuple[Tensor, Tensor]:
         first, second = x.split(self.sizes, dim=1)
@@ -221,14 +257,18 @@ class Coupling(Conditioned, ExactFlow):
     def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
         return torch.cat([moved, kept] if self.flip else [kept, moved], dim=1)
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         kept, moved = self._halves(x)
         moved, log_slope = self.transform(moved, self.conditioner(kept, self.seen(kept)))
         return self._join(kept, moved), log_slope.flatten(1).sum(1)
 
     def inverse_step(self, z: Batch) -> Batch:
         kept, moved = self._halves(z)
-        return self._join(kept, self.transform.inverse(moved, self.conditioner(kept, self.seen(kept))))
+        return self._join(
+            kept, self.transform.inverse(moved, self.conditioner(kept, self.seen(kept)))
+        )
 
 
 def random_rotation(channels: int) -> Tensor:
@@ -237,7 +277,8 @@ def random_rotation(channels: int) -> Tensor:
 
 
 class InvertibleLinear(ExactFlow):
-    """z = W x along axis 1 (a 1×1 convolution of images), W = P L U with unit lower L and P, sign of diag U fixed.
+    """z = W x along axis 1 (a 1×1 convolution of images), W = P L U with unit lower L and P, sign
+    of diag U fixed.
 
     Args:
         channels: size of axis 1 of the batch.
@@ -256,7 +297,10 @@ class InvertibleLinear(ExactFlow):
     def __init__(self, channels: int, start: StartName = "identity"):
         super().__init__()
         self.channels, self.start = channels, start
-        starts: dict[str, Callable[[int], Tensor]] = {"identity": torch.eye, "rotation": random_rotation}
+        starts: dict[str, Callable[[int], Tensor]] = {
+            "identity": torch.eye,
+            "rotation": random_rotation,
+        }
         weight = starts[start](channels)
         permutation, lower, upper = torch.linalg.lu(weight)
         diagonal = upper.diagonal()
@@ -269,7 +313,9 @@ class InvertibleLinear(ExactFlow):
         upper = self.off_diagonal.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
         return self.off_diagonal.tril(-1) + torch.eye(self.channels).to(upper), upper
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         with full_precision(x.device):
             lower, upper = self._factors()
             z = torch.einsum("ij,bj...->bi...", self.permutation @ lower @ upper, x)
@@ -277,12 +323,17 @@ class InvertibleLinear(ExactFlow):
 
     def inverse_step(self, z: Batch) -> Batch:
         lower, upper = self._factors()
-        half = torch.linalg.solve_triangular(lower, self.permutation.mT, upper=False, unitriangular=True)
-        return torch.einsum("ij,bj...->bi...", torch.linalg.solve_triangular(upper, half, upper=True), z)
+        half = torch.linalg.solve_triangular(
+            lower, self.permutation.mT, upper=False, unitriangular=True
+        )
+        return torch.einsum(
+            "ij,bj...->bi...", torch.linalg.solve_triangular(upper, half, upper=True), z
+        )
 
 
 class SecondHalf(Flow):
-    """A flow of the second half of the channels; the first half stays as it is. It leads from one scale to the next.
+    """A flow of the second half of the channels; the first half stays as it is. It leads from one
+    scale to the next.
 
     Args:
         flow: the flow of the second half, ⌈C/2⌉ of the C channels.
@@ -300,7 +351,9 @@ class SecondHalf(Flow):
         super().__init__()
         self.flow, self.inverse_is_formula = flow, flow.inverse_is_formula
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         left, right = x.tensor_split([x.shape[1] // 2], dim=1)
         z, log_det = self.flow(right, generator=generator)
         return torch.cat([left, z], dim=1), log_det
@@ -308,27 +361,35 @@ class SecondHalf(Flow):
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         left, right = z.tensor_split([z.shape[1] // 2], dim=1)
         x, residual, iterations, converged = self.flow.solve_inverse(right, tol=tol)
-        return torch.cat([left, x], dim=1), residual, iterations, converged & left.flatten(1).isfinite().all(1)
+        return (
+            torch.cat([left, x], dim=1),
+            residual,
+            iterations,
+            converged & left.flatten(1).isfinite().all(1),
+        )
 
 
 class CouplingFlow(Compose):
-    """Scales of coupling steps, each step ActNorm, a 1×1 convolution and a coupling; one scale for vectors.
+    """Scales of coupling steps, each step ActNorm, a 1×1 convolution and a coupling; one scale for
+    vectors.
 
-    A scale squeezes (space to depth), makes ``depth`` steps, passes half of its channels on to the next scale, and
-    undoes the squeeze. So the latent has the shape of x, and its pixels stay in their places.
+    A scale squeezes (space to depth), makes ``depth`` steps, passes half of its channels on to the
+    next scale, and undoes the squeeze. So the latent has the shape of x, and its pixels stay in
+    their places.
 
     Args:
         shape: event shape, (C, H, W) with H and W divisible by 2^scales, or (D,) with D at least 2.
         scales: of an image, each squeezes it once.
         depth: coupling steps of each scale.
         width: hidden channels of the conditioners.
-        transform: "spline" (rational-quadratic: it can spread out values that many entries share, such as the black
-            and white of images, and fitted far better in our measurements) or "affine".
-        bins, bound: of the spline, which lives on [−bound, bound]; None is 1.5 for images, which reach from −1 to 1,
-            and 4 for vectors, which are standardised.
+        transform: "spline" (rational-quadratic: it can spread out values that many entries share,
+            such as the black and white of images, and fitted far better in our measurements) or
+            "affine".
+        bins, bound: of the spline, which lives on [−bound, bound]; None is 1.5 for images, which
+            reach from −1 to 1, and 4 for vectors, which are standardised.
         max_log_scale: bound of the affine log-scales; inf leaves them free.
-        start: of the 1×1 convolutions. With "identity" the whole flow starts at the identity, which suits a diffusion
-            best (docs/parts.md); "rotation" is Glow's.
+        start: of the 1×1 convolutions. With "identity" the whole flow starts at the identity, which
+            suits a diffusion best (docs/parts.md); "rotation" is Glow's.
         condition: (features,) that the conditioners see of a condition; () for none.
 
     Example: of images, at two scales; it starts at the identity.
@@ -362,7 +423,9 @@ class CouplingFlow(Compose):
         require(image or vector, "shape", shape, "(C, H, W) for images or (D,) with D at least 2")
         if image and (shape[1] % 2**scales or shape[2] % 2**scales):
             divisible = f"height and width must be divisible by {2**scales}"
-            raise ValueError(f"scales={scales} squeezes {scales} times, so {divisible}, got shape {shape}")
+            raise ValueError(
+                f"scales={scales} squeezes {scales} times, so {divisible}, got shape {shape}"
+            )
 
         def steps(event: tuple[int, ...]) -> list[Flow]:
             flows: list[Flow] = []
@@ -376,7 +439,11 @@ class CouplingFlow(Compose):
 
         def scale(event: tuple[int, ...], remaining: int) -> list[Flow]:
             event = (4 * event[0], event[1] // 2, event[2] // 2)
-            finer = [SecondHalf(Compose(scale((event[0] // 2, *event[1:]), remaining - 1)))] if remaining > 1 else []
+            finer = (
+                [SecondHalf(Compose(scale((event[0] // 2, *event[1:]), remaining - 1)))]
+                if remaining > 1
+                else []
+            )
             return [Squeeze(), *steps(event), *finer, Unsqueeze()]
 
         super().__init__(scale(shape, scales) if image else steps(shape))
@@ -387,7 +454,8 @@ class CouplingFlow(Compose):
 
 @torch.no_grad()
 def initialize_actnorms(flow: Flow, x: Batch) -> None:
-    """Initialise every ActNorm in ``flow`` on this batch, in order: each standardises what those before it leave.
+    """Initialise every ActNorm in ``flow`` on this batch, in order: each standardises what those
+    before it leave.
 
     Example: a flow that starts at the identity then standardises the batch.
 
@@ -398,7 +466,10 @@ def initialize_actnorms(flow: Flow, x: Batch) -> None:
         (True, True)
     """
     norms = [module for module in flow.modules() if isinstance(module, ActNorm)]
-    hooks = [norm.register_forward_pre_hook(lambda norm, inputs: norm.initialize(inputs[0])) for norm in norms]
+    hooks = [
+        norm.register_forward_pre_hook(lambda norm, inputs: norm.initialize(inputs[0]))
+        for norm in norms
+    ]
     try:
         flow(x)
     finally:
@@ -413,23 +484,28 @@ class SharedSpline(RationalQuadratic):
         knots = self._knots(raw[:, : 2 * self.bins])
         slopes = self._slopes(self._padded(raw[:, 2 * self.bins :]))
         lower, size = knots[..., :-1], knots.diff()
-        bins = torch.stack([lower[:, 0], size[:, 0], lower[:, 1], size[:, 1], slopes[:, :-1], slopes[:, 1:]])
-        index = torch.searchsorted(knots[:, along, 1:-1].detach().contiguous(), v.detach().contiguous(), right=True)
+        bins = torch.stack(
+            [lower[:, 0], size[:, 0], lower[:, 1], size[:, 1], slopes[:, :-1], slopes[:, 1:]]
+        )
+        index = torch.searchsorted(
+            knots[:, along, 1:-1].detach().contiguous(), v.detach().contiguous(), right=True
+        )
         index = index + self.bins * torch.arange(len(raw), device=v.device)[:, None]
         return bins.flatten(1).index_select(1, index.flatten()).unflatten(1, v.shape).unbind()
 
 
 class ElementwiseFlow(ExactFlow):
-    """The same monotone rational-quadratic spline for all entries, or one for each channel or entry.
+    """The same monotone rational-quadratic spline for all entries, or one for each channel or
+    entry.
 
-    It starts at the identity, and changes the histogram of grey levels alone. Under uniform dequantization every common
-    grey level is a box in the density, whose sharp edges such a spline learns in a few dozen steps, so other flows
-    should be compared with this one.
+    It starts at the identity, and changes the histogram of grey levels alone. Under uniform
+    dequantization every common grey level is a box in the density, whose sharp edges such a spline
+    learns in a few dozen steps, so other flows should be compared with this one.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
-        shared: "all" for one spline, "channel" for one for each entry of the first axis, C or D, "none" for one for
-            each entry of the event.
+        shared: "all" for one spline, "channel" for one for each entry of the first axis, C or D,
+            "none" for one for each entry of the event.
         bins, bound: of the spline, as of :class:`CouplingFlow`.
 
     Example:
@@ -455,7 +531,9 @@ class ElementwiseFlow(ExactFlow):
         self.spline = SharedSpline(bins, bound)
         self.raw = nn.Parameter(torch.zeros(groups[shared], self.spline.size))
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         z, log_slope = self.spline(self._rows(x), self.raw)
         return self._batch(z, x), self._batch(log_slope, x).flatten(1).sum(1)
 

@@ -1,10 +1,11 @@
-"""Masked autoregressive flows of vectors: each number is mapped by a curve that depends on the numbers before it.
+"""Masked autoregressive flows of vectors: each number is mapped by a curve that depends on the
+numbers before it.
 
 The map takes one pass, and its inverse one pass for each number.
 
-Sources: Germain et al. 2015, "MADE", https://arxiv.org/abs/1502.03509; Papamakarios et al. 2017, "Masked Autoregressive
-Flow for Density Estimation", https://arxiv.org/abs/1705.07057; Durkan et al. 2019, "Neural Spline Flows",
-https://arxiv.org/abs/1906.04032.
+Sources: Germain et al. 2015, "MADE", https://arxiv.org/abs/1502.03509; Papamakarios et al. 2017,
+"Masked Autoregressive Flow for Density Estimation", https://arxiv.org/abs/1705.07057; Durkan et al.
+2019, "Neural Spline Flows", https://arxiv.org/abs/1906.04032.
 """
 
 from dataclasses import dataclass
@@ -38,11 +39,15 @@ class Chained:
 
     def inverse(self, z: Tensor, raw: Tensor) -> Tensor:
         """y that is mapped to z."""
-        return self.first.inverse(self.second.inverse(z, raw[:, self.first.size :]), raw[:, : self.first.size])
+        return self.first.inverse(
+            self.second.inverse(z, raw[:, self.first.size :]), raw[:, : self.first.size]
+        )
 
 
 class MaskedLinear(nn.Linear):
-    """A dense layer whose unit of degree i sees the inputs of degree at most i, or below i if ``strict``."""
+    """A dense layer whose unit of degree i sees the inputs of degree at most i, or below i if
+    ``strict``.
+    """
 
     def __init__(self, inputs: Tensor, outputs: Tensor, strict: bool = False):
         super().__init__(len(inputs), len(outputs))
@@ -54,7 +59,8 @@ class MaskedLinear(nn.Linear):
 
 
 class MaskedStep(Conditioned, ExactFlow):
-    """x_i ↦ T(x_i; θ_i(x_1 … x_{i−1}, c)) for all i at once; T, the ``transform``, acts entry by entry.
+    """x_i ↦ T(x_i; θ_i(x_1 … x_{i−1}, c)) for all i at once; T, the ``transform``, acts entry by
+    entry.
 
     Args:
         d: numbers in x.
@@ -63,13 +69,27 @@ class MaskedStep(Conditioned, ExactFlow):
         features: numbers of a condition that θ sees.
     """
 
-    def __init__(self, d: int, width: int, depth: int, transform: Transform, flip: bool = False, features: int = 0):
+    def __init__(
+        self,
+        d: int,
+        width: int,
+        depth: int,
+        transform: Transform,
+        flip: bool = False,
+        features: int = 0,
+    ):
         super().__init__()
         self.transform, self.features = transform, features
         self.order = list(reversed(range(d))) if flip else list(range(d))
-        least = -1 if features else 0  # units of degree −1 see c alone, so that the first number depends on it, too
-        degree, hidden = torch.tensor(self.order), least + torch.arange(width) % max(1, d - 1 - least)
-        self.layers = nn.ModuleList(MaskedLinear(degree if i == 0 else hidden, hidden) for i in range(depth))
+        # units of degree −1 see c alone, so that the first number depends on it, too
+        least = -1 if features else 0
+        degree, hidden = (
+            torch.tensor(self.order),
+            least + torch.arange(width) % max(1, d - 1 - least),
+        )
+        self.layers = nn.ModuleList(
+            MaskedLinear(degree if i == 0 else hidden, hidden) for i in range(depth)
+        )
         self.output = zeroed(MaskedLinear(hidden, degree.repeat(transform.size), strict=True))
         if features:
             self.condition = nn.Linear(features, width, bias=False)
@@ -82,7 +102,9 @@ class MaskedStep(Conditioned, ExactFlow):
             h = layer(F.silu(h))
         return self.output(F.silu(h)).unflatten(1, (self.transform.size, -1))
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         z, log_slope = self.transform(x, self._raw(x))
         return z, log_slope.sum(1)
 
@@ -95,15 +117,18 @@ class MaskedStep(Conditioned, ExactFlow):
 
 
 class MaskedFlow(Compose):
-    """Steps of masked autoregressive maps of a vector, whose order turns round from one to the next.
+    """Steps of masked autoregressive maps of a vector, whose order turns round from one to the
+    next.
 
-    With splines it is the autoregressive neural spline flow, with affine maps MAF. It starts at the identity.
+    With splines it is the autoregressive neural spline flow, with affine maps MAF. It starts at the
+    identity.
 
     Args:
         shape: (D,).
         depth: number of steps.
         width, layers: units of a hidden layer, and hidden layers of the network of a step.
-        transform: "spline" (an affine map and a rational-quadratic spline of what it makes) or "affine".
+        transform: "spline" (an affine map and a rational-quadratic spline of what it makes) or
+            "affine".
         bins, bound: of the spline, which lives on [−bound, bound].
         condition: (features,) that the networks see of a condition; () for none.
 
@@ -132,6 +157,13 @@ class MaskedFlow(Compose):
         bound = usual_bound(shape) if bound is None else bound
         kind: Transform = transform_of(transform, bins, bound, max_log_scale=1.0)
         kind = Chained(Affine(), kind) if transform == "spline" else kind
-        super().__init__([MaskedStep(shape[0], width, layers, kind, i % 2 == 1, features) for i in range(depth)])
+        super().__init__(
+            [MaskedStep(shape[0], width, layers, kind, i % 2 == 1, features) for i in range(depth)]
+        )
         self.shape, self.depth, self.width, self.layers = shape, depth, width, layers
-        self.transform, self.bins, self.bound, self.condition = transform, bins, bound, tuple(condition)
+        self.transform, self.bins, self.bound, self.condition = (
+            transform,
+            bins,
+            bound,
+            tuple(condition),
+        )

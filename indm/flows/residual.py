@@ -1,6 +1,7 @@
 """Residual flows: blocks x ↦ x + g(x) with Lip(g) < 1, for images and for vectors.
 
-Source: Chen et al. 2019, "Residual Flows for Invertible Generative Modeling", https://arxiv.org/abs/1906.02735.
+Source: Chen et al. 2019, "Residual Flows for Invertible Generative Modeling",
+https://arxiv.org/abs/1906.02735.
 """
 
 import math
@@ -13,7 +14,17 @@ from torch.nn import functional as F
 
 from indm.checks import require
 from indm.conditions import Conditioned, features_of
-from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, Constrained, Flow, Squeeze, Unsqueeze, magnitude
+from indm.flows.base import (
+    TOLERANCE,
+    ActNorm,
+    Certificate,
+    Compose,
+    Constrained,
+    Flow,
+    Squeeze,
+    Unsqueeze,
+    magnitude,
+)
 from indm.flows.contraction import ExactLogDet, PowerSeries, fixed_point
 from indm.tensors import Batch, PerSample, full_precision, image_or_vector, zeroed
 
@@ -22,8 +33,13 @@ FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor
     "sin": (torch.sin, torch.cos, 2 * math.pi),
     "softplus": (F.softplus, torch.sigmoid, 1.0),
     "elu": (F.elu, lambda u: u.clamp(max=0.0).exp(), 1.0),
-    "lcube": (lambda u: u - u.clamp(-1.0, 1.0) + u.clamp(-1.0, 1.0) ** 3 / 3, lambda u: u.clamp(-1.0, 1.0) ** 2, 1.0),
-    "relu": (torch.relu, lambda u: (u > 0).to(u.dtype), 1.0),  # not smooth: NonlinearDiffusion cannot use it
+    "lcube": (
+        lambda u: u - u.clamp(-1.0, 1.0) + u.clamp(-1.0, 1.0) ** 3 / 3,
+        lambda u: u.clamp(-1.0, 1.0) ** 2,
+        1.0,
+    ),
+    # not smooth: NonlinearDiffusion cannot use it
+    "relu": (torch.relu, lambda u: (u > 0).to(u.dtype), 1.0),
     "identity": (lambda u: u, torch.ones_like, 1.0),
 }
 ActivationName = Literal["sin", "softplus", "elu", "lcube", "relu", "identity", "swish"]
@@ -75,24 +91,28 @@ def activation_of(name: ActivationName) -> Activation:
 
 LogDet = ExactLogDet | PowerSeries
 Norm = float | str
-Weights = list[tuple[Tensor, Tensor]]  # weight and bias of each map; a bias may be (B, out), one for each sample
+# weight and bias of each map; a bias may be (B, out), one for each sample
+Weights = list[tuple[Tensor, Tensor]]
 
 
 class ContractiveLinear(Constrained):
     """A convolution (zero-padded, stride 1) or a dense map whose induced norm is at most ``coeff``.
 
-    The free parameter is divided by max(1, norm/coeff) each time it is used, so the constraint holds for every value.
+    The free parameter is divided by max(1, norm/coeff) each time it is used, so the constraint
+    holds for every value.
 
     Args:
         in_shape: event shape of the input, (C, H, W) or (D,).
         out_channels: size of the first axis of the output.
         kernel: side of the kernel for images (odd).
-        norm: 2 (spectral norm), inf (largest absolute row sum) or "rows" (the same bound, but only the rows whose sum
-            is too large are divided, each by its own: the paper's).
+        norm: 2 (spectral norm), inf (largest absolute row sum) or "rows" (the same bound, but only
+            the rows whose sum is too large are divided, each by its own: the paper's).
         coeff: the bound, in (0, 0.98].
     """
 
-    def __init__(self, in_shape: tuple[int, ...], out_channels: int, kernel: int, norm: Norm, coeff: float):
+    def __init__(
+        self, in_shape: tuple[int, ...], out_channels: int, kernel: int, norm: Norm, coeff: float
+    ):
         super().__init__()
         self.norm, self.coeff = norm, coeff
         self.image = len(in_shape) == 3
@@ -107,14 +127,24 @@ class ContractiveLinear(Constrained):
         if bias is not None and bias.ndim == 2:
             y = self.apply_weight(x, weight)
             return y + (bias[:, :, None, None] if self.image else bias).to(y.dtype)
-        return F.conv2d(x, weight, bias, padding=self.padding) if self.image else F.linear(x, weight, bias)
+        return (
+            F.conv2d(x, weight, bias, padding=self.padding)
+            if self.image
+            else F.linear(x, weight, bias)
+        )
 
     def apply_transpose(self, y: Tensor, weight: Tensor) -> Tensor:
         """Wᵀ y."""
-        return F.conv_transpose2d(y, weight, padding=self.padding) if self.image else F.linear(y, weight.T)
+        return (
+            F.conv_transpose2d(y, weight, padding=self.padding)
+            if self.image
+            else F.linear(y, weight.T)
+        )
 
     def induced_norm(self, weight: Tensor | None = None) -> Tensor:
-        """Norm of the map by ``weight``, or by the free parameter (an upper bound of it for padded convolutions)."""
+        """Norm of the map by ``weight``, or by the free parameter (an upper bound of it for padded
+        convolutions).
+        """
         weight = self.weight if weight is None else weight
         if self.norm in ("rows", math.inf):
             return row_sums(weight).max()
@@ -129,7 +159,9 @@ class ContractiveLinear(Constrained):
 
     @torch.no_grad()
     def check(self) -> None:
-        """RuntimeError where the weight as it is applied has a larger norm than it should, but for rounding."""
+        """RuntimeError where the weight as it is applied has a larger norm than it should, but for
+        rounding.
+        """
         finite = bool(self.weight.isfinite().all())
         norm = float(self.induced_norm(self.constrained_weight())) if finite else math.nan
         if not norm <= self.coeff * (1 + 1e-4):
@@ -144,20 +176,28 @@ def row_sums(weight: Tensor) -> Tensor:
 
 
 def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
-    """Spectral norm of a convolution (outputs, inputs, k, k) on the infinite grid, with its gradient: max ‖Ŵ(ω)‖₂.
+    """Spectral norm of a convolution (outputs, inputs, k, k) on the infinite grid, with its
+    gradient: max ‖Ŵ(ω)‖₂.
 
-    Between the frequencies sampled, a 3×3 kernel exceeds the result by less than 2 % (1/cos(2π/``frequencies``)).
+    Between the frequencies sampled, a 3×3 kernel exceeds the result by less than 2 %
+    (1/cos(2π/``frequencies``)).
 
-    Source: Sedghi et al. 2019, "The Singular Values of Convolutional Layers", https://arxiv.org/abs/1805.10408.
+    Source: Sedghi et al. 2019, "The Singular Values of Convolutional Layers",
+    https://arxiv.org/abs/1805.10408.
     """
     with torch.no_grad():
         transform = torch.fft.rfft2(weight, s=(frequencies, frequencies)).permute(2, 3, 0, 1)
         columns = transform.shape[-1]
         transform = transform.flatten(0, 1)
-        gram = transform.mH @ transform if columns <= transform.shape[-2] else transform @ transform.mH
-        # tr G² / tr G ≤ λ_max(G) ≤ √tr G²: few frequencies are left that can hold the largest eigenvalue.
+        gram = (
+            transform.mH @ transform if columns <= transform.shape[-2] else transform @ transform.mH
+        )
+        # tr G² / tr G ≤ λ_max(G) ≤ √tr G²: few frequencies are left that can hold the largest
+        # eigenvalue.
         square = gram.abs().square().sum((-2, -1))
-        trace = gram.diagonal(dim1=-2, dim2=-1).real.sum(-1).clamp_min(torch.finfo(weight.dtype).tiny)
+        trace = (
+            gram.diagonal(dim1=-2, dim2=-1).real.sum(-1).clamp_min(torch.finfo(weight.dtype).tiny)
+        )
         candidates = (~(square.sqrt() < 0.9999 * (square / trace).max())).nonzero().flatten()
         best = int(candidates[torch.linalg.eigvalsh(gram[candidates])[:, -1].argmax()])
         left, _, right = torch.linalg.svd(transform[best], full_matrices=False)
@@ -169,7 +209,8 @@ def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
 
 
 class ResidualBlock(Conditioned, Flow):
-    """x ↦ x + g(x), g = W₃ φ W₂ φ W₁ (φ), by default with φ(x) = sin(2πx)/(2π): smooth, slope at most 1.
+    """x ↦ x + g(x), g = W₃ φ W₂ φ W₁ (φ), by default with φ(x) = sin(2πx)/(2π): smooth, slope at
+    most 1.
 
     A condition moves the bias of W₁, which leaves the Lipschitz constant in x as it is.
 
@@ -181,9 +222,10 @@ class ResidualBlock(Conditioned, Flow):
         activation: φ, a name in :data:`~indm.flows.residual.ActivationName`.
         features: numbers that the block sees of a condition.
 
-    Log-determinants are exact where that is cheap, up to 3 dimensions in training and 64 in evaluation. Otherwise
-    training estimates the log-determinant of a random sixteenth of the batch only: that noise is small beside the noise
-    of the score's part of the gradient. The block starts at the identity (W₃ = 0).
+    Log-determinants are exact where that is cheap, up to 3 dimensions in training and 64 in
+    evaluation. Otherwise training estimates the log-determinant of a random sixteenth of the batch
+    only: that noise is small beside the noise of the score's part of the gradient. The block starts
+    at the identity (W₃ = 0).
 
 
     Example: whatever the weights, g has at most the Lipschitz constant coeff³.
@@ -212,9 +254,15 @@ class ResidualBlock(Conditioned, Flow):
         self.preactivate, self.features = preactivate, features
         self.maps = nn.ModuleList(
             ContractiveLinear(inputs, outputs, kernel, norm, coeff)
-            for inputs, outputs, kernel in [(shape, width, 3), (hidden, width, 1), (hidden, shape[0], 3)]
+            for inputs, outputs, kernel in [
+                (shape, width, 3),
+                (hidden, width, 1),
+                (hidden, shape[0], 3),
+            ]
         )
-        self.activations = nn.ModuleList(activation_of(activation) for _ in range(3 if preactivate else 2))
+        self.activations = nn.ModuleList(
+            activation_of(activation) for _ in range(3 if preactivate else 2)
+        )
         self.frequency = self.activations[0].frequency  # ω of φ(v) = value(ωv)/ω
         zeroed(self.maps[-1])
         if features:
@@ -224,26 +272,33 @@ class ResidualBlock(Conditioned, Flow):
         self.evaluation_log_det: LogDet = ExactLogDet() if d <= 64 else PowerSeries(20, 2.0)
 
     def _weights(self) -> Weights:
-        """Weight and bias of the three maps, with the factors ω of φ taken into them; channels-last kernels for
-        speed."""
+        """Weight and bias of the three maps, with the factors ω of φ taken into them; channels-last
+        kernels for speed.
+        """
         with full_precision(self.maps[0].weight.device):
             first, second, third = (linear.constrained_weight() for linear in self.maps)
             if self.preactivate:
                 first = first / self.frequency
             weights = [self.frequency * first, second, third / self.frequency]
             if self.maps[0].image:
-                weights = [weight.contiguous(memory_format=torch.channels_last) for weight in weights]
+                weights = [
+                    weight.contiguous(memory_format=torch.channels_last) for weight in weights
+                ]
             c, bias = self.seen(self.maps[0].bias), self.maps[0].bias
             bias = bias if c is None else bias + self.condition(c)
             biases = [self.frequency * bias, self.frequency * self.maps[1].bias, self.maps[2].bias]
             return list(zip(weights, biases, strict=True))
 
     def _angles(self, x: Tensor, weights: Weights) -> Iterator[tuple[Tensor | None, Tensor]]:
-        """The input of the activation before each map (None where there is none) and the map's output."""
+        """The input of the activation before each map (None where there is none) and the map's
+        output.
+        """
         for i, (linear, (weight, bias)) in enumerate(zip(self.maps, weights, strict=True)):
             angle = x if i > 0 else self.frequency * x if self.preactivate else None
             x = linear.apply_weight(
-                x if angle is None else self.activations[i - len(self.maps)].value(angle), weight, bias
+                x if angle is None else self.activations[i - len(self.maps)].value(angle),
+                weight,
+                bias,
             )
             yield angle, x
 
@@ -268,14 +323,21 @@ class ResidualBlock(Conditioned, Flow):
             return v
 
         def vjp(u: Tensor) -> Tensor:
-            for linear, (weight, _), slope in reversed(list(zip(self.maps, weights, slopes, strict=True))):
+            for linear, (weight, _), slope in reversed(
+                list(zip(self.maps, weights, slopes, strict=True))
+            ):
                 u = _scale(linear.apply_transpose(u, weight), slope)
             return u
 
         return estimator(jvp, vjp, x, generator)
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
-        weights, estimator = self._weights(), self.training_log_det if self.training else self.evaluation_log_det
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
+        weights, estimator = (
+            self._weights(),
+            self.training_log_det if self.training else self.evaluation_log_det,
+        )
         rows = estimator.rows(len(x), generator, x.device)
         z = x + self._evaluate(x, weights)
         with full_precision(x.device):
@@ -286,20 +348,29 @@ class ResidualBlock(Conditioned, Flow):
         return x + self._evaluate(x, self._weights())
 
     @torch.no_grad()
-    def solve_inverse(self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000) -> Certificate:
-        """The fixed point of x ↦ z − g(x), accelerated, each sample until its own residual is at most ``tol``."""
+    def solve_inverse(
+        self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000
+    ) -> Certificate:
+        """The fixed point of x ↦ z − g(x), accelerated, each sample until its own residual is at
+        most ``tol``.
+        """
         weights = self._weights()
 
         def contraction(x: Tensor, rows: Tensor) -> Tensor:
             return z[rows] - self._evaluate(x, _of_rows(weights, rows))
 
-        x, residual, evaluations = fixed_point(contraction, z, tol, magnitude(z), max_iterations=max_iterations)
+        x, residual, evaluations = fixed_point(
+            contraction, z, tol, magnitude(z), max_iterations=max_iterations
+        )
         return x, residual, evaluations, residual <= tol
 
 
 def _of_rows(weights: Weights, rows: slice | Tensor) -> Weights:
     """The weights for these rows of a batch."""
-    return [(weight, bias[rows] if bias.ndim == 2 and len(bias) > 1 else bias) for weight, bias in weights]
+    return [
+        (weight, bias[rows] if bias.ndim == 2 and len(bias) > 1 else bias)
+        for weight, bias in weights
+    ]
 
 
 def residual_chain(
@@ -309,9 +380,17 @@ def residual_chain(
     squeeze: bool = False,
     actnorm: bool = False,
 ) -> list[Flow]:
-    """Groups of residual blocks with squeezes between them; ``block`` takes the shape and whether to pre-activate."""
+    """Groups of residual blocks with squeezes between them; ``block`` takes the shape and whether
+    to pre-activate.
+    """
     image_or_vector(shape)
-    require(min(blocks, default=0) >= 1, "blocks", blocks, "one or more in each group", "(4, 4) is usual")
+    require(
+        min(blocks, default=0) >= 1,
+        "blocks",
+        blocks,
+        "one or more in each group",
+        "(4, 4) is usual",
+    )
     image, squeezes = len(shape) == 3, len(blocks) - 1 + squeeze
     require(image or not squeeze, "squeeze", squeeze, "false for vectors")
     wanted = f"of sides divisible by {2**squeezes}, which blocks={blocks} and squeeze={squeeze} halve {squeezes} times"
@@ -333,13 +412,20 @@ def residual_chain(
 def checked_norm(norm: Norm) -> Norm:
     """2.0, inf or "rows"; ValueError of anything else."""
     is_known = str(norm) in ("2", "2.0", "inf", "rows")
-    require(is_known, "norm", norm, '2 (spectral), inf (largest absolute row sum) or "rows" (each row by its own)')
+    require(
+        is_known,
+        "norm",
+        norm,
+        '2 (spectral), inf (largest absolute row sum) or "rows" (each row by its own)',
+    )
     return norm if norm == "rows" else float(norm)
 
 
 def check_block(width: int, coeff: float) -> None:
     """ValueError where one of these arguments is out of range."""
-    require(0 < coeff <= 0.98, "coeff", coeff, "in (0, 0.98] for a block that is certainly invertible")
+    require(
+        0 < coeff <= 0.98, "coeff", coeff, "in (0, 0.98] for a block that is certainly invertible"
+    )
     require(width >= 1, "width", width, "at least 1 hidden channel", "64 is usual")
 
 
@@ -348,9 +434,11 @@ class ResidualFlow(Compose):
 
     Args:
         shape: event shape, (C, H, W) or (D,).
-        blocks: number of blocks in each group; images are squeezed between groups, so 2^(groups−1) divides H and W.
+        blocks: number of blocks in each group; images are squeezed between groups, so 2^(groups−1)
+            divides H and W.
         width: hidden channels of every block.
-        norm: induced norm that is constrained: inf (cheap), "rows" (the same, row by row: the paper's) or 2 (spectral).
+        norm: induced norm that is constrained: inf (cheap), "rows" (the same, row by row: the
+            paper's) or 2 (spectral).
         coeff: bound on the norm of each linear map.
         activation: of every block, a name in :data:`~indm.flows.residual.ActivationName`.
         squeeze: squeeze images once before the first group too.
@@ -389,14 +477,29 @@ class ResidualFlow(Compose):
             return ResidualBlock(event, width, norm, coeff, preactivate, activation, features)
 
         super().__init__(residual_chain(shape, blocks, block, squeeze, actnorm))
-        self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
-        self.activation, self.squeeze, self.actnorm, self.condition = activation, squeeze, actnorm, tuple(condition)
+        self.shape, self.blocks, self.width, self.norm, self.coeff = (
+            shape,
+            blocks,
+            width,
+            norm,
+            coeff,
+        )
+        self.activation, self.squeeze, self.actnorm, self.condition = (
+            activation,
+            squeeze,
+            actnorm,
+            tuple(condition),
+        )
 
 
-def use_log_det(flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None) -> None:
-    """Set the log-determinant estimators of every residual block in ``flow``; None leaves a mode as it is.
+def use_log_det(
+    flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None
+) -> None:
+    """Set the log-determinant estimators of every residual block in ``flow``; None leaves a mode as
+    it is.
 
-    Example: the exact log-determinant of a flow of images, which by default is estimated above 64 dimensions.
+    Example: the exact log-determinant of a flow of images, which by default is estimated above 64
+    dimensions.
 
         >>> flow = ResidualFlow((1, 10, 10), blocks=(1,), width=4).eval()
         >>> flow.flows[0].evaluation_log_det

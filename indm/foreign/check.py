@@ -1,10 +1,11 @@
 r"""The description of a network trained elsewhere, judged by its denoising error on data.
 
-An error e = E‖n − n̂‖²/d that is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w costs the NELBO ½ Δ w
-nats a dimension; at the least noise it costs another ½ Δ, by the reconstruction term. Three errors bound the least
-possible one from above: the error of the best linear predictor, the error of the best combination a f + b x_τ + c of
-output and input, and what a level with more noise allows: as Λ falls, log(e/(1 − e)) rises at most as fast, by Stam's
-inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
+An error e = E‖n − n̂‖²/d that is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w
+costs the NELBO ½ Δ w nats a dimension; at the least noise it costs another ½ Δ, by the
+reconstruction term. Three errors bound the least possible one from above: the error of the best
+linear predictor, the error of the best combination a f + b x_τ + c of output and input, and what a
+level with more noise allows: as Λ falls, log(e/(1 − e)) rises at most as fast, by Stam's inequality
+for the Fisher information (1 − e)/σ² of x_0 + σ n.
 """
 
 import math
@@ -31,19 +32,26 @@ from indm.tensors import evaluation_mode, randn_like
 
 ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
 AT_ONCE = 2**12  # numbers of data that a network is asked for at once, at least, in comparisons
-ROWS, OTHERS, MOST_FITTED = 256, 32, 10_000  # at least, at least for other descriptions, at most for the linear fit
-LOST, TRIED = 0.05, 0.02  # bits/dim from which a loss is a finding, and from which other descriptions are tried
-FITTED = 0.015  # bits/dim that other times may gain: the estimate on a few levels may be short of 0.02
+# at least, at least for other descriptions, at most for the linear fit
+ROWS, OTHERS, MOST_FITTED = 256, 32, 10_000
+# bits/dim from which a loss is a finding, and from which other descriptions are tried
+LOST, TRIED = 0.05, 0.02
+# bits/dim that other times may gain: the estimate on a few levels may be short of 0.02
+FITTED = 0.015
 EXPLAINED = 0.5  # share of the loss that another description explains at least, if it is named
-REST, OF_MUCH = 0.2, 0.05  # shares of the loss beyond the least noise, and of one above 1 bit/dim, that it may leave
+# shares of the loss beyond the least noise, and of one above 1 bit/dim, that it may leave
+REST, OF_MUCH = 0.2, 0.05
 WEAK = 1.5  # ratio of a level's error to the linear predictor's from which it is mentioned
 SIGNIFICANT = 3.0  # standard errors by which an estimate may be off
-OFFSETS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)  # of log(σ/α), at which the network is asked for the noise of a level
+# of log(σ/α), at which the network is asked for the noise of a level
+OFFSETS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 LEFT = 0.02  # share of its gain that a description may still gain at other times
 SAME_GAIN = 0.005  # bits/dim by which two descriptions do not differ
 WIDEST = 3.0  # log of the ratio by which sigma_data may be off
-TAKEN = 3 + SIGNIFICANT * 6**0.5  # unit squares that a fit of three coefficients removes, at most: χ² of 3
-Asked = tuple[Tensor, tuple[Tensor, ...], Tensor, int]  # x, the network's view of c, levels log(σ/α), rows at a time
+# unit squares that a fit of three coefficients removes, at most: χ² of 3
+TAKEN = 3 + SIGNIFICANT * 6**0.5
+# x, the network's view of c, levels log(σ/α), rows at a time
+Asked = tuple[Tensor, tuple[Tensor, ...], Tensor, int]
 
 
 @dataclass(frozen=True)
@@ -51,15 +59,17 @@ class DenoiserCheck:
     """The error of a denoiser on data, by noise level.
 
     Attributes:
-        levels: log(σ/α), (levels,): eight, evenly on the clock, and before them the least one, if the reconstruction
-            uses the network there.
-        errors: for each kind of prediction that the network could have made, E‖n − n̂‖²/d at each level, (levels,).
+        levels: log(σ/α), (levels,): eight, evenly on the clock, and before them the least one, if
+            the reconstruction uses the network there.
+        errors: for each kind of prediction that the network could have made, E‖n − n̂‖²/d at each
+            level, (levels,).
         linear: error of the best linear predictor of these data, (levels,).
         lost: bits per dimension that the network loses at least at each level, (levels,).
         predicts: the kind that the model was given.
         verdict: a sentence that follows from the rows.
-        wrong: whether the network loses 0.05 bits per dimension or more, or another description fits it better. Where
-            it is False, no monotone curve of the network's time in log(σ/α) gains 0.02 bits per dimension.
+        wrong: whether the network loses 0.05 bits per dimension or more, or another description
+            fits it better. Where it is False, no monotone curve of the network's time in log(σ/α)
+            gains 0.02 bits per dimension.
 
     Example:
         >>> zero = torch.zeros(1)
@@ -82,26 +92,35 @@ class DenoiserCheck:
         first = {self.predicts: self.errors[self.predicts]}
         columns = first | self.errors | {"linear": self.linear, "bits lost": self.lost}
         lines = ["error of n̂ as".ljust(16) + "".join(f"{name:>10}" for name in columns)]
-        for noise, *values in zip(self.levels.exp().tolist(), *(c.tolist() for c in columns.values()), strict=True):
+        for noise, *values in zip(
+            self.levels.exp().tolist(), *(c.tolist() for c in columns.values()), strict=True
+        ):
             lines.append(f"σ/α {noise:10.4g}  " + "".join(f"{value:10.3g}" for value in values))
         return "\n".join([*lines, self.verdict])
 
 
 def check_denoiser(
-    model: Model, raw: Num[Tensor, "batch *event"], *, c: Any = None, batch_size: int = 64, generator=None
+    model: Model,
+    raw: Num[Tensor, "batch *event"],
+    *,
+    c: Any = None,
+    batch_size: int = 64,
+    generator=None,
 ) -> DenoiserCheck:
-    r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what looks wrong.
+    r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what
+    looks wrong.
 
-    The network is also asked at other times, up to a factor of e^3.2 of σ/α away: a wrong schedule is found by what
-    the best monotone curve of times gains. If that is much, or if 0.02 bits per dimension are lost, other predictions,
-    paths, schedules (usual and fitted ones that are near to the best times), scalings and values of
-    ``sigma_data`` are tried with the same noise. :func:`indm.evaluate` calls this once, warns if the verdict is
-    ``wrong``, and prints it.
+    The network is also asked at other times, up to a factor of e^3.2 of σ/α away: a wrong schedule
+    is found by what the best monotone curve of times gains. If that is much, or if 0.02 bits per
+    dimension are lost, other predictions, paths, schedules (usual and fitted ones that are near to
+    the best times), scalings and values of ``sigma_data`` are tried with the same noise.
+    :func:`indm.evaluate` calls this once, warns if the verdict is ``wrong``, and prints it.
 
     Args:
         model: what :func:`indm.from_denoiser` made; else a ValueError.
-        raw: data in data units. The network is asked at half of them, of images at most 256; the rest gives "linear".
-            Other times take 13 evaluations at each level of 32 images, or of 8,192 numbers where that is more rows.
+        raw: data in data units. The network is asked at half of them, of images at most 256; the
+            rest gives "linear". Other times take 13 evaluations at each level of 32 images, or of
+            8,192 numbers where that is more rows.
         c: their conditions, of a model that has one.
         batch_size: rows at a time, at other times 4,096 numbers where that is more.
         generator: of noise of grey levels.
@@ -117,14 +136,16 @@ def check_denoiser(
     check_raw(model, raw)
     require(len(raw) >= 2, "raw", len(raw), "at least 2 rows")
     c = model.rows(c, len(raw))
-    order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))  # classes may come one by one
+    # classes may come one by one
+    order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))
     most = min(max(2, len(raw) // 2), max(ROWS, ENTRIES // math.prod(model.shape)))
     ours, others = order[:most], order[len(raw) // 2 :][:MOST_FITTED]
     start, width = model.sde.clock_span()[0], model.sde.log_snr_range() / NOISE_LEVELS
     first = [(0.0, unit)] if (unit := reconstruction_units(model)) else []
     parts = [(width * (i + 0.5), width) for i in range(NOISE_LEVELS)]
     clock, widths = torch.tensor(first + parts).double().T
-    levels, bits = 0.5 * (start + clock), 0.5 * widths / math.log(2)  # bits/dim for a unit of error at each level
+    # bits/dim for a unit of error at each level
+    levels, bits = 0.5 * (start + clock), 0.5 * widths / math.log(2)
     with evaluation_mode(model):
         x, rest = (from_data(model, raw[rows], generator=generator)[0] for rows in (ours, others))
         score = unguided(model).given(c, rows=ours).score
@@ -134,7 +155,9 @@ def check_denoiser(
         error, linear = errors[denoiser.predicts], by_row.mean(1)
         possible, noise = torch.minimum(least, linear), SIGNIFICANT * error.std(1) / len(x) ** 0.5
         above = (torch.minimum(possible, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
-        possible[:-1] = torch.minimum(possible[:-1], (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1])
+        possible[:-1] = torch.minimum(
+            possible[:-1], (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1]
+        )
         lost = bits * (error.mean(1) - possible).clamp_min(0)
         few = _few(asked)
         fit = _fit_of_times(denoiser, few, bits)
@@ -143,21 +166,31 @@ def check_denoiser(
             best, tried = _best(denoiser, few, bits, fit)
     verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, fit.gain, best, tried)
     return DenoiserCheck(
-        levels, {k: v.mean(1) for k, v in errors.items()}, linear, lost, denoiser.predicts, verdict, wrong
+        levels,
+        {k: v.mean(1) for k, v in errors.items()},
+        linear,
+        lost,
+        denoiser.predicts,
+        verdict,
+        wrong,
     )
 
 
 def denoiser_of(model: Model) -> Any:
     """The network of a model of :func:`indm.from_denoiser`; ValueError where it is another one."""
     if (network := described(model.score)) is None:
-        raise ValueError(f"model must come from from_denoiser, got one with {type(model.score).__name__}")
+        raise ValueError(
+            f"model must come from from_denoiser, got one with {type(model.score).__name__}"
+        )
     return network
 
 
 def _outputs(
     denoiser: Any, asked: Asked, scale: float = 1.0, shift: float = 0.0
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """Number of the level, rows, noise, x_τ, τ and output, of ``scale`` x + ``shift``, on one noise for all."""
+    """Number of the level, rows, noise, x_τ, τ and output, of ``scale`` x + ``shift``, on one noise
+    for all.
+    """
     x, seen, levels, batch_size = asked
     generator = torch.Generator(x.device).manual_seed(0)
     for i, level in enumerate(levels.tolist()):
@@ -194,10 +227,15 @@ def _mean_square(error: Tensor) -> Tensor:
 def _errors_and_bounds(
     denoiser: Any, asked: Asked, reference: GaussianReference
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Errors of all predictions, that of the linear predictor, (levels, rows), and what a f + b x + c attains."""
+    """Errors of all predictions, that of the linear predictor, (levels, rows), and what a f + b x +
+    c attains.
+    """
     x, _, levels, _ = asked
     errors = {kind: torch.zeros(len(levels), len(x)).double() for kind in PREDICTIONS}
-    linear, products = torch.zeros(len(levels), len(x)).double(), torch.zeros(len(levels), 4, 4).double()
+    linear, products = (
+        torch.zeros(len(levels), len(x)).double(),
+        torch.zeros(len(levels), 4, 4).double(),
+    )
     for i, rows, noise, x_tau, tau, f in _outputs(denoiser, asked):
         z, r = x[rows], math.exp(2 * levels[i].item())
         off = {kind: denoiser.noise_from(kind, f, x_tau, tau) - noise for kind in PREDICTIONS}
@@ -205,7 +243,9 @@ def _errors_and_bounds(
             values[i, rows] = _mean_square(off[kind])
         known = reference.variance * reference.coordinates(noise) - r**0.5 * reference.offset(z)
         linear[i, rows] = _mean_square(known / (reference.variance + r))
-        parts = torch.stack([f[:, : z.shape[1]], x_tau, torch.ones_like(z), off[denoiser.predicts]]).flatten(1)
+        parts = torch.stack(
+            [f[:, : z.shape[1]], x_tau, torch.ones_like(z), off[denoiser.predicts]]
+        ).flatten(1)
         products[i] += (parts.double() @ parts.double().T).cpu()
     size = products.diagonal(dim1=1, dim2=2).clamp_min(1e-300).sqrt()
     unit = products / (size[:, :, None] * size[:, None]) + 1e-10 * torch.eye(4)
@@ -214,10 +254,17 @@ def _errors_and_bounds(
 
 
 def _few(asked: Asked) -> Asked:
-    """As many rows as comparisons of descriptions need: the first ones, several times where there are too few."""
+    """As many rows as comparisons of descriptions need: the first ones, several times where there
+    are too few.
+    """
     x, seen, levels, batch_size = asked
     rows = torch.arange(max(OTHERS, ENTRIES // x[0].numel())) % len(x)
-    return x[rows], tuple(part[rows] for part in seen), levels, max(batch_size, AT_ONCE // x[0].numel())
+    return (
+        x[rows],
+        tuple(part[rows] for part in seen),
+        levels,
+        max(batch_size, AT_ONCE // x[0].numel()),
+    )
 
 
 @dataclass(frozen=True)
@@ -237,7 +284,9 @@ class _Times:
     curvature: Tensor
 
 
-def _fit_of_times(denoiser: Any, asked: Asked, bits: Tensor, scale: float = 1.0, shift: float = 0.0) -> _Times:
+def _fit_of_times(
+    denoiser: Any, asked: Asked, bits: Tensor, scale: float = 1.0, shift: float = 0.0
+) -> _Times:
     """The monotone curve of times in log(σ/α) that fits the network best, and what it gains.
 
     Each half of the rows judges the curve that the other half has chosen.
@@ -264,7 +313,9 @@ def _fit_of_times(denoiser: Any, asked: Asked, bits: Tensor, scale: float = 1.0,
 
 
 def _later(denoiser: Any, offset: float) -> Callable[[Tensor], Tensor]:
-    """The network's time at log(σ/α) + ``offset``, for the time of its path at log(σ/α), within the path's range."""
+    """The network's time at log(σ/α) + ``offset``, for the time of its path at log(σ/α), within the
+    path's range.
+    """
     path = denoiser.noises
     low, high = sorted(path.range)
 
@@ -276,7 +327,9 @@ def _later(denoiser: Any, offset: float) -> Callable[[Tensor], Tensor]:
 
 
 def _monotone(costs: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
-    """The numbers of the offsets of least total cost, one a level, with which level + offset never falls."""
+    """The numbers of the offsets of least total cost, one a level, with which level + offset never
+    falls.
+    """
     asked = levels + offsets[:, None]
     total, before = costs[:, 0], []
     for i in range(1, len(levels)):
@@ -291,7 +344,9 @@ def _monotone(costs: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
 
 
 def _lowest(costs: Tensor, offsets: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-    """Offset and curvature at the lowest point of the parabola through the ``best`` cost and those next to it."""
+    """Offset and curvature at the lowest point of the parabola through the ``best`` cost and those
+    next to it.
+    """
     middle, columns = best.clamp(1, len(offsets) - 2), torch.arange(len(best))
     at = torch.stack([offsets[middle + i] for i in (-1, 0, 1)])
     value = torch.stack([costs[middle + i, columns] for i in (-1, 0, 1)])
@@ -299,13 +354,17 @@ def _lowest(costs: Tensor, offsets: Tensor, best: Tensor) -> tuple[Tensor, Tenso
     curvature = (slopes[1] - slopes[0]) / (at[2] - at[0])
     lowest = 0.5 * (at[0] + at[1]) - 0.5 * slopes[0] / curvature
     is_inside = (curvature > 0) & (best == middle) & lowest.isfinite()
-    lowest = torch.where(is_inside, torch.minimum(torch.maximum(lowest, at[0]), at[2]), offsets[best])
+    lowest = torch.where(
+        is_inside, torch.minimum(torch.maximum(lowest, at[0]), at[2]), offsets[best]
+    )
     return lowest, torch.where(is_inside, curvature, 0.0)
 
 
 @dataclass(frozen=True)
 class _Other:
-    """Another description in words, with its network, scaling and shift of x, and the bits/dim that it gains."""
+    """Another description in words, with its network, scaling and shift of x, and the bits/dim that
+    it gains.
+    """
 
     words: str
     denoiser: Any
@@ -321,7 +380,11 @@ def _others(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> Iterator[
     for sigma_data in _values_of_sigma_data(denoiser, asked, bits, std):
         yield _Other(f"sigma_data={sigma_data:g}", denoiser.preconditioned(sigma_data))
     a, b, mean = (v.item() for v in (x.min(), x.max(), x.mean()))
-    scalings = {"[−1, 1]": ((b - a) / 2 or 1, (a + b) / 2), "[0, 1]": (b - a or 1, a), "deviation 1": (std, mean)}
+    scalings = {
+        "[−1, 1]": ((b - a) / 2 or 1, (a + b) / 2),
+        "[0, 1]": (b - a or 1, a),
+        "deviation 1": (std, mean),
+    }
     for name, (size, centre) in scalings.items():
         yield _Other(f"data of {name}", denoiser, 1 / size, -centre / size)
     for words, other, time in denoiser.noises.others():
@@ -336,7 +399,9 @@ def _schedules(denoiser: Any, fit: _Times) -> Iterator[_Other]:
         count = round(path.range[1]) + 1
         steps = denoiser.asked_at(path.time(fit.asked))
         for words, other in nearest(steps, fit.levels, fit.curvature, count):
-            yield _Other(f"path={{'alphas_bar': …}} of {words}", denoiser.asking(_time_of(other, path)))
+            yield _Other(
+                f"path={{'alphas_bar': …}} of {words}", denoiser.asking(_time_of(other, path))
+            )
 
 
 def _time_of(other: Path, path: Path) -> Callable[[Tensor], Tensor]:
@@ -345,7 +410,9 @@ def _time_of(other: Path, path: Path) -> Callable[[Tensor], Tensor]:
 
 
 def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float) -> list[float]:
-    """Usual values of EDM's ``sigma_data``, and the one that fits the network best; none of a network without it."""
+    """Usual values of EDM's ``sigma_data``, and the one that fits the network best; none of a
+    network without it.
+    """
     if denoiser.sigma_data is None:
         return []
 
@@ -354,28 +421,43 @@ def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float)
         return (bits * error.mean(1))[-NOISE_LEVELS:].sum().item()
 
     centre = math.log(denoiser.sigma_data)
-    found = minimize_scalar(cost, bounds=(centre - WIDEST, centre + WIDEST), method="bounded", options={"xatol": 0.005})
+    found = minimize_scalar(
+        cost, bounds=(centre - WIDEST, centre + WIDEST), method="bounded", options={"xatol": 0.005}
+    )
     best = float(f"{math.exp(found.x):.3g}")
-    return [value for value in (0.5, 1.0, float(f"{std:.3g}"), best) if value != denoiser.sigma_data]
+    return [
+        value for value in (0.5, 1.0, float(f"{std:.3g}"), best) if value != denoiser.sigma_data
+    ]
 
 
-def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> tuple[tuple[_Other, float] | None, int]:
-    """The best of other descriptions with what its network gains at other times, and how many were tried.
+def _best(
+    denoiser: Any, asked: Asked, bits: Tensor, fit: _Times
+) -> tuple[tuple[_Other, float] | None, int]:
+    """The best of other descriptions with what its network gains at other times, and how many were
+    tried.
 
-    ``bits`` are those of a unit of error at each level. At the least noise paths differ too much to be compared, so
-    only other predictions count there. Where the best one can still gain, the schedules near to that are tried, too.
+    ``bits`` are those of a unit of error at each level. At the least noise paths differ too much to
+    be compared, so only other predictions count there. Where the best one can still gain, the
+    schedules near to that are tried, too.
     """
     errors = _errors(denoiser, asked, PREDICTIONS)
     given = errors.pop(denoiser.predicts)
     found = [
-        _Other(f"predicts={kind!r}", denoiser.predicting(kind), gain=(bits * (given - error).mean(1)).sum().item())
+        _Other(
+            f"predicts={kind!r}",
+            denoiser.predicting(kind),
+            gain=(bits * (given - error).mean(1)).sum().item(),
+        )
         for kind, error in errors.items()
     ]
 
     def compare(others: Iterable[_Other]) -> None:
         for other in others:
-            with suppress(IndexError, RuntimeError, ValueError):  # networks may not accept such a call
-                gain = bits * (given - _error(other.denoiser, asked, other.scale, other.shift)).mean(1)
+            # networks may not accept such a call
+            with suppress(IndexError, RuntimeError, ValueError):
+                gain = bits * (
+                    given - _error(other.denoiser, asked, other.scale, other.shift)
+                ).mean(1)
                 found.append(replace(other, gain=gain[-NOISE_LEVELS:].sum().item()))
 
     def left_by(other: _Other) -> _Times:
@@ -388,7 +470,9 @@ def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> tuple[tuple
     left = left_by(best)
     if left.gain >= FITTED and best.scale == 1:
         also = "" if best.denoiser.predicts == denoiser.predicts else f"{best.words} and "
-        compare(replace(other, words=also + other.words) for other in _schedules(best.denoiser, left))
+        compare(
+            replace(other, words=also + other.words) for other in _schedules(best.denoiser, left)
+        )
         better = _first_of_best(found)
         if better is not None and better.gain > best.gain:
             best, left = better, left_by(better)
@@ -398,14 +482,25 @@ def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> tuple[tuple
 def _first_of_best(others: list[_Other]) -> _Other | None:
     """The first description that gains as much as the best one; None if none gains."""
     highest = max((other.gain for other in others if math.isfinite(other.gain)), default=0.0)
-    return next((other for other in others if highest > 0 and other.gain >= highest - SAME_GAIN), None)
+    return next(
+        (other for other in others if highest > 0 and other.gain >= highest - SAME_GAIN), None
+    )
 
 
 def _verdict(
-    levels: Tensor, lost: Tensor, ratio: Tensor, by_times: float, best: tuple[_Other, float] | None, tried: int
+    levels: Tensor,
+    lost: Tensor,
+    ratio: Tensor,
+    by_times: float,
+    best: tuple[_Other, float] | None,
+    tried: int,
 ) -> tuple[str, bool]:
     """A sentence that follows from the rows, and whether something is wrong."""
-    total, on_clock, where = lost.sum().item(), lost[-NOISE_LEVELS:].sum().item(), lost >= 0.5 * lost.max()
+    total, on_clock, where = (
+        lost.sum().item(),
+        lost[-NOISE_LEVELS:].sum().item(),
+        lost >= 0.5 * lost.max(),
+    )
     is_fitted = by_times >= FITTED  # at other times the network is better
     if total < TRIED and not is_fitted and ratio.max() < WEAK:
         return "nothing looks wrong", False
@@ -415,9 +510,14 @@ def _verdict(
         text += f", where its error is up to {worst:.2g} times that of the best linear predictor"
     words, gain, left = (best[0].words, best[0].gain, best[1]) if best else ("", 0.0, 0.0)
     rest = max(on_clock, by_times) - gain
-    explains = gain >= max(FITTED, EXPLAINED * total, by_times - FITTED) and left < max(FITTED, LEFT * gain)
+    explains = gain >= max(FITTED, EXPLAINED * total, by_times - FITTED) and left < max(
+        FITTED, LEFT * gain
+    )
     if explains and rest <= max(TRIED, min(REST * on_clock, max(LOST, OF_MUCH * on_clock))):
-        return f"{words} fits the network better, by {gain:.2g} bits/dim: as described it {text}", True
+        return (
+            f"{words} fits the network better, by {gain:.2g} bits/dim: as described it {text}",
+            True,
+        )
     if gain >= TRIED:
         text += f"; the best of {tried} other descriptions, {words}, loses {gain:.2g} bits/dim less"
     elif tried:
@@ -425,7 +525,10 @@ def _verdict(
     if is_fitted:
         text += f"; asked at other times it loses {by_times:.2g} bits/dim less"
     if is_fitted and by_times >= EXPLAINED * total:
-        return f"the network {text}: path is not that of its training, or it was trained too little", True
+        return (
+            f"the network {text}: path is not that of its training, or it was trained too little",
+            True,
+        )
     if total < LOST and not is_fitted:
         return f"the description looks right, but the network {text}", False
     return (

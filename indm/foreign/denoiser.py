@@ -1,8 +1,8 @@
 r"""Networks trained elsewhere as INDMs with the identity flow.
 
-A network f(x_τ, τ) with a path x_τ = α(τ) x_0 + σ(τ) n gives E[n|x_τ] at each noise level log(σ/α). That is all that
-a score needs, and the linear SDE is free: at time t of ours the network is asked at the τ with the same noise level,
-for x_τ = (α(τ)/α_t) z_t.
+A network f(x_τ, τ) with a path x_τ = α(τ) x_0 + σ(τ) n gives E[n|x_τ] at each noise level log(σ/α).
+That is all that a score needs, and the linear SDE is free: at time t of ours the network is asked
+at the τ with the same noise level, for x_τ = (α(τ)/α_t) z_t.
 """
 
 import copy
@@ -26,32 +26,50 @@ from indm.ode import rademacher
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import LogLinearSDE
-from indm.tensors import Batch, PerSample, check_shape, double, evaluation_mode, expand_like, randn_like
+from indm.tensors import (
+    Batch,
+    PerSample,
+    check_shape,
+    double,
+    evaluation_mode,
+    expand_like,
+    randn_like,
+)
 
 TIMES_OF_SIGMA: Mapping[str, Callable[[Tensor], Tensor]] = {
     "log": lambda sigma: 0.25 * sigma.log(),
     "atan": lambda sigma: (2 / math.pi) * sigma.atan(),
 }
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
-MOST_NOISE_GAIN, USUAL_GAIN = 1e3, 10.0  # error of the noise for one of the velocity: refused from here, and harmless
+# error of the noise for one of the velocity: refused from here, and harmless
+MOST_NOISE_GAIN, USUAL_GAIN = 1e3, 10.0
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 WHOLE = "the network takes no fractions of a step, so it is asked at the two steps around each: steps='whole'"
-OF_EMBEDDINGS = (IndexError, RuntimeError, TypeError)  # what a network of whole steps raises at another
-ASKED = ("between", "whole")  # steps k at which a network of a table of steps can be asked: fractions, or whole ones
-MOST_ROUNDING = 0.03  # deviation of a rounding in units of the noise, which costs 4.5e-4 nats a dimension
-ROUNDED_NUMBERS, NEAR = 1024, 0.01  # numbers at which it is measured, at log(σ/α) this near to the least
-MOST_TIMES = 2.0**20  # ratio to the least noise up to which a noise is sought that bears the rounding
-STEP_VARIANCES = ("large", "small", "learned")  # variances of a K-step model's steps: β_k, the posterior's, or between
+# what a network of whole steps raises at another
+OF_EMBEDDINGS = (IndexError, RuntimeError, TypeError)
+# steps k at which a network of a table of steps can be asked: fractions, or whole ones
+ASKED = ("between", "whole")
+# deviation of a rounding in units of the noise, which costs 4.5e-4 nats a dimension
+MOST_ROUNDING = 0.03
+# numbers at which it is measured, at log(σ/α) this near to the least
+ROUNDED_NUMBERS, NEAR = 1024, 0.01
+# ratio to the least noise up to which a noise is sought that bears the rounding
+MOST_TIMES = 2.0**20
+# variances of a K-step model's steps: β_k, the posterior's, or between
+STEP_VARIANCES = ("large", "small", "learned")
 
 
 def check_word(name: str, value: str, known: Collection[str]) -> None:
     """ValueError where ``value`` of an argument is not among the words ``known``."""
     if value not in known:
-        raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}")
+        raise ValueError(
+            f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}"
+        )
 
 
 class Denoiser(nn.Module):
-    """A network of another library, called as one of this package: forward(y, level) of :mod:`indm.nets`.
+    """A network of another library, called as one of this package: forward(y, level) of
+    :mod:`indm.nets`.
 
     Args:
         factory: the network, or ``"package.module:function"``, which makes it.
@@ -77,8 +95,14 @@ class Denoiser(nn.Module):
         check_word("steps", steps or ASKED[0], ASKED)
         self.noises, self.given_path, self.steps = path_of(path), path, steps
         self.least = self.level_at(self.noises.range[0])  # log(σ/α) at which likelihoods begin
-        self.asked_at: Callable[[Tensor], Tensor] = torch.clone  # the network's own time for τ, see :meth:`asking`
-        require(steps != "whole" or self.noises.is_table, "steps", steps, "'between', as the path has no steps")
+        # the network's own time for τ, see :meth:`asking`
+        self.asked_at: Callable[[Tensor], Tensor] = torch.clone
+        require(
+            steps != "whole" or self.noises.is_table,
+            "steps",
+            steps,
+            "'between', as the path has no steps",
+        )
         self.made_by = factory if isinstance(factory, str) else None
         self.network = find("net", factory)(**(options or {})) if self.made_by else factory
         require(callable(self.network), "network", self.network, "callable as network(x, τ)")
@@ -113,7 +137,10 @@ class Denoiser(nn.Module):
         """The path as a file can hold it; ValueError where it is an object."""
         path = self.given_path
         if isinstance(path, Mapping):
-            return {name: torch.as_tensor(numbers, dtype=torch.float64).tolist() for name, numbers in path.items()}
+            return {
+                name: torch.as_tensor(numbers, dtype=torch.float64).tolist()
+                for name, numbers in path.items()
+            }
         if not isinstance(path, str):
             raise ValueError("this model cannot be saved, because its path was given as an object")
         return path
@@ -133,7 +160,9 @@ class Denoiser(nn.Module):
         return self.noises.level(torch.tensor([tau], dtype=torch.float64)).item()
 
     def asking(self, time: Callable[[Tensor], Tensor], path: Path | None = None) -> "Denoiser":
-        """The same network, asked at time(τ) where this one is asked at τ, on ``path`` if there is one."""
+        """The same network, asked at time(τ) where this one is asked at τ, on ``path`` if there is
+        one.
+        """
         other = copy.copy(self)
         other.asked_at = time
         other.noises = self.noises if path is None else path
@@ -158,7 +187,9 @@ class Denoiser(nn.Module):
         return other
 
     def forward(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
-        """n̂ minus the noise that a standard normal latent would have, for y = x_τ/√(α² + σ²) and level = log(σ/α)."""
+        """n̂ minus the noise that a standard normal latent would have, for y = x_τ/√(α² + σ²) and
+        level = log(σ/α).
+        """
         return self.noise(y, level, c) - expand_like((2 * level).sigmoid().sqrt(), y) * y
 
     def noise(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
@@ -170,29 +201,41 @@ class Denoiser(nn.Module):
         """n̂ where the output ``f`` at x_τ is a prediction of that kind."""
         slopes = self.noises.slopes(tau) if predicts == "velocity" else ()
         values = (self.noises.alpha(tau), self.noises.sigma(tau), *slopes)
-        return PREDICTIONS[predicts](f[:, : x.shape[1]], x, tuple(expand_like(v.to(x), x) for v in values))
+        return PREDICTIONS[predicts](
+            f[:, : x.shape[1]], x, tuple(expand_like(v.to(x), x) for v in values)
+        )
 
-    def output(self, y: Batch, level: PerSample, c: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """x_τ, τ, and what the network says there, as it is: twice the channels where it has learned variances."""
+    def output(
+        self, y: Batch, level: PerSample, c: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """x_τ, τ, and what the network says there, as it is: twice the channels where it has
+        learned variances.
+        """
         x, tau, f = self._called(y, level, c)
         if not isinstance(f, Tensor):
             hint = "a function can take it out: lambda x, tau: network(x, tau).sample"
             raise ValueError(f"network must return a tensor, got {type(f).__name__}; {hint}")
         if f.shape not in (x.shape, (len(x), 2 * x.shape[1], *x.shape[2:])):
-            raise ValueError(f"network must return {tuple(x.shape)}, or twice the channels, got {tuple(f.shape)}")
+            raise ValueError(
+                f"network must return {tuple(x.shape)}, or twice the channels, got {tuple(f.shape)}"
+            )
         if not f.is_floating_point():
             raise ValueError(f"network must return real floats, such as {y.dtype}, got {f.dtype}")
         if not bool((finite := f.isfinite().flatten(1).all(1)).all()):
             ordinary = y.flatten(1).abs().amax(1) < LARGE  # at others it may overflow
             for row in (~finite & ordinary).nonzero()[:1]:
-                raise ValueError(f"network must be finite, got NaN or infinity at σ/α {level[row].exp().item():.3g}")
+                raise ValueError(
+                    f"network must be finite, got NaN or infinity at σ/α {level[row].exp().item():.3g}"
+                )
         if self.predicts == "data":
             self._check_rounding(y, level, c)
         return x, tau, f.to(y.dtype)
 
     @torch.no_grad()
     def _check_rounding(self, y: Batch, level: PerSample, c: Tensor | None) -> None:
-        """ValueError where the rounding of a prediction of data is too large for the least noise, which divides it."""
+        """ValueError where the rounding of a prediction of data is too large for the least noise,
+        which divides it.
+        """
         rows = (level <= self.least + NEAR).nonzero()[:, 0]
         if not len(rows):
             return
@@ -215,15 +258,17 @@ class Denoiser(nn.Module):
     def _rounding(self, y: Batch, level: PerSample, c: Tensor | None, times: float) -> float:
         """Deviation of what second differences over ``times`` σ and an eighth of it have in common.
 
-        That of a smooth output falls with the square of the width. Steps of a rounding do not, or with its root where
-        they are wider, as they are met in proportion to the width.
+        That of a smooth output falls with the square of the width. Steps of a rounding do not, or
+        with its root where they are wider, as they are met in proportion to the width.
         """
         generator = torch.Generator(y.device).manual_seed(0)
         sigma = expand_like((2 * double(level)).sigmoid().sqrt().to(y), y)
         y, side = y + sigma * randn_like(y, generator), rademacher(y, 1, generator)[:, 0]
         middle, found = self._called(y, level, c)[2].to(y), []
         for width in (times, times / 8):
-            above, below = (self._called(y + sign * width * sigma * side, level, c)[2].to(y) for sign in (1, -1))
+            above, below = (
+                self._called(y + sign * width * sigma * side, level, c)[2].to(y) for sign in (1, -1)
+            )
             second = (above + below - 2 * middle)[:, : y.shape[1]]
             found.append((second.square().mean() * times / (6 * width)).sqrt().item())
         return min(found)
@@ -241,17 +286,20 @@ class Denoiser(nn.Module):
         return x, tau, f
 
     def find_steps(self, x: Batch, c: Tensor | None = None) -> None:
-        """Ask once, at one row, whether a network of a table of steps takes fractions of a step, if nobody has said so.
+        """Ask once, at one row, whether a network of a table of steps takes fractions of a step, if
+        nobody has said so.
 
-        What takes whole steps alone, such as ``nn.Embedding``, refuses the float each time and takes the integer. All
-        other errors say nothing of the steps: the call that meets them raises them.
+        What takes whole steps alone, such as ``nn.Embedding``, refuses the float each time and
+        takes the integer. All other errors say nothing of the steps: the call that meets them
+        raises them.
         """
         if self.steps is not None or not self.noises.is_table:
             return
         fraction = x.new_full((len(x),), 0.5)
         refused = isinstance(self._error(x, fraction, c), OF_EMBEDDINGS)
         takes_whole = refused and self._error(x, fraction.long(), c) is None
-        if takes_whole and isinstance(self._error(x, fraction, c), OF_EMBEDDINGS):  # not for a moment only
+        # not for a moment only
+        if takes_whole and isinstance(self._error(x, fraction, c), OF_EMBEDDINGS):
             self.steps = "whole"
             warnings.warn(WHOLE, RuntimeWarning, stacklevel=3)
 
@@ -266,7 +314,8 @@ class Denoiser(nn.Module):
         return None
 
     def _asked(self, x: Batch, tau: Tensor, c: Tensor | None) -> Any:
-        return self.network(x.clone(), tau, *(() if c is None else (c.clone(),)))  # it may change its arguments
+        # it may change its arguments
+        return self.network(x.clone(), tau, *(() if c is None else (c.clone(),)))
 
 
 def from_denoiser(
@@ -286,39 +335,46 @@ def from_denoiser(
 ) -> INDM:
     """A diffusion or flow-matching model trained elsewhere as an INDM, whose flow is the identity.
 
-    The likelihood is N(0, prior_std² I), the path's own start, pulled back by the probability flow. Grey levels, where
-    ``scaling`` has them, get no noise (see :class:`indm.GreyLevels`).
+    The likelihood is N(0, prior_std² I), the path's own start, pulled back by the probability flow.
+    Grey levels, where ``scaling`` has them, get no noise (see :class:`indm.GreyLevels`).
 
     Args:
-        network: network(x, τ) or, with a condition, network(x, τ, c): x (B, *shape), τ (B,) in the path's own units.
-            Twice the channels mean a learned variance. A module is used in evaluation mode, on its device and in its
-            precision. For what a function calls do that yourself, and leave gradients on.
+        network: network(x, τ) or, with a condition, network(x, τ, c): x (B, *shape), τ (B,) in the
+            path's own units. Twice the channels mean a learned variance. A module is used in
+            evaluation mode, on its device and in its precision. For what a function calls do that
+            yourself, and leave gradients on.
         predicts: "noise", "data", "v" = α n − σ x_0, "score", or "velocity" = dx_τ/dτ.
-        path: "edm" (σ from 0.002 to 80), "linear" (flow matching with noise at τ = 1), "linear-reversed" (data at 1),
-            "trigonometric", "trigonometric-reversed", ``{"sigmas": (low, high)}``, ``{"betas": …}`` or
-            ``{"alphas_bar": …}`` of K steps (τ = 0 … K − 1), or an object with ``alpha(τ)``, ``sigma(τ)`` and
-            ``range``, from the least noise to the start of sampling.
+        path: "edm" (σ from 0.002 to 80), "linear" (flow matching with noise at τ = 1),
+            "linear-reversed" (data at 1), "trigonometric", "trigonometric-reversed",
+            ``{"sigmas": (low, high)}``, ``{"betas": …}`` or ``{"alphas_bar": …}`` of K steps (τ = 0
+            … K − 1), or an object with ``alpha(τ)``, ``sigma(τ)`` and ``range``, from the least
+            noise to the start of sampling.
         shape: event shape.
-        scaling: how raw data become the network's x; ``Scaling.between(-1, 1)`` for images of 256 levels in [−1, 1].
-            By default data are x.
-        condition: what c is. The network gets what it shows networks: of :class:`indm.Classes` one number for each
-            class, 1 for this one, all 0 where it is hidden.
+        scaling: how raw data become the network's x; ``Scaling.between(-1, 1)`` for images of 256
+            levels in [−1, 1]. By default data are x.
+        condition: what c is. The network gets what it shows networks: of :class:`indm.Classes` one
+            number for each class, 1 for this one, all 0 where it is hidden.
         dequantization: the noise of grey levels that the network was trained with; by default none.
-        eps: τ at which likelihoods begin; by default where the path has least noise. Each gives a bound of log P of
-            grey levels, the best where the network has learned best. A network that predicts data in half precision
-            needs more noise: σ/α divides its rounding, and less than some 30 times that is refused where it is asked.
-        variance: "large", "small" or "learned", of the steps of a K-step model, see :func:`indm.discrete_nelbo`.
-        steps: "whole" for a network of a table of steps that takes whole k alone, such as one with ``nn.Embedding``:
-            it is asked at the two k around a fraction, in int64, and its output is linear between them. "between" asks
-            at fractions. By default the network is asked once, at one row: if it refuses a float and takes an integer,
-            it is asked at whole steps, with a warning. Say "whole" of a function that works on another device alone.
-        factory: in place of ``network`` ``"package.module:function"``, so that the model can be saved, and read again
-            inside :func:`indm.trust`. A module that keeps its arguments as attributes can be saved, too.
+        eps: τ at which likelihoods begin; by default where the path has least noise. Each gives a
+            bound of log P of grey levels, the best where the network has learned best. A network
+            that predicts data in half precision needs more noise: σ/α divides its rounding, and
+            less than some 30 times that is refused where it is asked.
+        variance: "large", "small" or "learned", of the steps of a K-step model, see
+            :func:`indm.discrete_nelbo`.
+        steps: "whole" for a network of a table of steps that takes whole k alone, such as one with
+            ``nn.Embedding``: it is asked at the two k around a fraction, in int64, and its output
+            is linear between them. "between" asks at fractions. By default the network is asked
+            once, at one row: if it refuses a float and takes an integer, it is asked at whole
+            steps, with a warning. Say "whole" of a function that works on another device alone.
+        factory: in place of ``network`` ``"package.module:function"``, so that the model can be
+            saved, and read again inside :func:`indm.trust`. A module that keeps its arguments as
+            attributes can be saved, too.
         options: arguments of the factory.
 
     Raises:
-        ValueError: an unknown word, "whole" steps of a continuous path, a path that is not monotone, ``eps`` outside
-            of it or where a velocity does not determine the noise, or a module in half precision.
+        ValueError: an unknown word, "whole" steps of a continuous path, a path that is not
+            monotone, ``eps`` outside of it or where a velocity does not determine the noise, or a
+            module in half precision.
 
     Example: the velocity of N(0, I), E[n − x_0|x], in flow matching.
 
@@ -333,9 +389,13 @@ def from_denoiser(
     """
     if (network is None) == (factory is None):
         raise ValueError("network or factory must be given, and not both")
-    denoiser = Denoiser(network if factory is None else factory, predicts, path, options, variance, steps)
+    denoiser = Denoiser(
+        network if factory is None else factory, predicts, path, options, variance, steps
+    )
     noises = denoiser.noises
-    scaling, condition, dequantization = copy.deepcopy((scaling or Scaling(), condition, dequantization))
+    scaling, condition, dequantization = copy.deepcopy(
+        (scaling or Scaling(), condition, dequantization)
+    )
     check_call(denoiser.network, "network", "x", "τ", *(() if condition is None else ("c",)))
     if dequantization is None and scaling.levels is not None:
         dequantization = GreyLevels()
@@ -349,7 +409,9 @@ def from_denoiser(
     model = INDM(Identity(), ScoreModel(denoiser, sde), scaling, shape, dequantization, condition)
     weight = next(denoiser.parameters(), model.scaling.scale)
     if weight.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"network must be in float32 or float64, got {weight.dtype}; network.float() makes it so")
+        raise ValueError(
+            f"network must be in float32 or float64, got {weight.dtype}; network.float() makes it so"
+        )
     model.to(weight.device, weight.dtype)
     x, c = model.scaling.scale.new_zeros(1, *shape), None
     if condition is not None:
@@ -361,10 +423,16 @@ def from_denoiser(
 
 
 def sde_of(path: Path, eps: float) -> LogLinearSDE:
-    """The SDE with the path's clock from ``eps`` on, and the prior of its start; ValueError for ``eps`` outside of
-    it."""
+    """The SDE with the path's clock from ``eps`` on, and the prior of its start; ValueError for
+    ``eps`` outside of it.
+    """
     first, last = path.range
-    require(first <= eps < last or last < eps <= first, "eps", eps, f"a τ from {first:g} to {last:g}, the path's own")
+    require(
+        first <= eps < last or last < eps <= first,
+        "eps",
+        eps,
+        f"a τ from {first:g} to {last:g}, the path's own",
+    )
     ends = torch.tensor([eps, last], dtype=torch.float64)
     at_eps, at_end = (-2 * path.level(ends)).tolist()
     at_zero = at_end + (at_eps - at_end) / (1 - SDE_EPS)
@@ -373,14 +441,25 @@ def sde_of(path: Path, eps: float) -> LogLinearSDE:
 
 
 def check_velocity(path: Path, eps: float) -> None:
-    """ValueError where a velocity says nothing of the noise at ``eps``, such as where α and σ both stand still."""
+    """ValueError where a velocity says nothing of the noise at ``eps``, such as where α and σ both
+    stand still.
+    """
     tau = torch.linspace(eps, path.range[1], PATH_POINTS, dtype=torch.float64)
-    (alpha, sigma), (alpha_slope, sigma_slope) = (path.alpha(tau), path.sigma(tau)), path.slopes(tau)
+    (alpha, sigma), (alpha_slope, sigma_slope) = (
+        (path.alpha(tau), path.sigma(tau)),
+        path.slopes(tau),
+    )
     gain = alpha / (alpha * sigma_slope - sigma * alpha_slope).abs()
     if not bool(gain[0] < MOST_NOISE_GAIN):
         later = tau[gain < USUAL_GAIN][:1].tolist()
-        advice = f"a τ nearer to the noise, such as {later[0]:.4g}" if later else "one where log(σ/α) changes with τ"
-        raise ValueError(f"eps must be {advice}: at {eps:g} a velocity does not say what the noise is")
+        advice = (
+            f"a τ nearer to the noise, such as {later[0]:.4g}"
+            if later
+            else "one where log(σ/α) changes with τ"
+        )
+        raise ValueError(
+            f"eps must be {advice}: at {eps:g} a velocity does not say what the noise is"
+        )
 
 
 class Preconditioned(nn.Module):
@@ -391,7 +470,8 @@ class Preconditioned(nn.Module):
         sigma_data: deviation of the data for which it was trained.
         noise: how F gets σ: "log" for ¼ log σ, "atan" for (2/π) arctan σ.
 
-    Source: Karras et al. 2022, "Elucidating the Design Space", table 1, https://arxiv.org/abs/2206.00364.
+    Source: Karras et al. 2022, "Elucidating the Design Space", table 1,
+    https://arxiv.org/abs/2206.00364.
 
     Example: F = 0 is the best guess at data of deviation ``sigma_data`` and no other structure.
 

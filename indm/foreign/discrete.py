@@ -12,7 +12,16 @@ from indm.gaussian import GaussianReference
 from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
 from indm.protocols import Model
 from indm.score import context_of, unguided
-from indm.tensors import Batch, PerSample, check_units, double, event_size, expand_like, randn_like, strata
+from indm.tensors import (
+    Batch,
+    PerSample,
+    check_units,
+    double,
+    event_size,
+    expand_like,
+    randn_like,
+    strata,
+)
 
 SAME = 1e-9  # difference of log(σ/α) up to which two levels are one step: they are rounded
 
@@ -33,18 +42,19 @@ def discrete_nelbo(
     .. math:: -\log P \le E_q\Big[KL(q(x_{K-1}|x_0) \| \pi) + \sum_{k \ge 1} KL(q(x_{k-1}|x_k, x_0) \| p_\theta)
               - \log P(x|x_{k=0})\Big]
 
-    The network is asked at whole k alone. It is the bound of samples drawn in all K steps. With the variance β_k the
-    excess over −log p of an exact network is small, and with the posterior's it can be half a nat a dimension.
+    The network is asked at whole k alone. It is the bound of samples drawn in all K steps. With the
+    variance β_k the excess over −log p of an exact network is small, and with the posterior's it
+    can be half a nat a dimension.
 
     Args:
         model: what :func:`indm.from_denoiser` made with a table of steps.
         x: data in model units.
         c: the condition, of a model that has one.
         times: steps drawn for each sample, one in each of that many strata.
-        variance: of p(x_{k−1}|x_k): "large" β_k, "small" as in q(x_{k−1}|x_k, x_0), or "learned", for networks that
-            give it; by default what the model was made with.
-        reference: a Gaussian law of the data, see :func:`indm.likelihood.latent_reference`: steps are then drawn as
-            often as they count under it, and the draw has less noise.
+        variance: of p(x_{k−1}|x_k): "large" β_k, "small" as in q(x_{k−1}|x_k, x_0), or "learned",
+            for networks that give it; by default what the model was made with.
+        reference: a Gaussian law of the data, see :func:`indm.likelihood.latent_reference`: steps
+            are then drawn as often as they count under it, and the draw has less noise.
         log_q: as in :func:`indm.nelbo`.
         generator: feeds k and the noise.
 
@@ -54,8 +64,9 @@ def discrete_nelbo(
     Raises:
         ValueError: the model has no steps, or no learned variance.
 
-    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", eq. 5, https://arxiv.org/abs/2006.11239; Nichol
-    & Dhariwal 2021, "Improved DDPM", eq. 15, https://arxiv.org/abs/2102.09672.
+    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", eq. 5,
+    https://arxiv.org/abs/2006.11239; Nichol & Dhariwal 2021, "Improved DDPM", eq. 15,
+    https://arxiv.org/abs/2102.09672.
 
     Example: data N(0, I) and their exact network.
 
@@ -78,7 +89,8 @@ def discrete_nelbo(
     sde, variance = model.score.sde, denoiser.variance if variance is None else variance
     check_word("variance", variance, STEP_VARIANCES)
     whole, start = denoiser.noises.whole_levels(), 0.5 * sde.clock_span()[0]
-    # The first step leads to ε, which may lie between two k. The network is asked where a step begins, at whole k.
+    # The first step leads to ε, which may lie between two k. The network is asked where a step
+    # begins, at whole k.
     levels = nn.functional.pad(whole[whole > start + SAME], (1, 0), value=start).to(x.device)
     draws = _drawn_steps(_shares(levels, x, reference), len(x), times, generator)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
@@ -99,7 +111,9 @@ def discrete_nelbo(
 
 
 def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Tensor:
-    """Probability of each step k ≥ 1, (K − 1,): by its part of the bound under ``reference``, a tenth by its length."""
+    """Probability of each step k ≥ 1, (K − 1,): by its part of the bound under ``reference``, a
+    tenth by its length.
+    """
     law = GaussianReference.standard(x[:1]) if reference is None else reference
     variance, r = double(law.variance), (2 * levels[1:, None]).exp()
     clock = 2 * levels.diff()
@@ -110,7 +124,9 @@ def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Te
 def _drawn_steps(
     shares: Tensor, n: int, times: int, generator: torch.Generator | None
 ) -> list[tuple[Tensor, PerSample]]:
-    """``times`` draws of n steps k ≥ 1 and their shares; each sample has one step in each of ``times`` strata."""
+    """``times`` draws of n steps k ≥ 1 and their shares; each sample has one step in each of
+    ``times`` strata.
+    """
     ends = shares.cumsum(0) / shares.sum()
     u = strata(n * times, generator=generator, device=shares.device).to(ends).sort().values
     parts = [part[torch.randperm(n, generator=generator, device=u.device)] for part in u.split(n)]
@@ -119,11 +135,18 @@ def _drawn_steps(
 
 
 def divergence_of_step(
-    denoiser: Denoiser, x: Batch, before: PerSample, level: PerSample, noise: Batch, variance: str, *c: Tensor
+    denoiser: Denoiser,
+    x: Batch,
+    before: PerSample,
+    level: PerSample,
+    noise: Batch,
+    variance: str,
+    *c: Tensor,
 ) -> PerSample:
     """KL(q(x_{k−1}|x_k, x_0) ‖ p_θ(x_{k−1}|x_k)), nats, (B,), at x_k = α_k x + σ_k noise.
 
-    ``before`` and ``level`` are log(σ/α) of the steps k − 1 and k, (B,); ``variance`` names the variance of p_θ.
+    ``before`` and ``level`` are log(σ/α) of the steps k − 1 and k, (B,); ``variance`` names the
+    variance of p_θ.
     """
     alpha2, sigma2 = (-2 * level).sigmoid(), (2 * level).sigmoid()
     ratio = alpha2 / (-2 * before).sigmoid()  # 1 − β_k
@@ -145,6 +168,8 @@ def _log_variance(given: Tensor, large: Tensor, small: Tensor, variance: str) ->
         return large
     if variance == "small":
         return small
-    require(given.shape[1] > 0, "variance", variance, "'large' or 'small', as the network gives none")
+    require(
+        given.shape[1] > 0, "variance", variance, "'large' or 'small', as the network gives none"
+    )
     share = 0.5 * (given + 1)
     return share * large + (1 - share) * small

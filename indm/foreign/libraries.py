@@ -1,4 +1,6 @@
-"""Models of other diffusion and flow-matching libraries as INDMs: each library's own objects say what the path is."""
+"""Models of other diffusion and flow-matching libraries as INDMs: each library's own objects say
+what the path is.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -16,7 +18,8 @@ from indm.names import find, name_of
 from indm.scaling import Scaling
 
 OF_DIFFUSERS = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
-# How each scheduler of diffusers is read; docs/foreign.md has this table in words. All others are refused by name.
+# How each scheduler of diffusers is read; docs/foreign.md has this table in words. All others are
+# refused by name.
 SCHEDULERS = {
     "steps": (
         "CogVideoXDDIM", "CogVideoXDPM", "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel",
@@ -45,7 +48,9 @@ VARIANCE_TYPES = {
 
 
 class Called(nn.Module):
-    """A network of another library as network(x, τ) or network(x, τ, c), which is ``call(network, x, τ, *c)``."""
+    """A network of another library as network(x, τ) or network(x, τ, c), which is
+    ``call(network, x, τ, *c)``.
+    """
 
     def __init__(self, network: Any, call: Callable[..., Tensor]):
         super().__init__()
@@ -59,8 +64,10 @@ class OfDiffusers(Preconditioned):
     """A network of diffusers as network(x, τ) or, with classes, network(x, τ, c).
 
     Args:
-        unet: the network, or a table of its ``name``, as :func:`indm.names.find` takes it, and its config.
-        labels: how many classes c has; the embedding after them, if there is one, stands for a hidden class.
+        unet: the network, or a table of its ``name``, as :func:`indm.names.find` takes it, and its
+            config.
+        labels: how many classes c has; the embedding after them, if there is one, stands for a
+            hidden class.
         times: timesteps in one unit of τ.
         sigma_data: of EDM's preconditioning, with which the network predicts data.
         sign: of the network's output there, −1 where it predicts v.
@@ -82,19 +89,31 @@ class OfDiffusers(Preconditioned):
         self.table = dict(unet) if isinstance(unet, Mapping) else {}
         options = {key: value for key, value in self.table.items() if key != "name"}
         self.network = find("net", self.table["name"])(**options) if self.table else unet
-        self.labels, self.times, self.sigma_data, self.sign, self.noise = labels, times, sigma_data, sign, noise
+        self.labels, self.times, self.sigma_data, self.sign, self.noise = (
+            labels,
+            times,
+            sigma_data,
+            sign,
+            noise,
+        )
 
     @property
     def unet(self) -> dict[str, Any]:
         """The table of which the network can be made anew."""
         if self.table:
             return self.table
-        config = {key: value for key, value in self.network.config.items() if not key.startswith("_")}
+        config = {
+            key: value for key, value in self.network.config.items() if not key.startswith("_")
+        }
         return {"name": name_of("net", type(self.network)), **config}
 
     def output(self, x: Tensor, time: Tensor, *c: Tensor) -> Tensor:
         """The output of the network, F of EDM's preconditioning."""
-        labels = {"class_labels": _numbers(c[0], self.labels, self.network.config.num_class_embeds)} if c else {}
+        labels = (
+            {"class_labels": _numbers(c[0], self.labels, self.network.config.num_class_embeds)}
+            if c
+            else {}
+        )
         found = self.network(x, time, **labels)
         return self.sign * (found if isinstance(found, Tensor) else found[0])
 
@@ -113,23 +132,27 @@ def from_diffusers(
     condition: Condition | None = None,
     eps: float | None = None,
 ) -> INDM:
-    """A network of diffusers, with the scheduler that it was trained with, as an INDM. See :func:`indm.from_denoiser`.
+    """A network of diffusers, with the scheduler that it was trained with, as an INDM. See
+    :func:`indm.from_denoiser`.
 
     Args:
         unet: network(x, timestep) of pixels, such as ``pipeline.unet`` of a ``DDPMPipeline``.
-        scheduler: one of the table in docs/foreign.md, by name, or any object with ``alphas_cumprod``.
-            ``clip_sample`` and ``shift`` play no part in the likelihood.
-        shape: event shape; by default (in_channels, sample_size, sample_size) of the network's config.
-        scaling: how raw data become the network's x; by default grey levels 0 to 255 of images lie in [−1, 1], and
-            other data are x.
-        condition: :class:`indm.Classes`, of a network with ``num_class_embeds``. Where that has one more than there
-            are classes, the last one stands for a hidden class.
+        scheduler: one of the table in docs/foreign.md, by name, or any object with
+            ``alphas_cumprod``. ``clip_sample`` and ``shift`` play no part in the likelihood.
+        shape: event shape; by default (in_channels, sample_size, sample_size) of the network's
+            config.
+        scaling: how raw data become the network's x; by default grey levels 0 to 255 of images lie
+            in [−1, 1], and other data are x.
+        condition: :class:`indm.Classes`, of a network with ``num_class_embeds``. Where that has one
+            more than there are classes, the last one stands for a hidden class.
         eps: τ at which likelihoods begin: the step k, σ of EDM, or σ in [0, 1] of flow matching.
 
     Raises:
-        ValueError: another scheduler or setting, a network that sees a text, or classes that do not fit the network.
+        ValueError: another scheduler or setting, a network that sees a text, or classes that do not
+            fit the network.
 
-    The latent networks of Stable Diffusion give log p of latents at most: their VAE has no exact decoder.
+    The latent networks of Stable Diffusion give log p of latents at most: their VAE has no exact
+    decoder.
 
     Example: v = 0 is exact for data N(0, I). The scheduler is one of diffusers.
 
@@ -142,7 +165,9 @@ def from_diffusers(
         True
     """
     if "encoder_hidden_states" in inspect.signature(getattr(unet, "forward", unet)).parameters:
-        raise ValueError(f"unet must be a network of pixels without a text, got {type(unet).__name__}")
+        raise ValueError(
+            f"unet must be a network of pixels without a text, got {type(unet).__name__}"
+        )
     known, call = _read(scheduler)
     _check_classes(getattr(getattr(unet, "config", None), "num_class_embeds", None), condition)
     call["labels"] = len(condition.labels) if isinstance(condition, Classes) else 0
@@ -159,7 +184,8 @@ def _read(scheduler: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     predicts = str(config.get("prediction_type"))
     path: Any
     if kind == "flow" or (config.get("use_flow_sigmas") and predicts == "flow_prediction"):
-        # With inverted sigmas the network's time is 0 at the noise, and its velocity leads to the data.
+        # With inverted sigmas the network's time is 0 at the noise, and its velocity leads to the
+        # data.
         path = "linear-reversed" if config.get("invert_sigmas") else "linear"
         return {"predicts": "velocity", "path": path}, {"times": config["num_train_timesteps"]}
     if config.get("use_flow_sigmas"):
@@ -171,16 +197,25 @@ def _read(scheduler: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         path = {"sigmas": (config["sigma_min"], config["sigma_max"])}
         sign = -1.0 if predicts == "v_prediction" else 1.0
         noise = "log" if kind == "edm" else "atan"
-        return {"predicts": "data", "path": path}, {"sigma_data": config["sigma_data"], "sign": sign, "noise": noise}
+        return {"predicts": "data", "path": path}, {
+            "sigma_data": config["sigma_data"],
+            "sign": sign,
+            "noise": noise,
+        }
     check_word("prediction_type", predicts, OF_DIFFUSERS)
     bar = scheduler.alphas_cumprod.clone()
     if config.get("rescale_betas_zero_snr"):
         bar[-1] = 0.0  # some schedulers have a small number there, above the step before
     if config.get("timestep_type") == "continuous" and predicts == "v_prediction":
-        # The network gets x/√(σ² + 1) and ¼ log σ and gives v: EDM's preconditioning with σ_data = 1.
+        # The network gets x/√(σ² + 1) and ¼ log σ and gives v: EDM's preconditioning with σ_data =
+        # 1.
         ends = ((1 - bar[bar > 0]) / bar[bar > 0]).sqrt()[[0, -1]].tolist()
         given = (config.get("sigma_min"), config.get("sigma_max"))
-        path = {"sigmas": tuple(end if value is None else value for value, end in zip(given, ends, strict=True))}
+        path = {
+            "sigmas": tuple(
+                end if value is None else value for value, end in zip(given, ends, strict=True)
+            )
+        }
         return {"predicts": "data", "path": path}, {"sigma_data": 1.0, "sign": -1.0}
     variance = config.get("variance_type") or "fixed_large"
     check_word("variance_type", variance, VARIANCE_TYPES)
@@ -192,7 +227,9 @@ def _read(scheduler: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _kind_of(scheduler: Any) -> str:
-    """The key of :data:`SCHEDULERS` for a scheduler, of which it may be a subclass; ValueError where there is none."""
+    """The key of :data:`SCHEDULERS` for a scheduler, of which it may be a subclass; ValueError
+    where there is none.
+    """
     parents = [parent.__name__.removesuffix("Scheduler") for parent in type(scheduler).__mro__]
     kinds = {name: kind for kind, names in SCHEDULERS.items() for name in names}
     for name in parents:
@@ -201,22 +238,32 @@ def _kind_of(scheduler: Any) -> str:
     if "SchedulerMixin" not in parents and hasattr(scheduler, "alphas_cumprod"):
         return "steps"
     is_distilled = not set(CONSISTENCY).isdisjoint(parents)
-    why = "its networks give the end of a path, and no mean of the noise" if is_distilled else "use from_denoiser"
-    raise ValueError(f"scheduler must be one of the table in docs/foreign.md, got {type(scheduler).__name__}: {why}")
+    why = (
+        "its networks give the end of a path, and no mean of the noise"
+        if is_distilled
+        else "use from_denoiser"
+    )
+    raise ValueError(
+        f"scheduler must be one of the table in docs/foreign.md, got {type(scheduler).__name__}: {why}"
+    )
 
 
-def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, eps: float | None = None) -> INDM:
+def from_denoising_diffusion(
+    diffusion: Any, *, scaling: Scaling | None = None, eps: float | None = None
+) -> INDM:
     """A model of denoising-diffusion-pytorch as an INDM. See :func:`indm.from_denoiser`.
 
     Args:
-        diffusion: a ``GaussianDiffusion``, a ``LearnedGaussianDiffusion`` or an ``ElucidatedDiffusion``. One that was
-            trained with self-conditioning is asked without it.
-        scaling: how raw data become the network's x; by default grey levels 0 to 255 lie in [−1, 1], as the library
-            takes [0, 1] there.
+        diffusion: a ``GaussianDiffusion``, a ``LearnedGaussianDiffusion`` or an
+            ``ElucidatedDiffusion``. One that was trained with self-conditioning is asked without
+            it.
+        scaling: how raw data become the network's x; by default grey levels 0 to 255 lie in [−1,
+            1], as the library takes [0, 1] there.
         eps: τ at which likelihoods begin: the step k, or σ of an ``ElucidatedDiffusion``.
 
     Raises:
-        ValueError: another class, offset noise (which is not white), or ``auto_normalize=False`` without a scaling.
+        ValueError: another class, offset noise (which is not white), or ``auto_normalize=False``
+            without a scaling.
 
     Example: v = 0 is exact for data N(0, I).
 
@@ -231,38 +278,58 @@ def from_denoising_diffusion(diffusion: Any, *, scaling: Scaling | None = None, 
         >>> torch.allclose(model.log_prob(x), expected, atol=1e-3)
         True
     """
-    from denoising_diffusion_pytorch import ElucidatedDiffusion, GaussianDiffusion, LearnedGaussianDiffusion
+    from denoising_diffusion_pytorch import (
+        ElucidatedDiffusion,
+        GaussianDiffusion,
+        LearnedGaussianDiffusion,
+    )
 
     if isinstance(diffusion, ElucidatedDiffusion):
         sides, network = (diffusion.image_size, diffusion.image_size), diffusion
         call: Any = lambda diffusion, x, sigma: diffusion.preconditioned_network_forward(x, sigma)  # noqa: E731
-        known: dict[str, Any] = {"predicts": "data", "path": {"sigmas": (diffusion.sigma_min, diffusion.sigma_max)}}
+        known: dict[str, Any] = {
+            "predicts": "data",
+            "path": {"sigmas": (diffusion.sigma_min, diffusion.sigma_max)},
+        }
     elif isinstance(diffusion, GaussianDiffusion):
         if diffusion.offset_noise_strength:
-            raise ValueError(f"offset_noise_strength must be 0, got {diffusion.offset_noise_strength}: it is not white")
+            raise ValueError(
+                f"offset_noise_strength must be 0, got {diffusion.offset_noise_strength}: it is not white"
+            )
         sides, network, call = diffusion.image_size, diffusion.model, nn.Module.__call__
-        learned = isinstance(diffusion, LearnedGaussianDiffusion)  # it predicts noise, whatever it was asked for
-        known = {"predicts": OF_DENOISING_DIFFUSION["pred_noise" if learned else diffusion.objective]}
+        # it predicts noise, whatever it was asked for
+        learned = isinstance(diffusion, LearnedGaussianDiffusion)
+        known = {
+            "predicts": OF_DENOISING_DIFFUSION["pred_noise" if learned else diffusion.objective]
+        }
         known |= {"path": {"betas": diffusion.betas}, "variance": "learned" if learned else "small"}
         if scaling is None and diffusion.normalize(torch.zeros(())) != -1:
-            raise ValueError("scaling must be given where auto_normalize is False, such as Scaling.between(-1, 1)")
+            raise ValueError(
+                "scaling must be given where auto_normalize is False, such as Scaling.between(-1, 1)"
+            )
     else:
         kinds = "a GaussianDiffusion, a LearnedGaussianDiffusion or an ElucidatedDiffusion"
-        raise ValueError(f"diffusion must be {kinds}, got {type(diffusion).__name__}; use from_denoiser for others")
+        raise ValueError(
+            f"diffusion must be {kinds}, got {type(diffusion).__name__}; use from_denoiser for others"
+        )
     return _indm(Called(network, call), (diffusion.channels, *sides), scaling, eps=eps, **known)
 
 
-def from_torchcfm(network: Any, *, shape: tuple[int, ...], sigma: float = 0.0, **options: Any) -> INDM:
+def from_torchcfm(
+    network: Any, *, shape: tuple[int, ...], sigma: float = 0.0, **options: Any
+) -> INDM:
     """A velocity that was trained with torchcfm as an INDM. See :func:`indm.from_denoiser`.
 
     Args:
-        network: network(t, x) or, with classes, network(t, x, y), as ``UNetModelWrapper``; or network of [x, t] in one
-            tensor, as ``MLP(time_varying=True)``, also inside a ``torch_wrapper``.
+        network: network(t, x) or, with classes, network(t, x, y), as ``UNetModelWrapper``; or
+            network of [x, t] in one tensor, as ``MLP(time_varying=True)``, also inside a
+            ``torch_wrapper``.
         shape: event shape.
-        sigma: of the ``ConditionalFlowMatcher``: x_t = t x_1 + (1 − t) x_0 + σ e. One by optimal transport couples
-            noise and data: its ODE holds, and nothing that needs E[n|x], see docs/foreign.md.
-        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``eps`` (1 is at the data), and ``condition``:
-            :class:`indm.Classes`, of a network with ``num_classes``.
+        sigma: of the ``ConditionalFlowMatcher``: x_t = t x_1 + (1 − t) x_0 + σ e. One by optimal
+            transport couples noise and data: its ODE holds, and nothing that needs E[n|x], see
+            docs/foreign.md.
+        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``eps`` (1 is at the data), and
+            ``condition``: :class:`indm.Classes`, of a network with ``num_classes``.
 
     Raises:
         ValueError: classes that do not fit the network.
@@ -289,20 +356,27 @@ def from_torchcfm(network: Any, *, shape: tuple[int, ...], sigma: float = 0.0, *
         return network(torch.cat([x, t[:, None]], 1)) if together else network(t, x, *numbers)
 
     noisy = SimpleNamespace(
-        alpha=lambda t: t, sigma=lambda t: ((1 - t) ** 2 + sigma**2).sqrt(), range=(1.0, PATH_ENDS), prior_std=1.0
+        alpha=lambda t: t,
+        sigma=lambda t: ((1 - t) ** 2 + sigma**2).sqrt(),
+        range=(1.0, PATH_ENDS),
+        prior_std=1.0,
     )
     path = noisy if sigma else "linear-reversed"
     return _indm(Called(network, call), shape, predicts="velocity", path=path, **options)
 
 
-def from_flow_matching(model: Any, *, shape: tuple[int, ...], path: Any = "linear-reversed", **options: Any) -> INDM:
+def from_flow_matching(
+    model: Any, *, shape: tuple[int, ...], path: Any = "linear-reversed", **options: Any
+) -> INDM:
     """A velocity that was trained with flow_matching as an INDM. See :func:`indm.from_denoiser`.
 
     Args:
         model: model(x=x, t=t), such as a ``ModelWrapper``; with a condition model(x=x, t=t, c=c).
         shape: event shape.
-        path: the ``AffineProbPath`` of its training, or its scheduler; by default ``CondOTProbPath()``.
-        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 1 is at the data.
+        path: the ``AffineProbPath`` of its training, or its scheduler; by default
+            ``CondOTProbPath()``.
+        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 1
+            is at the data.
 
     Example: the velocity of N(0, I), E[x_1 − x_0|x].
 
@@ -316,7 +390,9 @@ def from_flow_matching(model: Any, *, shape: tuple[int, ...], path: Any = "linea
     scheduler = getattr(path, "scheduler", path)
     if callable(scheduler):
         path = SimpleNamespace(
-            alpha=lambda t: scheduler(t).alpha_t, sigma=lambda t: scheduler(t).sigma_t, range=(1 - PATH_ENDS, PATH_ENDS)
+            alpha=lambda t: scheduler(t).alpha_t,
+            sigma=lambda t: scheduler(t).sigma_t,
+            range=(1 - PATH_ENDS, PATH_ENDS),
         )
 
     def call(model: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
@@ -329,10 +405,11 @@ def from_azula(denoiser: Any, *, shape: tuple[int, ...], **options: Any) -> INDM
     """A denoiser of azula as an INDM. See :func:`indm.from_denoiser`.
 
     Args:
-        denoiser: one with a ``schedule``, called as denoiser(x_t, t), whose result has a ``mean``; with a condition
-            denoiser(x_t, t, c=c).
+        denoiser: one with a ``schedule``, called as denoiser(x_t, t), whose result has a ``mean``;
+            with a condition denoiser(x_t, t, c=c).
         shape: event shape.
-        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 0 is at the data.
+        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 0
+            is at the data.
 
     Example: E[x_0|x] of N(0, I).
 
@@ -348,7 +425,9 @@ def from_azula(denoiser: Any, *, shape: tuple[int, ...], **options: Any) -> INDM
         True
     """
     schedule = denoiser.schedule
-    path = SimpleNamespace(alpha=lambda t: schedule(t)[0], sigma=lambda t: schedule(t)[1], range=(0.0, 1.0))
+    path = SimpleNamespace(
+        alpha=lambda t: schedule(t)[0], sigma=lambda t: schedule(t)[1], range=(0.0, 1.0)
+    )
 
     def call(denoiser: Any, x: Tensor, t: Tensor, *c: Tensor) -> Tensor:
         return (denoiser(x, t, c=c[0]) if c else denoiser(x, t)).mean
@@ -356,7 +435,9 @@ def from_azula(denoiser: Any, *, shape: tuple[int, ...], **options: Any) -> INDM
     return _indm(Called(denoiser, call), shape, predicts="data", path=path, **options)
 
 
-def _indm(network: nn.Module, shape: tuple[int, ...], scaling: Scaling | None = None, **options: Any) -> INDM:
+def _indm(
+    network: nn.Module, shape: tuple[int, ...], scaling: Scaling | None = None, **options: Any
+) -> INDM:
     """The model of a network; by default 256 grey levels of images lie in [−1, 1]."""
     if scaling is None and len(shape) == 3:
         scaling = Scaling.between(-1, 1)
@@ -367,15 +448,23 @@ def _check_classes(count: int | None, condition: Condition | None) -> None:
     """ValueError where a condition does not fit a network with ``count`` embeddings of classes."""
     labels = condition.labels if isinstance(condition, Classes) else ()
     if (condition is not None or count is not None) and not 0 < len(labels) <= (count or 0):
-        wanted = f"Classes with at most {count} labels" if count else "None, as the network has no classes"
+        wanted = (
+            f"Classes with at most {count} labels"
+            if count
+            else "None, as the network has no classes"
+        )
         raise ValueError(f"condition must be {wanted}, got {type(condition).__name__}")
 
 
 def _numbers(seen: Tensor, labels: int, count: Any) -> Tensor:
-    """The numbers of classes among ``count`` embeddings, from what :class:`Classes` of so many ``labels`` shows."""
+    """The numbers of classes among ``count`` embeddings, from what :class:`Classes` of so many
+    ``labels`` shows.
+    """
     hidden = seen.sum(1) == 0
     if labels < count:
         return torch.where(hidden, labels, seen.argmax(1))
     if bool(hidden.any()):
-        raise ValueError(f"c must be a class for each sample, as none of the network's {count} is for a hidden one")
+        raise ValueError(
+            f"c must be a class for each sample, as none of the network's {count} is for a hidden one"
+        )
     return seen.argmax(1)

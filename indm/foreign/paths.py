@@ -1,4 +1,6 @@
-r"""Paths x_τ = α(τ) x_0 + σ(τ) n by which networks trained elsewhere noise data, in their own units of τ."""
+r"""Paths x_τ = α(τ) x_0 + σ(τ) n by which networks trained elsewhere noise data, in their own units
+of τ.
+"""
 
 import math
 import warnings
@@ -16,26 +18,31 @@ Times = Tensor  # τ in float64, (B,)
 PATH_ENDS = 1e-4  # distance from the ends of a path on [0, 1] that has no noise, or no data, there
 PATH_POINTS = 257  # at which a path is checked
 HALVINGS = 60  # halvings of an interval, to find τ: below float64's rounding
-NEWTON = 6  # steps of Newton's method from a line, which reach the rounding of float64 on the usual schedules
+# steps of Newton's method from a line, which reach the rounding of float64 on the usual schedules
+NEWTON = 6
 ROUNDED_INDEX = 1e-4  # error of a whole k, at most: log(σ/α) was rounded to float32
 MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which the data cannot be told from zero
-Coefficients = tuple[Tensor, ...]  # α and σ, for a velocity also dα/dτ and dσ/dτ, which broadcast against x
+# α and σ, for a velocity also dα/dτ and dσ/dτ, which broadcast against x
+Coefficients = tuple[Tensor, ...]
 # What a network of each kind says of the noise: n̂ from its output f and x_τ.
 PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
     "noise": lambda f, x, _: f,
     "data": lambda f, x, p: (x - p[0] * f) / p[1],
     "v": lambda f, x, p: (p[1] * x + p[0] * f) / (p[0] ** 2 + p[1] ** 2),  # v = α n − σ x_0
     "score": lambda f, x, p: -p[1] * f,
-    "velocity": lambda f, x, p: (p[0] * f - p[2] * x) / (p[0] * p[3] - p[2] * p[1]),  # u = α′ x_0 + σ′ n
+    # u = α′ x_0 + σ′ n
+    "velocity": lambda f, x, p: (p[0] * f - p[2] * x) / (p[0] * p[3] - p[2] * p[1]),
 }
 
 
 class Path(ABC):
-    """x_τ = α(τ) x_0 + σ(τ) n for τ between ``range[0]``, of the least noise, and ``range[1]``, where sampling starts.
+    """x_τ = α(τ) x_0 + σ(τ) n for τ between ``range[0]``, of the least noise, and ``range[1]``,
+    where sampling starts.
 
     Attributes:
         range: both ends, in either order.
-        prior_std: deviation of the normal law from which sampling starts, in units of x at ``range[1]``.
+        prior_std: deviation of the normal law from which sampling starts, in units of x at
+            ``range[1]``.
         is_table: whether it is known at whole steps alone.
     """
 
@@ -57,7 +64,8 @@ class Path(ABC):
 
     def time(self, level: Tensor) -> Times:
         """The inverse of :meth:`level`, by bisection."""
-        low, high = (torch.full_like(level, end) for end in self.range)  # the ends of the least and of the most noise
+        # the ends of the least and of the most noise
+        low, high = (torch.full_like(level, end) for end in self.range)
         for _ in range(HALVINGS):
             middle = 0.5 * (low + high)
             above = self.level(middle) > level
@@ -73,14 +81,24 @@ class Path(ABC):
         return alpha, sigma
 
     def others(self) -> Iterator[tuple[str, "Path", Any]]:
-        """Other descriptions that may be meant: words, a path, and the network's second argument for τ."""
-        yield from ((f"path={name!r}", path, torch.clone) for name, path in NAMED.items() if 0 < path.range[0] < 1)
+        """Other descriptions that may be meant: words, a path, and the network's second argument
+        for τ.
+        """
+        yield from (
+            (f"path={name!r}", path, torch.clone)
+            for name, path in NAMED.items()
+            if 0 < path.range[0] < 1
+        )
         yield "τ counted from the other end", self, lambda tau: sum(self.range) - tau
         yield "1000 τ as the network's time", self, lambda tau: 1000 * tau
 
     def whole_levels(self) -> Tensor:
-        """log(σ/α) of each of the path's steps, (K,), the least noise first; ValueError of a continuous one."""
-        raise ValueError("path must be a table of steps, {'betas': …} or {'alphas_bar': …}, for a bound of its steps")
+        """log(σ/α) of each of the path's steps, (K,), the least noise first; ValueError of a
+        continuous one.
+        """
+        raise ValueError(
+            "path must be a table of steps, {'betas': …} or {'alphas_bar': …}, for a bound of its steps"
+        )
 
 
 class Sigmas(Path):
@@ -101,13 +119,19 @@ class Sigmas(Path):
 
     def others(self) -> Iterator[tuple[str, "Path", Any]]:
         yield "¼ log σ as the network's time", self, lambda sigma: 0.25 * sigma.log()
-        yield "σ as the network's time, without ¼ log", self, lambda sigma: (4 * sigma).exp().clamp_max(1e38)
+        yield (
+            "σ as the network's time, without ¼ log",
+            self,
+            lambda sigma: (4 * sigma).exp().clamp_max(1e38),
+        )
 
 
 class Steps(Path):
-    """K steps with α² = ᾱ_k and σ² = 1 − ᾱ_k; τ = k = 0 … K − 1, and between them log(σ/α) by monotone cubics.
+    """K steps with α² = ᾱ_k and σ² = 1 − ᾱ_k; τ = k = 0 … K − 1, and between them log(σ/α) by
+    monotone cubics.
 
-    Steps at the end with ᾱ = 0 (zero terminal SNR) or nearly so are cut off, as log(σ/α) is infinite there.
+    Steps at the end with ᾱ = 0 (zero terminal SNR) or nearly so are cut off, as log(σ/α) is
+    infinite there.
     """
 
     is_table, prior_std = True, 1.0
@@ -123,7 +147,9 @@ class Steps(Path):
             )
         if kept < len(table):
             words = f"the last {len(table) - kept} of {len(table)} steps has no signal (zero terminal SNR)"
-            warnings.warn(f"{words}: the path ends at step {kept - 1}", RuntimeWarning, stacklevel=2)
+            warnings.warn(
+                f"{words}: the path ends at step {kept - 1}", RuntimeWarning, stacklevel=2
+            )
         self.levels = levels[:kept]
         self.range = (0.0, float(kept - 1))
         slopes = PchipInterpolator(range(kept), self.levels.numpy()).derivative()(range(kept))
@@ -167,15 +193,21 @@ class Steps(Path):
         return self.levels
 
 
-def _cubic(low: Tensor, low_rate: Tensor, high: Tensor, high_rate: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-    """Hermite's cubic on [0, 1] with these values and slopes at its ends, at ``s``, and its slope there."""
+def _cubic(
+    low: Tensor, low_rate: Tensor, high: Tensor, high_rate: Tensor, s: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Hermite's cubic on [0, 1] with these values and slopes at its ends, at ``s``, and its slope
+    there.
+    """
     rise = high - low
     a, b = low_rate + high_rate - 2 * rise, 3 * rise - 2 * low_rate - high_rate
     return low + s * (low_rate + s * (b + s * a)), low_rate + s * (2 * b + 3 * s * a)
 
 
 class _OfTheUnitInterval(Path):
-    """A path on [0, 1] with all noise at one end and none at the other: noise at τ = 1, or ``reversed`` at 0."""
+    """A path on [0, 1] with all noise at one end and none at the other: noise at τ = 1, or
+    ``reversed`` at 0.
+    """
 
     def __init__(self, reversed: bool = False):
         self.reversed = reversed
@@ -217,7 +249,9 @@ class Trigonometric(_OfTheUnitInterval):
 
 
 class Given(Path):
-    """The path of an object with ``alpha(τ)``, ``sigma(τ)`` and ``range``, and ``prior_std`` if it is not σ there."""
+    """The path of an object with ``alpha(τ)``, ``sigma(τ)`` and ``range``, and ``prior_std`` if it
+    is not σ there.
+    """
 
     def __init__(self, path: Any):
         self.path = path
@@ -228,7 +262,9 @@ class Given(Path):
             where = f"range[0] = {first:g} to range[1] = {last:g}"
             got = f"{levels[0]:.3g} and {levels[-1]:.3g} there"
             raise ValueError(f"path must have a finite log(σ/α) that rises from {where}, got {got}")
-        self.prior_std = float(getattr(path, "prior_std", self.sigma(torch.tensor(last, dtype=torch.float64))))
+        self.prior_std = float(
+            getattr(path, "prior_std", self.sigma(torch.tensor(last, dtype=torch.float64)))
+        )
 
     def alpha(self, tau: Times) -> Tensor:
         return self.path.alpha(tau) * torch.ones_like(tau)
@@ -246,7 +282,9 @@ NAMED: Mapping[str, Path] = {
 }
 PATH_TABLES: Mapping[str, Any] = {
     "sigmas": lambda ends: Sigmas(*ends),
-    "betas": lambda betas: Steps((1 - torch.as_tensor(betas, dtype=torch.float64, device="cpu")).cumprod(0)),
+    "betas": lambda betas: Steps(
+        (1 - torch.as_tensor(betas, dtype=torch.float64, device="cpu")).cumprod(0)
+    ),
     "alphas_bar": Steps,
 }
 
@@ -267,8 +305,14 @@ def path_of(path: Any) -> Path:
         try:
             return PATH_TABLES[name](numbers)
         except (TypeError, RuntimeError) as error:
-            raise ValueError(f"path {name} must be numbers, got {type(numbers).__name__}: {error}") from error
-    if not isinstance(path, str | Mapping) and all(hasattr(path, name) for name in ("alpha", "sigma", "range")):
+            raise ValueError(
+                f"path {name} must be numbers, got {type(numbers).__name__}: {error}"
+            ) from error
+    if not isinstance(path, str | Mapping) and all(
+        hasattr(path, name) for name in ("alpha", "sigma", "range")
+    ):
         return Given(path)
     hint = did_you_mean(path, NAMED) if isinstance(path, str) else ""
-    raise ValueError(f"path must be one of {words} with alpha, sigma and range, got {path!r:.60}{hint}")
+    raise ValueError(
+        f"path must be one of {words} with alpha, sigma and range, got {path!r:.60}{hint}"
+    )

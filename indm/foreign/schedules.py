@@ -1,10 +1,11 @@
 r"""Schedules of steps by their families: which one has these noise levels at these steps?
 
-A family gives ᾱ_k of K steps from a few parameters. Each can be rescaled to zero terminal SNR: √ᾱ then falls to 0 at
-the last step and keeps its first value.
+A family gives ᾱ_k of K steps from a few parameters. Each can be rescaled to zero terminal SNR: √ᾱ
+then falls to 0 at the last step and keeps its first value.
 
 Source: Lin et al. 2024, "Common Diffusion Noise Schedules and Sample Steps are Flawed",
-https://arxiv.org/abs/2305.08891, for the rescaling; diffusers and denoising-diffusion-pytorch for the families.
+https://arxiv.org/abs/2305.08891, for the rescaling; diffusers and denoising-diffusion-pytorch for
+the families.
 """
 
 import itertools
@@ -27,7 +28,8 @@ DIGITS = 3  # of fitted parameters
 EVALUATIONS = 50  # of a schedule, for a fit
 MOST_USUAL, MOST_FITTED = 6, 2  # schedules that are tried
 FAR = 100.0  # distance from a schedule that does not exist
-USUAL_BETAS = ((1e-4, 0.02), (0.00085, 0.012))  # the default of the libraries, and Stable Diffusion's
+# the default of the libraries, and Stable Diffusion's
+USUAL_BETAS = ((1e-4, 0.02), (0.00085, 0.012))
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,9 @@ def rescaled(alphas_bar: Tensor) -> Tensor:
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
-def levels_of(family: str, count: int, parameters: Sequence[float], zero_snr: bool = False) -> Tensor:
+def levels_of(
+    family: str, count: int, parameters: Sequence[float], zero_snr: bool = False
+) -> Tensor:
     """log(σ/α) of the steps of a family, without those at the end that have no signal."""
     bar = FAMILIES[family].alphas_bar(count, *parameters)
     bar = rescaled(bar) if zero_snr else bar
@@ -131,7 +135,9 @@ def schedule(family: str, count: int, parameters: Sequence[float], zero_snr: boo
 
 
 def words(family: str, parameters: Sequence[float], zero_snr: bool = False) -> str:
-    """A schedule by its name, with the parameters that are not the default, as the user can pass them on."""
+    """A schedule by its name, with the parameters that are not the default, as the user can pass
+    them on.
+    """
     about = FAMILIES[family]
     text = family
     if tuple(parameters) != about.usual[0]:
@@ -140,11 +146,14 @@ def words(family: str, parameters: Sequence[float], zero_snr: bool = False) -> s
     return f"{text}, rescaled to zero terminal SNR" if zero_snr else text
 
 
-Parameters = tuple[str, tuple[float, ...], bool]  # of a schedule: family, numbers, whether it has zero terminal SNR
+# of a schedule: family, numbers, whether it has zero terminal SNR
+Parameters = tuple[str, tuple[float, ...], bool]
 
 
 def usual(count: int) -> Iterator[Parameters]:
-    """The schedules that libraries use: those of 1,000 steps and, for other ``count``, with betas in proportion."""
+    """The schedules that libraries use: those of 1,000 steps and, for other ``count``, with betas
+    in proportion.
+    """
     for name, family in FAMILIES.items():
         sizes = [1.0, 1000 / count] if family.of_betas and count != 1000 else [1.0]
         for parameters, size, zero_snr in itertools.product(family.usual, sizes, (False, True)):
@@ -157,8 +166,11 @@ def schedules(count: int) -> Iterator[tuple[str, Steps]]:
         yield words(family, parameters, zero_snr), schedule(family, count, parameters, zero_snr)
 
 
-def nearest(steps: Tensor, levels: Tensor, weights: Tensor, count: int) -> Iterator[tuple[str, Steps]]:
-    """Schedules by how near they are to log(σ/α) = ``levels`` at ``steps`` k: some usual ones, then some fitted ones.
+def nearest(
+    steps: Tensor, levels: Tensor, weights: Tensor, count: int
+) -> Iterator[tuple[str, Steps]]:
+    """Schedules by how near they are to log(σ/α) = ``levels`` at ``steps`` k: some usual ones, then
+    some fitted ones.
 
     The distance is a sum of squares with ``weights``. Each family is fitted in its parameters.
     """
@@ -177,13 +189,17 @@ def nearest(steps: Tensor, levels: Tensor, weights: Tensor, count: int) -> Itera
 
     adjusted: list[Parameters] = []
     for name, family in FAMILIES.items():
-        for start, zero_snr in itertools.product(family.usual if family.parameters else (), (False, True)):
+        for start, zero_snr in itertools.product(
+            family.usual if family.parameters else (), (False, True)
+        ):
 
             def of_logs(logs: np.ndarray, name=name, zero_snr=zero_snr) -> np.ndarray:
                 return off(name, np.exp(logs), zero_snr)
 
             found = np.exp(least_squares(of_logs, np.log(start), max_nfev=EVALUATIONS).x)
-            adjusted.append((name, tuple(float(f"{value:.{DIGITS}g}") for value in found), zero_snr))
+            adjusted.append(
+                (name, tuple(float(f"{value:.{DIGITS}g}") for value in found), zero_snr)
+            )
     for known, most in ((usual(count), MOST_USUAL), (dict.fromkeys(adjusted), MOST_FITTED)):
         for about in sorted(known, key=distance)[:most]:
             yield words(*about), schedule(about[0], count, *about[1:])

@@ -14,20 +14,27 @@ LONGEST_PERIOD = 32.0
 
 
 class LevelEmbedding(nn.Module):
-    r"""Sinusoidal features of the log noise level :math:`\log(\sigma/\alpha)`, then a two-layer MLP.
+    r"""Sinusoidal features of the log noise level :math:`\log(\sigma/\alpha)`, then a two-layer
+    MLP.
 
-    The periods of the ``frequencies`` go down geometrically from 32, more than twice the range [−8, 6] of the level, to
-    ``shortest``. Shorter periods make the network less smooth in the level, so that its ODE needs more steps.
+    The periods of the ``frequencies`` go down geometrically from 32, more than twice the range [−8,
+    6] of the level, to ``shortest``. Shorter periods make the network less smooth in the level, so
+    that its ODE needs more steps.
 
-    Source: the sinusoidal embedding of Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, of another variable.
+    Source: the sinusoidal embedding of Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, of
+    another variable.
     """
 
     def __init__(self, width: int, frequencies: int = 32, shortest: float = 1.0):
         super().__init__()
         self.width, self.frequencies, self.shortest = width, frequencies, shortest
-        ladder = torch.linspace(math.log(1 / LONGEST_PERIOD), math.log(1 / shortest), frequencies).exp()
+        ladder = torch.linspace(
+            math.log(1 / LONGEST_PERIOD), math.log(1 / shortest), frequencies
+        ).exp()
         self.register_buffer("omega", 2 * math.pi * ladder, persistent=False)
-        self.mlp = nn.Sequential(nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        self.mlp = nn.Sequential(
+            nn.Linear(2 * frequencies, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
 
     def features(self, level: PerSample) -> Float[Tensor, "batch features"]:
         """sin and cos of ω level over all frequencies ω, (B, 2 · frequencies)."""
@@ -39,19 +46,31 @@ class LevelEmbedding(nn.Module):
 
 
 def with_waves(z: Tensor, frequencies: Sequence[float]) -> Tensor:
-    """z (B, C, …) and sin(πkz), cos(πkz) for each of ``frequencies``, (B, C (1 + 2 · frequencies), …)."""
+    """z (B, C, …) and sin(πkz), cos(πkz) for each of ``frequencies``, (B, C (1 + 2 · frequencies),
+    …).
+    """
     angles = [math.pi * k * z for k in frequencies]
     return torch.cat([z, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], 1)
 
 
 class ConditionEmbedding(nn.Module):
-    """A vector made of c (B, *seen_shape) by ``blocks`` residual blocks, added to the level's embedding: 0 at first."""
+    """A vector made of c (B, *seen_shape) by ``blocks`` residual blocks, added to the level's
+    embedding: 0 at first.
+    """
 
-    def __init__(self, seen_shape: tuple[int, ...], width: int, blocks: int = 0, dropout: float = 0.0):
+    def __init__(
+        self, seen_shape: tuple[int, ...], width: int, blocks: int = 0, dropout: float = 0.0
+    ):
         super().__init__()
         residual = [EmbeddingBlock(width, dropout) for _ in range(blocks)]
         norm = [nn.LayerNorm(width)] if blocks else []
-        layers = [nn.Linear(math.prod(seen_shape), width), *residual, *norm, nn.SiLU(), zeroed(nn.Linear(width, width))]
+        layers = [
+            nn.Linear(math.prod(seen_shape), width),
+            *residual,
+            *norm,
+            nn.SiLU(),
+            zeroed(nn.Linear(width, width)),
+        ]
         self.mlp = nn.Sequential(nn.Flatten(), *layers)
 
     def forward(self, c: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch width"]:
@@ -71,10 +90,11 @@ class EmbeddingBlock(nn.Module):
 
 
 class ConditionOfImages(nn.Module):
-    """The input of c to a network of images: a vector joins the level's embedding, an image the first convolution.
+    """The input of c to a network of images: a vector joins the level's embedding, an image the
+    first convolution.
 
-    ``width`` is the size of the embedding; ``channels`` is the number of the convolution's outputs, one place of which
-    is a square of ``patch`` pixels a side (1: a convolution of 3×3).
+    ``width`` is the size of the embedding; ``channels`` is the number of the convolution's outputs,
+    one place of which is a square of ``patch`` pixels a side (1: a convolution of 3×3).
     """
 
     def __init__(self, seen_shape: tuple[int, ...], width: int, channels: int, patch: int = 1):
@@ -82,14 +102,21 @@ class ConditionOfImages(nn.Module):
         self.is_image, self.patch = len(seen_shape) == 3, patch
         if self.is_image:
             kernel, padding = (3, 1) if patch == 1 else (patch, 0)
-            self.layer: nn.Module = zeroed(nn.Conv2d(seen_shape[0], channels, kernel, patch, padding))
+            self.layer: nn.Module = zeroed(
+                nn.Conv2d(seen_shape[0], channels, kernel, patch, padding)
+            )
         else:
             self.layer = ConditionEmbedding(seen_shape, width)
 
     def forward(
-        self, c: Tensor, embedding: Float[Tensor, "batch features"], h: Float[Tensor, "batch channels rows columns"]
+        self,
+        c: Tensor,
+        embedding: Float[Tensor, "batch features"],
+        h: Float[Tensor, "batch channels rows columns"],
     ) -> tuple[Tensor, Tensor]:
-        """The embedding, and the features after the first convolution (which may be padded), with c in them."""
+        """The embedding, and the features after the first convolution (which may be padded), with c
+        in them.
+        """
         if not self.is_image:
             return embedding + self.layer(c), h
         padding = (0, self.patch * h.shape[3] - c.shape[3], 0, self.patch * h.shape[2] - c.shape[2])
@@ -97,12 +124,16 @@ class ConditionOfImages(nn.Module):
 
 
 def seen(network: nn.Module, c: Tensor | None, z: Tensor) -> Tensor | None:
-    """The condition that ``network`` sees: ``c``, or zeros where c is hidden; None without a condition."""
+    """The condition that ``network`` sees: ``c``, or zeros where c is hidden; None without a
+    condition.
+    """
     shape = tuple(network.condition)
     if not shape and c is None:
         return None
     c = z.new_zeros(len(z), *shape) if c is None else c.to(z.dtype)
     if not shape or tuple(c.shape) != (len(z), *shape):
         name, wanted = type(network).__name__, (len(z), *shape)
-        raise ValueError(f"c must have shape {wanted}, as {name} has condition {shape}, got {tuple(c.shape)}")
+        raise ValueError(
+            f"c must have shape {wanted}, as {name} has condition {shape}, got {tuple(c.shape)}"
+        )
     return c

@@ -12,7 +12,9 @@ from indm.tensors import Batch, PerSample, zeroed
 
 
 class MLPBlock(nn.Module):
-    """h ↦ h + W₂ silu((1 + a) · W₁ norm(h) + b), with a and b linear in the level's embedding (FiLM)."""
+    """h ↦ h + W₂ silu((1 + a) · W₁ norm(h) + b), with a and b linear in the level's embedding
+    (FiLM).
+    """
 
     def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
@@ -22,24 +24,31 @@ class MLPBlock(nn.Module):
         self.level = nn.Linear(width, 2 * width)
         self.outer = nn.Linear(width, width)
 
-    def forward(self, h: Float[Tensor, "batch width"], embedding: Float[Tensor, "batch width"]) -> Tensor:
+    def forward(
+        self, h: Float[Tensor, "batch width"], embedding: Float[Tensor, "batch width"]
+    ) -> Tensor:
         scale, shift = self.level(embedding).chunk(2, dim=1)
-        return h + self.outer(self.dropout(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h))))))
+        return h + self.outer(
+            self.dropout(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h)))))
+        )
 
 
 class MLP(nn.Module):
-    """Residual MLP (z, level) → an output of z's shape; it flattens the event, and starts at zero output.
+    """Residual MLP (z, level) → an output of z's shape; it flattens the event, and starts at zero
+    output.
 
     Args:
         shape: the event shape, any number of axes.
         width: hidden width, also of the noise level's embedding.
         depth: number of residual blocks.
-        fourier: the first layer also sees sin(ωz) and cos(ωz) of every entry for ω = 2ᵏπ/2, k < ``fourier``, as a
-            plain MLP is slow to learn sharp edges.
-        condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none. It
-            is in the embedding and, beside z, in the first layer.
-        condition_blocks: of the embedding of a condition, see :class:`indm.nets.embedding.ConditionEmbedding`; None for
-            a condition in the first layer alone.
+        fourier: the first layer also sees sin(ωz) and cos(ωz) of every entry for ω = 2ᵏπ/2, k <
+            ``fourier``, as a plain MLP is slow to learn sharp edges.
+        condition: shape of what it sees of a condition,
+            :attr:`indm.conditions.Condition.seen_shape`; () for none. It is in the embedding and,
+            beside z, in the first layer.
+        condition_blocks: of the embedding of a condition, see
+            :class:`indm.nets.embedding.ConditionEmbedding`; None for a condition in the first layer
+            alone.
         dropout: share of the hidden units of blocks that are dropped in training.
 
     Example: it starts at zero, for events of any shape.
@@ -76,17 +85,23 @@ class MLP(nn.Module):
         self.condition, self.takes_condition = tuple(condition), bool(condition)
         if self.condition:
             if condition_blocks is not None:
-                self.condition_embedding = ConditionEmbedding(self.condition, width, condition_blocks, dropout)
+                self.condition_embedding = ConditionEmbedding(
+                    self.condition, width, condition_blocks, dropout
+                )
             self.condition_input = nn.Linear(math.prod(self.condition), width, bias=False)
 
     def features(self, z: Batch) -> Float[Tensor, "batch features"]:
-        """The entries of z, then their sines and cosines at every frequency: (B, d (1 + 2 · fourier))."""
+        """The entries of z, then their sines and cosines at every frequency: (B, d (1 + 2 ·
+        fourier)).
+        """
         z = z.flatten(1)
         phase = (z[:, None] * self.omega[:, None]).flatten(1)
         return torch.cat((z, phase.sin(), phase.cos()), dim=1)
 
     def forward(self, z: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
-        """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and conditions ``c``."""
+        """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and
+        conditions ``c``.
+        """
         embedding, h = self.embedding(level), self.input(self.features(z))
         if (c := seen(self, c, z)) is not None:
             h = h + self.condition_input(c.flatten(1))
@@ -98,9 +113,11 @@ class MLP(nn.Module):
 
 
 class Zero(nn.Module):
-    """(z, level) → 0: with :class:`~indm.score.ScoreModel` the exact score of latents distributed as N(0, I).
+    """(z, level) → 0: with :class:`~indm.score.ScoreModel` the exact score of latents distributed
+    as N(0, I).
 
-    It makes an INDM a plain normalizing flow, whose NELBO is −log N(h(x); 0, I) − log|det ∂h/∂x|, but for ε and T.
+    It makes an INDM a plain normalizing flow, whose NELBO is −log N(h(x); 0, I) − log|det ∂h/∂x|,
+    but for ε and T.
 
     Example: behind it the bound of a model is the likelihood of its flow, here of z = 2x.
 

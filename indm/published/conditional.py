@@ -3,12 +3,12 @@ r"""The conditional residual flow: a residual flow for each value of a global co
 .. math:: \log p(x) \ge E_{u \sim q(u|x)}\big[\log p_z(h_u(x)) + \log|\det \partial h_u/\partial x|\big]
           - \mathrm{KL}\big(q(u|x)\,\|\,p(u)\big)
 
-The code is the latent of a variational autoencoder around the flow: what all pixels have in common. q(u|x) is a
-Gaussian from a small residual network; p(u) is a coupling flow of N(0, I).
+The code is the latent of a variational autoencoder around the flow: what all pixels have in common.
+q(u|x) is a Gaussian from a small residual network; p(u) is a coupling flow of N(0, I).
 
-Sources: Ma et al. 2020, "Decoupling Global and Local Representations via Invertible Generative Flows",
-https://arxiv.org/abs/2004.11820 (code, encoder, prior); Kim et al. 2022 (the residual blocks, and the two together),
-https://arxiv.org/abs/2205.13699.
+Sources: Ma et al. 2020, "Decoupling Global and Local Representations via Invertible Generative
+Flows", https://arxiv.org/abs/2004.11820 (code, encoder, prior); Kim et al. 2022 (the residual
+blocks, and the two together), https://arxiv.org/abs/2205.13699.
 """
 
 import copy
@@ -26,7 +26,15 @@ from indm import tensors
 from indm.checks import check_counts, require
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
-from indm.flows.residual import ActivationName, Norm, ResidualBlock, Weights, check_block, checked_norm, residual_chain
+from indm.flows.residual import (
+    ActivationName,
+    Norm,
+    ResidualBlock,
+    Weights,
+    check_block,
+    checked_norm,
+    residual_chain,
+)
 from indm.tensors import Batch, PerSample, full_precision, zeroed
 
 Codes = Float[Tensor, "batch code"]
@@ -39,10 +47,12 @@ ENCODER_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ConditionalBlock(ResidualBlock):
-    """A residual block for each code, which :meth:`at` gives: the middle map acts on its input + A u + a.
+    """A residual block for each code, which :meth:`at` gives: the middle map acts on its input + A
+    u + a.
 
-    x ↦ x + W₃ φ W₂ (φ W₁ (φ) x + A u + a). The middle map is 1×1, so a constant at its input is one at its output: u
-    changes the bias W₂(A u + a) + b₂ of each sample, and neither the Lipschitz constant nor the cost.
+    x ↦ x + W₃ φ W₂ (φ W₁ (φ) x + A u + a). The middle map is 1×1, so a constant at its input is one
+    at its output: u changes the bias W₂(A u + a) + b₂ of each sample, and neither the Lipschitz
+    constant nor the cost.
     """
 
     u: Tensor  # the codes of a block that :meth:`at` gave
@@ -52,7 +62,9 @@ class ConditionalBlock(ResidualBlock):
         self.code = nn.Linear(code_dim, width)
 
     def at(self, code: Tensor) -> ResidualBlock:
-        """The block at ``code`` (B, K), or (1, K) for all samples: an ordinary flow with the same parameters."""
+        """The block at ``code`` (B, K), or (1, K) for all samples: an ordinary flow with the same
+        parameters.
+        """
         block = copy.copy(self)
         block.u = code
         return block
@@ -76,7 +88,9 @@ class AtCodes(Compose):
 
 
 class EncoderBlock(nn.Module):
-    """Two 3×3 convolutions with batch norm around a shortcut; a 1×1 convolution where the shape changes."""
+    """Two 3×3 convolutions with batch norm around a shortcut; a 1×1 convolution where the shape
+    changes.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, activation: str):
         super().__init__()
@@ -95,18 +109,30 @@ class EncoderBlock(nn.Module):
 
 
 class CodeEncoder(nn.Module):
-    """x → mean and log-variance of q(u|x), each (B, K). Both are 0 at first: the standard normal for every x.
+    """x → mean and log-variance of q(u|x), each (B, K). Both are 0 at first: the standard normal
+    for every x.
 
-    Each of ``planes`` is a level of two :class:`EncoderBlock`, the second of which halves the sides; ``channels`` is
-    the depth of the feature map that is flattened at the end. Vectors (D,) are images of one pixel.
+    Each of ``planes`` is a level of two :class:`EncoderBlock`, the second of which halves the
+    sides; ``channels`` is the depth of the feature map that is flattened at the end. Vectors (D,)
+    are images of one pixel.
     """
 
-    def __init__(self, shape: tuple[int, ...], code_dim: int, planes: tuple[int, ...], channels: int, activation: str):
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        code_dim: int,
+        planes: tuple[int, ...],
+        channels: int,
+        activation: str,
+    ):
         super().__init__()
         inputs, *sides = shape if len(shape) == 3 else (shape[0], 1, 1)
         layers: list[nn.Module] = []
         for outputs in planes:
-            layers += [EncoderBlock(inputs, outputs, 1, activation), EncoderBlock(outputs, outputs, 2, activation)]
+            layers += [
+                EncoderBlock(inputs, outputs, 1, activation),
+                EncoderBlock(outputs, outputs, 2, activation),
+            ]
             inputs, sides = outputs, [-(-side // 2) for side in sides]
         self.layers = nn.Sequential(*layers, nn.Conv2d(inputs, channels, 1), nn.ELU())
         self.head = zeroed(nn.Linear(channels * math.prod(sides), 2 * code_dim))
@@ -118,13 +144,17 @@ class CodeEncoder(nn.Module):
 
 
 class Interleaved(ExactFlow):
-    """A flow of the reordered entries, those at even places before those at odd places; it restores their order."""
+    """A flow of the reordered entries, those at even places before those at odd places; it restores
+    their order.
+    """
 
     def __init__(self, flow: ExactFlow):
         super().__init__()
         self.flow = flow
 
-    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> tuple[Batch, PerSample]:
+    def forward(
+        self, x: Batch, *, generator: torch.Generator | None = None
+    ) -> tuple[Batch, PerSample]:
         z, log_det = self.flow(torch.cat([x[:, 0::2], x[:, 1::2]], dim=1), generator=generator)
         return self._back(z), log_det
 
@@ -136,7 +166,9 @@ class Interleaved(ExactFlow):
 
 
 class SigmoidAffine:
-    """y ↦ y s + b, s = sigmoid(a + 2) + 0.001: raw parameters (a, b) of each entry; at 0, s is ``start``."""
+    """y ↦ y s + b, s = sigmoid(a + 2) + 0.001: raw parameters (a, b) of each entry; at 0, s is
+    ``start``.
+    """
 
     size = 2
     start = 1 / (1 + math.exp(-2.0)) + 1e-3
@@ -156,22 +188,30 @@ class SigmoidAffine:
 class CodePrior(Compose):
     """u → e ~ N(0, I), the flow whose density at u is p(u); p(u) starts as N(0, I).
 
-    A step is ActNorm, a linear map, two couplings that transform one half by the other in turn, ActNorm, and two more
-    couplings between the entries at even and at odd places.
+    A step is ActNorm, a linear map, two couplings that transform one half by the other in turn,
+    ActNorm, and two more couplings between the entries at even and at odd places.
     """
 
     def __init__(self, code_dim: int, steps: int, width: int, activation: str):
         def norm() -> ActNorm:
             layer = ActNorm(code_dim)
-            nn.init.constant_(layer.log_scale, -math.log(SigmoidAffine.start))  # undone by the couplings after it
+            # undone by the couplings after it
+            nn.init.constant_(layer.log_scale, -math.log(SigmoidAffine.start))
             return layer
 
         def coupling(flip: bool) -> Coupling:
-            return Coupling((code_dim,), width, SigmoidAffine(), flip, ENCODER_ACTIVATIONS[activation])
+            return Coupling(
+                (code_dim,), width, SigmoidAffine(), flip, ENCODER_ACTIVATIONS[activation]
+            )
 
         flows: list[Flow] = []
         for _ in range(steps):
-            flows += [norm(), InvertibleLinear(code_dim, "rotation"), coupling(False), coupling(True)]
+            flows += [
+                norm(),
+                InvertibleLinear(code_dim, "rotation"),
+                coupling(False),
+                coupling(True),
+            ]
             flows += [norm(), Interleaved(coupling(False)), Interleaved(coupling(True))]
         super().__init__(flows)
 
@@ -189,23 +229,27 @@ class CodePrior(Compose):
 
 
 class ConditionalResidualFlow(Flow):
-    """A residual flow h_u for each code u, with q(u|x) and p(u): z = h_u(x) and a bound in place of log|det|.
+    """A residual flow h_u for each code u, with q(u|x) and p(u): z = h_u(x) and a bound in place of
+    log|det|.
 
-    ``flow(x, code)`` is h_u and its own log|det|, and ``flow.inverse(z, code=code)`` undoes it. ``flow(x)`` draws
-    u ~ q(u|x) and returns log|det| − log q(u|x) + log p(u) in place of log|det|: with it every log-likelihood of a
-    model becomes a draw of a lower bound. ``flow.inverse(z)`` draws u ~ p(u) from PyTorch's own generator,
+    ``flow(x, code)`` is h_u and its own log|det|, and ``flow.inverse(z, code=code)`` undoes it.
+    ``flow(x)`` draws u ~ q(u|x) and returns log|det| − log q(u|x) + log p(u) in place of log|det|:
+    with it every log-likelihood of a model becomes a draw of a lower bound. ``flow.inverse(z)``
+    draws u ~ p(u) from PyTorch's own generator,
     as sampling does. ``flow.at(code)`` is h_u for one u, an ordinary flow.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
-        blocks, width, norm, coeff, activation, squeeze, actnorm: see :class:`~indm.flows.ResidualFlow`.
+        blocks, width, norm, coeff, activation, squeeze, actnorm: see
+            :class:`~indm.flows.ResidualFlow`.
         code_dim: entries K of the code, an even number.
-        encoder_planes, encoder_channels, encoder_activation: of q(u|x), see :class:`CodeEncoder`. With ``squeeze`` it
-            takes the squeezed image.
+        encoder_planes, encoder_channels, encoder_activation: of q(u|x), see :class:`CodeEncoder`.
+            With ``squeeze`` it takes the squeezed image.
         prior_steps, prior_width, prior_activation: of p(u), see :class:`CodePrior`.
 
-    It starts at the identity, where the bound is exact. The published CIFAR-10 flow is ``blocks=(16, 16), width=512,
-    encoder_planes=(48, 96, 96), prior_width=256``. In training mode batch norm makes q(u|x) depend on the whole batch.
+    It starts at the identity, where the bound is exact. The published CIFAR-10 flow is
+    ``blocks=(16, 16), width=512, encoder_planes=(48, 96, 96), prior_width=256``. In training mode
+    batch norm makes q(u|x) depend on the whole batch.
 
     Example: at a code it is one map with an inverse; without one it is another map in every call.
 
@@ -243,22 +287,59 @@ class ConditionalResidualFlow(Flow):
         shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
         encoder_planes = tuple(encoder_planes)
         check_block(width, coeff)
-        require(code_dim >= 2 and code_dim % 2 == 0, "code_dim", code_dim, "an even number of at least 2", "take 64")
-        check_counts(encoder_channels=encoder_channels, prior_steps=prior_steps, prior_width=prior_width)
+        require(
+            code_dim >= 2 and code_dim % 2 == 0,
+            "code_dim",
+            code_dim,
+            "an even number of at least 2",
+            "take 64",
+        )
+        check_counts(
+            encoder_channels=encoder_channels, prior_steps=prior_steps, prior_width=prior_width
+        )
         fits = min(encoder_planes, default=0) >= 1
-        require(fits, "encoder_planes", encoder_planes, "the channels of each resolution", "try (16, 32)")
-        for name, value in {"encoder_activation": encoder_activation, "prior_activation": prior_activation}.items():
-            require(value in ENCODER_ACTIVATIONS, name, value, f"one of {', '.join(ENCODER_ACTIVATIONS)}")
+        require(
+            fits,
+            "encoder_planes",
+            encoder_planes,
+            "the channels of each resolution",
+            "try (16, 32)",
+        )
+        for name, value in {
+            "encoder_activation": encoder_activation,
+            "prior_activation": prior_activation,
+        }.items():
+            require(
+                value in ENCODER_ACTIVATIONS,
+                name,
+                value,
+                f"one of {', '.join(ENCODER_ACTIVATIONS)}",
+            )
 
         def block(event: tuple[int, ...], preactivate: bool) -> ConditionalBlock:
-            return ConditionalBlock(event, width, norm, coeff, preactivate, activation, code_dim=code_dim)
+            return ConditionalBlock(
+                event, width, norm, coeff, preactivate, activation, code_dim=code_dim
+            )
 
         self.chain = nn.ModuleList(residual_chain(shape, blocks, block, squeeze, actnorm))
         encoder_shape = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeeze else shape
-        self.encoder = CodeEncoder(encoder_shape, code_dim, encoder_planes, encoder_channels, encoder_activation)
+        self.encoder = CodeEncoder(
+            encoder_shape, code_dim, encoder_planes, encoder_channels, encoder_activation
+        )
         self.prior = CodePrior(code_dim, prior_steps, prior_width, prior_activation)
-        self.shape, self.blocks, self.width, self.norm, self.coeff = shape, blocks, width, norm, coeff
-        self.activation, self.squeeze, self.actnorm, self.code_dim = activation, squeeze, actnorm, code_dim
+        self.shape, self.blocks, self.width, self.norm, self.coeff = (
+            shape,
+            blocks,
+            width,
+            norm,
+            coeff,
+        )
+        self.activation, self.squeeze, self.actnorm, self.code_dim = (
+            activation,
+            squeeze,
+            actnorm,
+            code_dim,
+        )
         self.encoder_planes, self.encoder_channels = encoder_planes, encoder_channels
         self.encoder_activation, self.prior_activation = encoder_activation, prior_activation
         self.prior_steps, self.prior_width = prior_steps, prior_width
@@ -274,13 +355,19 @@ class ConditionalResidualFlow(Flow):
     def sample_code(self, n: int, *, generator: torch.Generator | None = None) -> Codes:
         """n draws of u ~ p(u), (n, K)."""
         like = self.encoder.head.weight
-        noise = torch.randn(n, self.code_dim, generator=generator, dtype=like.dtype, device=like.device)
+        noise = torch.randn(
+            n, self.code_dim, generator=generator, dtype=like.dtype, device=like.device
+        )
         return self.prior.code_of(noise)
 
     def kl(self, x: Batch, code: Tensor) -> PerSample:
-        """log q(u|x) − log p(u) at ``code`` (B, K), nats: for u ~ q(u|x) an unbiased draw of KL(q(u|x) ‖ p(u))."""
+        """log q(u|x) − log p(u) at ``code`` (B, K), nats: for u ~ q(u|x) an unbiased draw of
+        KL(q(u|x) ‖ p(u)).
+        """
         mean, log_variance = self.posterior(x)
-        return _normal_log_prob((code - mean) * (-0.5 * log_variance).exp(), log_variance) - self.prior.log_prob(code)
+        return _normal_log_prob(
+            (code - mean) * (-0.5 * log_variance).exp(), log_variance
+        ) - self.prior.log_prob(code)
 
     def at(self, code: Float[Tensor, " code"]) -> Compose:
         """h_u for one code u (K,): a flow with its own log|det|, where one fixed map is needed.
@@ -288,20 +375,26 @@ class ConditionalResidualFlow(Flow):
         It shares the parameters of this flow's blocks.
         """
         if code.shape != (self.code_dim,):
-            raise ValueError(f"code must be one code of shape ({self.code_dim},), got {tuple(code.shape)}")
+            raise ValueError(
+                f"code must be one code of shape ({self.code_dim},), got {tuple(code.shape)}"
+            )
         return self._at(code[None].detach().clone())
 
     def forward(
         self, x: Batch, code: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Batch, PerSample]:
-        """z = h_u(x) and log|det ∂z/∂x| at ``code`` (B, K); without one, that − kl at a code drawn from q(u|x)."""
+        """z = h_u(x) and log|det ∂z/∂x| at ``code`` (B, K); without one, that − kl at a code drawn
+        from q(u|x).
+        """
         if code is not None:
             return self._at(self._checked(code, x))(x, generator=generator)
         code, kl = self._draw(x, generator)
         z, log_det = self._at(code)(x, generator=generator)
         return z, log_det - kl
 
-    def latent(self, x: Tensor, code: Tensor | None = None, *, generator: torch.Generator | None = None) -> Tensor:
+    def latent(
+        self, x: Tensor, code: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> Tensor:
         code = self._draw(x, generator)[0] if code is None else self._checked(code, x)
         return self._at(code).latent(x)
 
@@ -309,7 +402,9 @@ class ConditionalResidualFlow(Flow):
         """x with h_u(x) = z at ``code`` (B, K), by default drawn from p(u)."""
         return self._at(self._code_of(z, code)).inverse(z, tol)
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None) -> Certificate:
+    def solve_inverse(
+        self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None
+    ) -> Certificate:
         return self._at(self._code_of(z, code)).solve_inverse(z, tol=tol)
 
     def _code_of(self, z: Tensor, code: Tensor | None) -> Tensor:
@@ -317,7 +412,9 @@ class ConditionalResidualFlow(Flow):
 
     def _at(self, code: Tensor) -> Compose:
         parts: Iterable[Any] = self.chain
-        return AtCodes([part.at(code) if isinstance(part, ConditionalBlock) else part for part in parts])
+        return AtCodes(
+            [part.at(code) if isinstance(part, ConditionalBlock) else part for part in parts]
+        )
 
     def _checked(self, code: Tensor, x: Tensor) -> Tensor:
         if code.shape != (len(x), self.code_dim):

@@ -1,4 +1,6 @@
-"""Weights of released flows: the plain residual flow and the conditional one. What does not match is listed."""
+"""Weights of released flows: the plain residual flow and the conditional one. What does not match
+is listed.
+"""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -20,17 +22,20 @@ HEAD = "discriminator.fc.linear"
 STEPS_KEY = "discriminator.prior.flow.steps."
 
 
-def flow_from_state(state: Mapping[str, Tensor], table: Mapping[str, Any], shape: tuple[int, ...]) -> Flow:
+def flow_from_state(
+    state: Mapping[str, Tensor], table: Mapping[str, Any], shape: tuple[int, ...]
+) -> Flow:
     """The flow of a released checkpoint, in evaluation mode and single precision.
 
     Args:
         state: its parameters; keys may begin with ``module.``.
-        table: the flow as a recipe describes it, with its ``name``: "residual" or "conditional-residual".
+        table: the flow as a recipe describes it, with its ``name``: "residual" or
+            "conditional-residual".
         shape: of the images, (C, H, W), before any squeeze.
 
     Raises:
-        ValueError: naming the arguments that are wrong, or listing the tensors that are missing, not understood or of
-            the wrong shape.
+        ValueError: naming the arguments that are wrong, or listing the tensors that are missing,
+            not understood or of the wrong shape.
     """
     reader = Reader({re.sub(r"^(module\.)+", "", key): value for key, value in state.items()})
     flow: Any = build(table, "flow", tuple(shape))
@@ -42,9 +47,15 @@ def flow_from_state(state: Mapping[str, Tensor], table: Mapping[str, Any], shape
             f"state must hold one or two groups of blocks, got {groups}: of more, the original puts the entries of z "
             "into another order than their places in the image"
         )
-    uninitialized = [key for key, value in reader.state.items() if key.endswith(".initialized") and not value.all()]
+    uninitialized = [
+        key
+        for key, value in reader.state.items()
+        if key.endswith(".initialized") and not value.all()
+    ]
     if uninitialized:
-        raise ValueError(f"state holds an ActNorm that never saw data: {brief(', '.join(uninitialized))}")
+        raise ValueError(
+            f"state holds an ActNorm that never saw data: {brief(', '.join(uninitialized))}"
+        )
     read_chain(reader, prefix, flow.chain if is_conditional else flow.flows)
     if is_conditional:
         read_encoder(reader, flow)
@@ -63,7 +74,9 @@ def read_chain(reader: Reader, prefix: str, flows: Iterable[nn.Module]) -> None:
     sources = [f"{chain}{j}" for chain in chains(reader, prefix) for j in reader.indices(chain)]
     targets = [flow for flow in flows if isinstance(flow, ResidualBlock | ActNorm)]
     if len(sources) != len(targets):
-        reader.problems.append(f"{prefix}transforms has {len(sources)} layers where {len(targets)} are needed")
+        reader.problems.append(
+            f"{prefix}transforms has {len(sources)} layers where {len(targets)} are needed"
+        )
     for source, target in zip(sources, targets, strict=False):
         if isinstance(target, ResidualBlock):
             read_block(reader, source, target)
@@ -74,14 +87,19 @@ def read_chain(reader: Reader, prefix: str, flows: Iterable[nn.Module]) -> None:
 @torch.no_grad()
 def read_actnorm(reader: Reader, source: str, target: ActNorm) -> None:
     """Copy an ActNorm, which is (x + bias) e^weight in the original."""
-    weight, bias = reader.take(f"{source}.weight", target.log_scale), reader.take(f"{source}.bias", target.shift)
+    weight, bias = (
+        reader.take(f"{source}.weight", target.log_scale),
+        reader.take(f"{source}.bias", target.shift),
+    )
     if weight is not None and bias is not None:
         target.log_scale.copy_(weight)
         target.shift.copy_(bias * weight.exp())
 
 
 def read_block(reader: Reader, source: str, target: ResidualBlock) -> None:
-    """Copy activations and maps, which alternate; a block that is not pre-activated begins with a map."""
+    """Copy activations and maps, which alternate; a block that is not pre-activated begins with a
+    map.
+    """
     for i, linear in enumerate(target.maps):
         place = f"{source}.nnet.{2 * i + target.preactivate}"
         reader.copy_layer(place, linear)

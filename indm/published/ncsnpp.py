@@ -17,25 +17,30 @@ from indm.tensors import Batch, PerSample, double, expand_like, zeroed
 Images = Float[Tensor, "batch channels height width"]
 TIME_EMBEDDINGS = ("positional", "fourier")
 INPUT_PYRAMIDS = ("none", "residual")
-LARGEST_LEVEL = 999  # the published level at T under VP, the last of 1000 discrete steps counted from 0
+# the published level at T under VP, the last of 1000 discrete steps counted from 0
+LARGEST_LEVEL = 999
 POSITIONAL_PERIOD = 10_000  # in radians, of the positional embedding
 CAUTIOUS_GAIN = math.sqrt(0.1)  # gain of the 1×1 maps that start small in the original
 
 
 class PublishedScore(ScoreModel):
-    r"""The score as Song et al. publish it: −backbone(z_t, 999 t)/σ_t under VP and sub-VP, backbone(z_t, σ_t) under VE.
+    r"""The score as Song et al. publish it: −backbone(z_t, 999 t)/σ_t under VP and sub-VP,
+    backbone(z_t, σ_t) under VE.
 
     Args:
-        backbone: :class:`~indm.NCSNpp`, or another with forward(z (B, *event), level (B,)) → (B, *event).
+        backbone: :class:`~indm.NCSNpp`, or another with forward(z (B, *event), level (B,)) → (B,
+            *event).
         sde: VP, sub-VP or VE, kept as ``.sde``.
 
-    The published σ_t of VP and sub-VP comes from 1 − e^{−B} by subtraction, which in single precision is 0.6 % off at
-    t = 1e-5 under β = 0.1 … 20. The networks were trained and evaluated with it, so :meth:`published_sigma` repeats it.
+    The published σ_t of VP and sub-VP comes from 1 − e^{−B} by subtraction, which in single
+    precision is 0.6 % off at t = 1e-5 under β = 0.1 … 20. The networks were trained and evaluated
+    with it, so :meth:`published_sigma` repeats it.
 
     Raises:
         ValueError: another SDE, or one whose ε is so small that the published σ_ε is 0.
 
-    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
+    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs",
+    https://arxiv.org/abs/2011.13456.
 
     Example: a backbone that gives the level that it sees, 999 t under VP.
 
@@ -55,7 +60,9 @@ class PublishedScore(ScoreModel):
         super().__init__(backbone, sde)
         eps = torch.tensor(sde.eps)
         if not self.published_sigma(eps) > 0:
-            raise ValueError(f"sde.eps must leave noise in single precision, got {sde.eps}; a common value is 1e-5")
+            raise ValueError(
+                f"sde.eps must leave noise in single precision, got {sde.eps}; a common value is 1e-5"
+            )
 
     base = None  # the network gives the noise itself
 
@@ -76,11 +83,15 @@ class PublishedScore(ScoreModel):
         sigma = self.published_sigma(t)
         if isinstance(self.sde, VESDE):
             return called(self.backbone, z_t, sigma, c).to(z_t.dtype)
-        return -called(self.backbone, z_t, LARGEST_LEVEL * t, c).to(z_t.dtype) / expand_like(sigma, z_t)
+        return -called(self.backbone, z_t, LARGEST_LEVEL * t, c).to(z_t.dtype) / expand_like(
+            sigma, z_t
+        )
 
 
 class Positional(nn.Module):
-    """sin and cos of ω · level for ``features``/2 frequencies ω from 1 down to 1/10000, a zero at the end if odd."""
+    """sin and cos of ω · level for ``features``/2 frequencies ω from 1 down to 1/10000, a zero at
+    the end if odd.
+    """
 
     def __init__(self, features: int):
         super().__init__()
@@ -95,7 +106,9 @@ class Positional(nn.Module):
 
 
 class Fourier(nn.Module):
-    """sin and cos of 2π ω log level for random frequencies ω ~ N(0, ``scale``²), drawn once; ``features`` in all."""
+    """sin and cos of 2π ω log level for random frequencies ω ~ N(0, ``scale``²), drawn once;
+    ``features`` in all.
+    """
 
     def __init__(self, features: int, scale: float):
         super().__init__()
@@ -113,11 +126,13 @@ def upfirdn2d(
     down: int = 1,
     padding: tuple[int, int] = (0, 0),
 ) -> Float[Tensor, "batch channels new_height new_width"]:
-    """Put ``up`` − 1 zeros after every sample, pad with zeros, convolve with ``kernel``, keep every ``down``-th sample.
+    """Put ``up`` − 1 zeros after every sample, pad with zeros, convolve with ``kernel``, keep every
+    ``down``-th sample.
 
     Args:
         x: images; every channel is filtered apart, in both directions alike.
-        kernel: a true convolution's, so that the image of a single point is the kernel as it stands.
+        kernel: a true convolution's, so that the image of a single point is the kernel as it
+            stands.
         padding: zeros before and after, on both axes; negative numbers crop.
 
     Returns:
@@ -143,7 +158,9 @@ class Filter(nn.Module):
         self.taps = tuple(taps)
         is_filter = len(self.taps) >= 2 and sum(self.taps) > 0
         wanted = "two taps or more of positive sum, or empty for no filter"
-        require(not self.taps or is_filter, "fir", self.taps, wanted, "a common value is (1, 3, 3, 1)")
+        require(
+            not self.taps or is_filter, "fir", self.taps, wanted, "a common value is (1, 3, 3, 1)"
+        )
         kernel = torch.outer(torch.tensor(self.taps), torch.tensor(self.taps)).float()
         self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
 
@@ -173,7 +190,9 @@ class Down(Filter):
 
 
 class StridedConv(Filter):
-    """(B, inputs, H, W) → (B, outputs, H/2, W/2): a 3×3 convolution of stride 2 of what the filter leaves."""
+    """(B, inputs, H, W) → (B, outputs, H/2, W/2): a 3×3 convolution of stride 2 of what the filter
+    leaves.
+    """
 
     def __init__(self, inputs: int, outputs: int, taps: tuple[float, ...] = ()):
         super().__init__(taps)
@@ -186,7 +205,9 @@ class StridedConv(Filter):
 
 
 class Inlet(nn.Module):
-    """Input pyramid whose levels carry features: image ← (conv(image) + h) · scale, which also goes on as h."""
+    """Input pyramid whose levels carry features: image ← (conv(image) + h) · scale, which also goes
+    on as h.
+    """
 
     def __init__(self, inputs: int, outputs: int, taps: tuple[float, ...], scale: float):
         super().__init__()
@@ -200,37 +221,46 @@ class Inlet(nn.Module):
 class NCSNpp(nn.Module):
     """The U-Net of Song et al., (z, level) → an output of z's shape; it starts at zero output.
 
-    Its ``level`` is 999 t under VP and sub-VP and σ_t under VE, and its output is the noise there, the score here:
-    see :class:`~indm.PublishedScore`, which goes with it.
+    Its ``level`` is 999 t under VP and sub-VP and σ_t under VE, and its output is the noise there,
+    the score here: see :class:`~indm.PublishedScore`, which goes with it.
 
-    ============  ============================================================================================
+    ============
+    ============================================================================================
     DDPM++        all defaults; with VP or sub-VP
-    NCSN++        embedding="fourier", fir=(1, 3, 3, 1), input_pyramid="residual", scale_by_sigma=True,
-                  centered=False, on data in [0, 1]; with VE
+    NCSN++        embedding="fourier", fir=(1, 3, 3, 1), input_pyramid="residual",
+                  scale_by_sigma=True, centered=False, on data in [0, 1]; with VE
     "deep"        blocks=8
-    ============  ============================================================================================
+    ============
+    ============================================================================================
 
     Args:
         shape: (channels, height, width); both sides divisible by 2^(levels − 1).
-        channels: feature channels of the first level; the noise level's embedding has four times as many.
+        channels: feature channels of the first level; the noise level's embedding has four times as
+            many.
         multipliers: for each level, its feature channels as a multiple of ``channels``.
         blocks: residual blocks of a level on the way down; there is one more on the way up.
-        attention: heights at which self-attention follows every block on the way down, and the last on the way up.
-            The middle always has one.
+        attention: heights at which self-attention follows every block on the way down, and the last
+            on the way up. The middle always has one.
         dropout: probability of dropping a feature inside the residual blocks, in training.
-        embedding: of the noise level: "positional", sinusoids of the level, or "fourier", random ones of its log.
+        embedding: of the noise level: "positional", sinusoids of the level, or "fourier", random
+            ones of its log.
         fourier_scale: standard deviation of the latter's frequencies.
-        fir: taps of the low-pass filter of all resampling, which residual blocks do (BigGAN's); empty for none.
-        input_pyramid: whether the image enters each level by a pyramid of strided convolutions: "none" or "residual".
+        fir: taps of the low-pass filter of all resampling, which residual blocks do (BigGAN's);
+            empty for none.
+        input_pyramid: whether the image enters each level by a pyramid of strided convolutions:
+            "none" or "residual".
         rescale: whether sums of two branches are divided by √2.
         centered: whether data lie in [−1, 1]; if not, in [0, 1], and the network maps z to 2z − 1.
-        scale_by_sigma: whether the output is divided by the noise level, which is σ_t with the embedding "fourier".
-        condition: shape of what it sees of a condition, :attr:`indm.conditions.Condition.seen_shape`; () for none.
+        scale_by_sigma: whether the output is divided by the noise level, which is σ_t with the
+            embedding "fourier".
+        condition: shape of what it sees of a condition,
+            :attr:`indm.conditions.Condition.seen_shape`; () for none.
 
     Raises:
         ValueError: for a shape that does not halve evenly, an empty choice or an unknown one.
 
-    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
+    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs",
+    https://arxiv.org/abs/2011.13456.
 
     Example: a small NCSN++ of VE; its output starts at zero.
 
@@ -261,7 +291,11 @@ class NCSNpp(nn.Module):
         condition: tuple[int, ...] = (),
     ):
         super().__init__()
-        self.shape, self.multipliers, self.attention = tuple(shape), tuple(multipliers), tuple(attention)
+        self.shape, self.multipliers, self.attention = (
+            tuple(shape),
+            tuple(multipliers),
+            tuple(attention),
+        )
         self.channels, self.blocks, self.dropout = channels, blocks, dropout
         self.embedding, self.fourier_scale = embedding, fourier_scale
         self.fir, self.input_pyramid = tuple(fir), input_pyramid
@@ -283,7 +317,10 @@ class NCSNpp(nn.Module):
         self.downs, self.inlets = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.decoder_attention = nn.ModuleList(), nn.ModuleList()
         self.ups = nn.ModuleList()
-        self.norm, self.output = group_norm(self.widths[0]), nn.Conv2d(self.widths[0], self.shape[0], 3, padding=1)
+        self.norm, self.output = (
+            group_norm(self.widths[0]),
+            nn.Conv2d(self.widths[0], self.shape[0], 3, padding=1),
+        )
         skips, h = self._build_encoder(), self.widths[-1]
         self.middle = nn.ModuleList([self._block(h, h), self._block(h, h)])
         self.middle_attention = Attention(h, self.scale)
@@ -298,17 +335,36 @@ class NCSNpp(nn.Module):
         multiple = 2 ** (len(self.multipliers) - 1)
         if len(self.shape) != 3 or self.shape[1] % multiple or self.shape[2] % multiple:
             wanted = f"(channels, height, width) with sides divisible by {multiple}, for multipliers {self.multipliers}"
-            raise ValueError(f"shape must be {wanted}, got {self.shape}; take fewer multipliers or other sides")
-        both, are_counts = (self.multipliers, self.blocks), min(self.multipliers, default=0) >= 1 and self.blocks >= 1
+            raise ValueError(
+                f"shape must be {wanted}, got {self.shape}; take fewer multipliers or other sides"
+            )
+        both, are_counts = (
+            (self.multipliers, self.blocks),
+            min(self.multipliers, default=0) >= 1 and self.blocks >= 1,
+        )
         require(are_counts, "multipliers and blocks", both, "1 or more", "(1,) and 1 do")
-        require(self.channels >= 4, "channels", self.channels, "at least 4 for the embedding of the level")
+        require(
+            self.channels >= 4,
+            "channels",
+            self.channels,
+            "at least 4 for the embedding of the level",
+        )
         for name, known in {"embedding": TIME_EMBEDDINGS, "input_pyramid": INPUT_PYRAMIDS}.items():
-            require(getattr(self, name) in known, name, getattr(self, name), f"one of {', '.join(known)}")
+            require(
+                getattr(self, name) in known,
+                name,
+                getattr(self, name),
+                f"one of {', '.join(known)}",
+            )
         if self.scale_by_sigma and self.embedding != "fourier":
-            raise ValueError('scale_by_sigma must be false with the embedding "positional", whose level is not σ')
+            raise ValueError(
+                'scale_by_sigma must be false with the embedding "positional", whose level is not σ'
+            )
 
     def _build_encoder(self) -> list[int]:
-        """Build the levels on the way down; the channels of the features that each hands to the way up."""
+        """Build the levels on the way down; the channels of the features that each hands to the way
+        up.
+        """
         h, image = self.channels, self.shape[0]
         skips = [h]
         for level, width in enumerate(self.widths):
@@ -326,7 +382,9 @@ class NCSNpp(nn.Module):
         return skips
 
     def _build_decoder(self, skips: list[int]) -> None:
-        """Build the levels on the way up, which take the features ``skips`` from the last to the first."""
+        """Build the levels on the way up, which take the features ``skips`` from the last to the
+        first.
+        """
         h = self.widths[-1]
         for level, width in reversed(list(enumerate(self.widths))):
             if level < len(self.widths) - 1:
@@ -344,7 +402,9 @@ class NCSNpp(nn.Module):
         return Attention(self.widths[level], self.scale) if attends else nn.Identity()
 
     def _initialise(self) -> None:
-        """Xavier-uniform weights, zero biases, and zero last maps of every residual branch and of the output."""
+        """Xavier-uniform weights, zero biases, and zero last maps of every residual branch and of
+        the output.
+        """
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -366,7 +426,9 @@ class NCSNpp(nn.Module):
         if (c := seen(self, c, z)) is not None:
             embedding, h = self.condition_input(c, embedding, h)
         skips = [h]
-        for i, (blocks, attentions) in enumerate(zip(self.encoder, self.encoder_attention, strict=True)):
+        for i, (blocks, attentions) in enumerate(
+            zip(self.encoder, self.encoder_attention, strict=True)
+        ):
             if i > 0:
                 h = self.downs[i - 1](h, embedding)
                 if self.inlets:
@@ -376,7 +438,9 @@ class NCSNpp(nn.Module):
                 h = attention(block(h, embedding))
                 skips.append(h)
         h = self.middle[1](self.middle_attention(self.middle[0](h, embedding)), embedding)
-        for i, (blocks, attention) in enumerate(zip(self.decoder, self.decoder_attention, strict=True)):
+        for i, (blocks, attention) in enumerate(
+            zip(self.decoder, self.decoder_attention, strict=True)
+        ):
             if i > 0:
                 h = self.ups[i - 1](h, embedding)
             for block in blocks:  # type: ignore[attr-defined]

@@ -1,7 +1,7 @@
 """Weights of released score networks, layer by layer.
 
-The original keeps its layers in one list, ``all_modules.N``; :func:`published_order` walks ours in that order, and
-:func:`tensors_of` says which of its tensors become which of ours.
+The original keeps its layers in one list, ``all_modules.N``; :func:`published_order` walks ours in
+that order, and :func:`tensors_of` says which of its tensors become which of ours.
 """
 
 from collections.abc import Iterator
@@ -38,7 +38,9 @@ def _present(*parts: nn.Module) -> Iterator[nn.Module]:
 
 
 def tensors_of(part: Any) -> list[tuple[str, Tensor]]:
-    """The tensors of a part of a network, by their names in the original's layer that they are copied from."""
+    """The tensors of a part of a network, by their names in the original's layer that they are
+    copied from.
+    """
     if isinstance(part, Fourier):
         return [("W", part.omega)]
     if isinstance(part, ResBlock):

@@ -1,6 +1,8 @@
-"""Samplers on the latent: from the prior at T to ε, each a class whose step reads like its equation.
+"""Samplers on the latent: from the prior at T to ε, each a class whose step reads like its
+equation.
 
-A new one-step sampler is a subclass of :class:`Sampler` with its ``step``. Samples are decoded once, at the end.
+A new one-step sampler is a subclass of :class:`Sampler` with its ``step``. Samples are decoded
+once, at the end.
 """
 
 from indm.sampling.base import SAMPLERS as SAMPLERS

@@ -1,4 +1,6 @@
-"""The class of samplers, the grids of times between which they step, and how a sampler is made by its name."""
+"""The class of samplers, the grids of times between which they step, and how a sampler is made by
+its name.
+"""
 
 import inspect
 import itertools
@@ -27,12 +29,14 @@ SAMPLERS = BUILT_IN["sampler"]  # the names of the samplers of this package; mak
 class Sampler:
     """A rule that carries z_T ~ π to z_ε, by the generative SDE or by its probability flow.
 
-    To write a one-step sampler, set ``order`` and define :meth:`step`. Constructor arguments are its options: make it a
-    frozen dataclass, or keep each as an attribute of the same name. A sampler that remembers earlier steps, or chooses
-    its own, defines :meth:`solve` instead: ``indm.sample(model, 8, sampler=Mine())``.
+    To write a one-step sampler, set ``order`` and define :meth:`step`. Constructor arguments are
+    its options: make it a frozen dataclass, or keep each as an attribute of the same name. A
+    sampler that remembers earlier steps, or chooses its own, defines :meth:`solve` instead:
+    ``indm.sample(model, 8, sampler=Mine())``.
 
     Attributes:
-        order: of convergence in the step size: of the solution for the probability flow, of moments for the SDE.
+        order: of convergence in the step size: of the solution for the probability flow, of moments
+            for the SDE.
         stochastic: whether it draws noise: then its samples are not a function of z_T.
         adaptive: whether it chooses its own steps.
         evaluations_per_step: of the score.
@@ -63,7 +67,13 @@ class Sampler:
         raise NotImplementedError(f"{type(self).__name__} must define step, or solve")
 
     def solve(
-        self, score: Score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+        self,
+        score: Score,
+        z: Batch,
+        *,
+        steps: int,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
     ) -> tuple[Tensor, int]:
         """z_ε from z_T, and the evaluations of the score for one sample."""
         for t, s in intervals(self.grid(score.sde, steps), z, progress):
@@ -81,18 +91,21 @@ def default_steps(model: Model) -> int:
 
 
 def make_sampler(sampler: str | type[Sampler] | Sampler, **options: Any) -> Sampler:
-    """A sampler from its name in :data:`SAMPLERS`, ``"package.module:Class"`` (see :func:`indm.trust`), its class with
-    options, or itself.
+    """A sampler from its name in :data:`SAMPLERS`, ``"package.module:Class"`` (see
+    :func:`indm.trust`), its class with options, or itself.
 
     Raises:
-        ValueError: an unknown name (with the nearest that exists), or an option that the sampler does not take.
+        ValueError: an unknown name (with the nearest that exists), or an option that the sampler
+            does not take.
 
     >>> make_sampler("pc", snr=0.1)
     PredictorCorrector(snr=0.1)
     """
     if isinstance(sampler, Sampler):
         if options:
-            raise ValueError(f"{next(iter(options))} must be given to {type(sampler).__name__} where it is made")
+            raise ValueError(
+                f"{next(iter(options))} must be given to {type(sampler).__name__} where it is made"
+            )
         return sampler
     kind = find("sampler", sampler)
     if not (isinstance(kind, type) and issubclass(kind, Sampler)):
@@ -115,14 +128,17 @@ def _times(sde: LinearSDE, log_snr: Tensor) -> Tensor:
 
 
 def steps_in_time(sde: LinearSDE) -> Spacing:
-    """Points on the clock −log SNR, equally spaced in a mean of t and the clock, which has a weight of 25 steps, at
-    least 0.1."""
+    """Points on the clock −log SNR, equally spaced in a mean of t and the clock, which has a weight
+    of 25 steps, at least 0.1.
+    """
 
     def points(start: float, end: float, steps: int) -> list[float]:
         clock = torch.linspace(start, end, 10_001, dtype=torch.float64)
         t = sde.time(-clock)
         weight = min(1.0, max(LEAST_WEIGHT, SAMPLED_SMOOTH / steps))
-        along = (1 - weight) * (t - t[0]) / (t[-1] - t[0]) + weight * (clock - start) / (end - start)
+        along = (1 - weight) * (t - t[0]) / (t[-1] - t[0]) + weight * (clock - start) / (
+            end - start
+        )
         return np.interp(np.linspace(0, 1, steps + 1), along.numpy(), clock.numpy()).tolist()
 
     return points
@@ -140,15 +156,27 @@ def uniform_grid(sde: LinearSDE, steps: int) -> Tensor:
 
 
 def intervals(grid: Tensor, z: Tensor, progress: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Pairs (t, s) of successive times of ``grid``, each (B,) like ``z``; with ``progress``, under a bar."""
+    """Pairs (t, s) of successive times of ``grid``, each (B,) like ``z``; with ``progress``, under
+    a bar.
+    """
     grid = grid.to(z.device, z.dtype)
     pairs = itertools.pairwise(grid)
-    for t, s in tqdm(pairs, total=len(grid) - 1, desc="sampling", leave=False, disable=not progress):
+    for t, s in tqdm(
+        pairs, total=len(grid) - 1, desc="sampling", leave=False, disable=not progress
+    ):
         yield t.expand(len(z)), s.expand(len(z))
 
 
 def check_positive(name: str, value: object, usual: float, most: int = 1) -> None:
-    """ValueError unless ``value`` is a positive, finite number, or a tuple of up to ``most`` of them."""
+    """ValueError unless ``value`` is a positive, finite number, or a tuple of up to ``most`` of
+    them.
+    """
     numbers = value if isinstance(value, tuple) else (value,)
     positive = all(isinstance(number, int | float) and 0 < number < math.inf for number in numbers)
-    require(1 <= len(numbers) <= most and positive, name, value, "positive and finite", f"{usual:g} is usual")
+    require(
+        1 <= len(numbers) <= most and positive,
+        name,
+        value,
+        "positive and finite",
+        f"{usual:g} is usual",
+    )

@@ -1,4 +1,6 @@
-"""Samplers of the probability flow: with an exactly integrated linear part in given steps, or to a stated tolerance."""
+"""Samplers of the probability flow: with an exactly integrated linear part in given steps, or to a
+stated tolerance.
+"""
 
 import math
 from dataclasses import dataclass
@@ -15,17 +17,22 @@ from indm.score import context_of, denoise, is_smooth, probability_flow, with_co
 from indm.tensors import Batch, PerSample, expand_like
 
 FLOW_TOLERANCE = 1e-4  # tolerance of the probability flow: an eightieth of one of 256 grey levels
-LONGEST_STEP, FEWEST_FIRST = 2.4, 4  # longest step and fewest steps of the flow's first solution, on the clock −log SNR
+# longest step and fewest steps of the flow's first solution, on the clock −log SNR
+LONGEST_STEP, FEWEST_FIRST = 2.4, 4
 FIRST_RESOLVING = 128  # steps of the first solution for a network that may have ripples in t
-VARIANCES = tuple(10.0**k for k in range(-5, 2))  # variances of latents for :func:`balance`, towards data
-OUTWARD_VARIANCES = VARIANCES[2:]  # away from data: in few steps, rates of the other variances would not be stable
+# variances of latents for :func:`balance`, towards data
+VARIANCES = tuple(10.0**k for k in range(-5, 2))
+# away from data: in few steps, rates of the other variances would not be stable
+OUTWARD_VARIANCES = VARIANCES[2:]
 
 
 @dataclass(frozen=True)
 class Heun(Sampler):
-    r"""Heun's rule for the probability flow as dy/dν = ε̂, y = z/α, ν = σ/α, ε̂ = −σ s_θ; equal steps in log-SNR.
+    r"""Heun's rule for the probability flow as dy/dν = ε̂, y = z/α, ν = σ/α, ε̂ = −σ s_θ; equal
+    steps in log-SNR.
 
-    Source: Karras et al. 2022, "Elucidating the Design Space", algorithm 1, https://arxiv.org/abs/2206.00364.
+    Source: Karras et al. 2022, "Elucidating the Design Space", algorithm 1,
+    https://arxiv.org/abs/2206.00364.
 
     Example: N(0, I) under VP, where z_ε is z_T. Twice the steps leave a quarter of the error.
 
@@ -52,21 +59,31 @@ class Heun(Sampler):
 
 
 class ExponentialAdams(Sampler):
-    """The probability flow as d(z/σ)/dλ = e^λ E[z_0|z_t], λ = ½ log SNR: multistep, one evaluation a step.
+    """The probability flow as d(z/σ)/dλ = e^λ E[z_0|z_t], λ = ½ log SNR: multistep, one evaluation
+    a step.
 
-    The exponential is integrated exactly, E[z_0|z_t] as the polynomial through its last values: of a predictor of order
-    p the last p. With a ``corrector``, of order p + 1, each step is repeated with the prediction at its end added.
-    Where the network may have ripples in t, steps are placed by :func:`steps_in_time`.
+    The exponential is integrated exactly, E[z_0|z_t] as the polynomial through its last values: of
+    a predictor of order p the last p. With a ``corrector``, of order p + 1, each step is repeated
+    with the prediction at its end added. Where the network may have ripples in t, steps are placed
+    by :func:`steps_in_time`.
     """
 
     corrector: ClassVar[bool] = False
 
     def solve(
-        self, score: Score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+        self,
+        score: Score,
+        z: Batch,
+        *,
+        steps: int,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
     ) -> tuple[Tensor, int]:
         sde, points_kept = score.sde, self.order - self.corrector
         grid = self.grid(sde, steps) if is_smooth(score) else time_grid(sde, steps)
-        alpha, sigma, half = (v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid)))
+        alpha, sigma, half = (
+            v.tolist() for v in (sde.alpha(grid), sde.sigma(grid), 0.5 * sde.log_snr(grid))
+        )
 
         def advance(z: Tensor, i: int, points: list[tuple[float, Tensor]]) -> Tensor:
             weights = exponential_weights([node for node, _ in points], half[i], half[i + 1])
@@ -84,8 +101,10 @@ class ExponentialAdams(Sampler):
 
 
 def exponential_weights(nodes: list[float], start: float, end: float) -> list[float]:
-    r"""w_j with :math:`\sum_j w_j p(\lambda_j) = \int_{start}^{end} e^{\lambda - end} p(\lambda)\,d\lambda` for every
-    polynomial p of a degree below the number of ``nodes`` λ_j."""
+    r"""w_j with
+    :math:`\sum_j w_j p(\lambda_j) = \int_{start}^{end} e^{\lambda - end} p(\lambda)\,d\lambda` for
+    every polynomial p of a degree below the number of ``nodes`` λ_j.
+    """
     h = end - start
     moments = [-math.expm1(-h)]  # moments of the powers of (λ − start)/h
     for j in range(1, len(nodes)):
@@ -116,7 +135,8 @@ class DPMSolver2M(ExponentialAdams):
 class UniPC(ExponentialAdams):
     """UniPC: a predictor of third order with a corrector of fourth order that costs no evaluation.
 
-    Source: Zhao et al. 2023, "UniPC", https://arxiv.org/abs/2302.04867 (with exact integrals of the interpolant).
+    Source: Zhao et al. 2023, "UniPC", https://arxiv.org/abs/2302.04867 (with exact integrals of the
+    interpolant).
 
     Example: as above, it is nearer than ``DPMSolver2M`` in as many evaluations.
 
@@ -132,15 +152,17 @@ class UniPC(ExponentialAdams):
     corrector = True
 
 
-# ── To a tolerance ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── To a tolerance ────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class AdaptiveODE(Sampler):
-    """The probability-flow ODE in as many steps as an error of ``tol`` takes, see :func:`follow_flow`.
+    """The probability-flow ODE in as many steps as an error of ``tol`` takes, see
+    :func:`follow_flow`.
 
     Args:
-        tol: largest root mean square error of a sample's latent, in units of its standard deviation √(α² + σ²).
+        tol: largest root mean square error of a sample's latent, in units of its standard deviation
+            √(α² + σ²).
 
     Example: N(0, I) under VP, where z_ε is z_T.
 
@@ -160,22 +182,34 @@ class AdaptiveODE(Sampler):
     def __post_init__(self):
         check_positive("tol", self.tol, usual=FLOW_TOLERANCE)
 
-    def solve(self, score: Score, z: Batch, *, steps=None, generator=None, progress=False) -> tuple[Tensor, int]:
-        """z_ε from z_T, and the evaluations of the sample that took the most; ``steps`` is not used."""
+    def solve(
+        self, score: Score, z: Batch, *, steps=None, generator=None, progress=False
+    ) -> tuple[Tensor, int]:
+        """z_ε from z_T, and the evaluations of the sample that took the most; ``steps`` is not
+        used.
+        """
         return follow_flow(score, z, score.sde.T, score.sde.eps, tol=self.tol, progress=progress)
 
 
 def follow_flow(
-    score: Score, z: Tensor, t: float, s: float, *, tol: float = FLOW_TOLERANCE, steps: Any = None, progress=False
+    score: Score,
+    z: Tensor,
+    t: float,
+    s: float,
+    *,
+    tol: float = FLOW_TOLERANCE,
+    steps: Any = None,
+    progress=False,
 ) -> tuple[Tensor, int]:
-    """z at time s from z at time t, in either direction, by the probability-flow ODE on the clock −log SNR.
+    """z at time s from z at time t, in either direction, by the probability-flow ODE on the clock
+    −log SNR.
 
-    Steps are equal on the clock, or as :func:`steps_in_time` says by Adams' method of order 2 where a network may have
-    ripples in t: higher orders amplify ripples that the steps do not resolve.
+    Steps are equal on the clock, or as :func:`steps_in_time` says by Adams' method of order 2 where
+    a network may have ripples in t: higher orders amplify ripples that the steps do not resolve.
 
     Args:
-        tol: largest root mean square error of a sample, in units of √(α² + σ²): :func:`indm.ode.converge`, in the
-            coordinate of :func:`balance`.
+        tol: largest root mean square error of a sample, in units of √(α² + σ²):
+            :func:`indm.ode.converge`, in the coordinate of :func:`balance`.
         steps: use :func:`indm.ode.adams` with this many steps instead, in that coordinate, too.
 
     Returns:
@@ -191,7 +225,9 @@ def follow_flow(
     log_c_end = balance(ends[1:], variances)[0]
 
     def coordinate(clock: Tensor) -> tuple[Tensor, Tensor]:
-        """c of z = c v √(α² + σ²), which is 1 at the end, and d log c/dclock, in shapes that multiply z."""
+        """c of z = c v √(α² + σ²), which is 1 at the end, and d log c/dclock, in shapes that
+        multiply z.
+        """
         log_c, rate = balance(clock, variances)
         return expand_like((log_c - log_c_end).exp().to(z), z), expand_like(rate.to(z), z)
 
@@ -200,7 +236,9 @@ def follow_flow(
         bar.update()
         return (probability_flow(with_context(score, given), clock)(c * v) / c - rate * v,)
 
-    before, after = (expand_like(sde.marginal_std(z.new_full((len(z),), time)), z) for time in (t, s))
+    before, after = (
+        expand_like(sde.marginal_std(z.new_full((len(z),), time)), z) for time in (t, s)
+    )
     state: tuple[Tensor, ...] = (z / before / coordinate(ends[:1])[0],)
     options: dict[str, Any] = {"context": context_of(score)}
     if not is_smooth(score):
@@ -221,10 +259,11 @@ def balance(clock: PerSample, variances: tuple[float, ...]) -> tuple[PerSample, 
 
     .. math:: c^2 = \prod_i \left(\frac{\lambda_i + r}{1 + r}\right)^{1/n}
 
-    The probability flow of N(0, λI) keeps z_t/√(λα_t² + σ_t²). In z_t/√(α_t² + σ_t²), which is kept for λ = 1, it
-    stretches a direction of variance λ ≪ 1 by e^{clock/2} from r = λ to 1, and steps of a whole unit are not stable on
-    the way back. In the geometric mean of the coordinates for n ``variances`` λ_i, rates are about half as large, and
-    directions are still nearly at rest at both ends.
+    The probability flow of N(0, λI) keeps z_t/√(λα_t² + σ_t²). In z_t/√(α_t² + σ_t²), which is kept
+    for λ = 1, it stretches a direction of variance λ ≪ 1 by e^{clock/2} from r = λ to 1, and steps
+    of a whole unit are not stable on the way back. In the geometric mean of the coordinates for n
+    ``variances`` λ_i, rates are about half as large, and directions are still nearly at rest at
+    both ends.
     """
     r = clock.exp()[..., None]
     own = r.new_tensor(variances)

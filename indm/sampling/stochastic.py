@@ -44,9 +44,11 @@ class Ancestral(Sampler):
 
     ``indm.nelbo(…, ancestral=steps)`` bounds −log p of what it samples.
 
-    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models", https://arxiv.org/abs/2006.11239.
+    Source: Ho et al. 2020, "Denoising Diffusion Probabilistic Models",
+    https://arxiv.org/abs/2006.11239.
 
-    Example: where all data are one point, here 0, few steps are as good as many: z_ε has the deviation σ_ε.
+    Example: where all data are one point, here 0, few steps are as good as many: z_ε has the
+    deviation σ_ε.
 
         >>> from indm import VPSDE
         >>> class Point(torch.nn.Module):
@@ -68,7 +70,8 @@ class Ancestral(Sampler):
 
 @dataclass(frozen=True)
 class SDEDPMSolver2M(Sampler):
-    r"""SDE-DPM-Solver++(2M): :class:`Ancestral` steps with the prediction D = E[z_0|z_t] extrapolated to their middle.
+    r"""SDE-DPM-Solver++(2M): :class:`Ancestral` steps with the prediction D = E[z_0|z_t]
+    extrapolated to their middle.
 
     .. math:: z_s = \frac{\sigma_s}{\sigma_t} e^{-h} z_t + \alpha_s (1 - e^{-2h}) (D_t + \tfrac{h}{2h'} (D_t - D_{t'}))
               + \sigma_s \sqrt{1 - e^{-2h}}\, n
@@ -77,7 +80,8 @@ class SDEDPMSolver2M(Sampler):
 
     Source: Lu et al. 2022, "DPM-Solver++", https://arxiv.org/abs/2211.01095.
 
-    Example: N(0, I) under VP. The variance of samples is near 1 in steps in which it is not by ``Ancestral``.
+    Example: N(0, I) under VP. The variance of samples is near 1 in steps in which it is not by
+    ``Ancestral``.
 
         >>> from indm import ScoreModel, VPSDE
         >>> from indm.nets import Zero
@@ -91,7 +95,13 @@ class SDEDPMSolver2M(Sampler):
     stochastic = True
 
     def solve(
-        self, score: Score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+        self,
+        score: Score,
+        z: Batch,
+        *,
+        steps: int,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
     ) -> tuple[Tensor, int]:
         sde, before = score.sde, tuple[Tensor, ...]()  # the last prediction, and h'
         for t, s in intervals(self.grid(sde, steps), z, progress):
@@ -99,7 +109,9 @@ class SDEDPMSolver2M(Sampler):
             prediction = middle = denoise(score, z, t)
             if before:
                 middle = prediction + 0.5 * h / before[1] * (prediction - before[0])
-            alpha, sigma, ratio = (expand_like(v, z) for v in (sde.alpha(s), sde.sigma(s), sde.sigma(s) / sde.sigma(t)))
+            alpha, sigma, ratio = (
+                expand_like(v, z) for v in (sde.alpha(s), sde.sigma(s), sde.sigma(s) / sde.sigma(t))
+            )
             mean = ratio * (-h).exp() * z - alpha * torch.expm1(-2 * h) * middle
             z = mean + sigma * (-torch.expm1(-2 * h)).sqrt() * randn_like(z, generator)
             before = prediction, h
@@ -111,9 +123,10 @@ class PredictorCorrector(Sampler):
     """A step of reverse diffusion, then one Langevin step at its end, on a uniform grid.
 
     Args:
-        snr: signal-to-noise ratio of the Langevin steps; of two numbers, the first is the ratio at T and the second at
-            ε, linear in time in between. Published with VE: 0.16 on CIFAR-10, 0.17 on CelebA; INDM: 0.14 to 0.16,
-            0.15. The Langevin steps leave a bias of order snr², which more steps do not remove.
+        snr: signal-to-noise ratio of the Langevin steps; of two numbers, the first is the ratio at
+            T and the second at ε, linear in time in between. Published with VE: 0.16 on CIFAR-10,
+            0.17 on CelebA; INDM: 0.14 to 0.16, 0.15. The Langevin steps leave a bias of order snr²,
+            which more steps do not remove.
 
     Source: Song et al. 2021, algorithms 2–5, https://arxiv.org/abs/2011.13456.
 
@@ -139,7 +152,13 @@ class PredictorCorrector(Sampler):
         return uniform_grid(sde, steps)
 
     def solve(
-        self, score: Score, z: Batch, *, steps: int, generator: torch.Generator | None = None, progress: bool = False
+        self,
+        score: Score,
+        z: Batch,
+        *,
+        steps: int,
+        generator: torch.Generator | None = None,
+        progress: bool = False,
     ) -> tuple[Tensor, int]:
         numbers = self.snr if isinstance(self.snr, tuple) else (self.snr,)
         first, last = numbers[0], numbers[-1]

@@ -1,8 +1,10 @@
 r"""Linear diffusions on the latent, :math:`dz = f(t)\,z\,dt + g(t)\,dw` on :math:`[\epsilon, T]`.
 
-Every linear SDE has a Gaussian kernel :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)`, and every one
-here satisfies :math:`d \log(\sigma_t^2/\alpha_t^2) = (g^2/\sigma^2)\,dt`. The log signal-to-noise ratio is
-therefore the natural clock: importance-sampled times are uniform in it, the closed-form constant of the
+Every linear SDE has a Gaussian kernel :math:`q(z_t \mid z_0) = N(\alpha_t z_0, \sigma_t^2 I)`, and
+every one
+here satisfies :math:`d \log(\sigma_t^2/\alpha_t^2) = (g^2/\sigma^2)\,dt`. The log signal-to-noise
+ratio is therefore the natural clock: importance-sampled times are uniform in it, the closed-form
+constant of the
 NELBO is read off it, and the samplers step in it.
 """
 
@@ -59,12 +61,13 @@ class LinearSDE(nn.Module, ABC):
     Args:
         eps: the truncation ε, the only one in the library; ``0 < eps < T = 1``.
 
-    The prior is N(prior_mean, prior_std² I). ``prior_mean`` is a buffer (zero unless set, for example to
+    The prior is N(prior_mean, prior_std² I). ``prior_mean`` is a buffer (zero unless set, for
+    example to
     the mean of the latents), so it moves and is saved with the model.
 
-    To write an SDE, define its five abstract methods, which take times of any shape and return numbers of the same
-    shape and dtype. Set ``prior_std`` where σ_T is not 1, and keep every constructor argument as an attribute of the
-    same name.
+    To write an SDE, define its five abstract methods, which take times of any shape and return
+    numbers of the same shape and dtype. Set ``prior_std`` where σ_T is not 1, and keep every
+    constructor argument as an attribute of the same name.
 
     Example: a variance-preserving diffusion at a constant rate.
 
@@ -86,7 +89,8 @@ class LinearSDE(nn.Module, ABC):
         >>> torch.allclose(sde.time(sde.log_snr(t)), t)
         True
 
-    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs", https://arxiv.org/abs/2011.13456.
+    Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs",
+    https://arxiv.org/abs/2011.13456.
     """
 
     T = 1.0
@@ -127,11 +131,15 @@ class LinearSDE(nn.Module, ABC):
         return self.log_alpha(t).exp()
 
     def marginal_std(self, t: Times) -> Times:
-        r""":math:`\sqrt{\alpha_t^2+\sigma_t^2}`: standard deviation of z_t for latents of unit variance."""
+        r""":math:`\sqrt{\alpha_t^2+\sigma_t^2}`: standard deviation of z_t for latents of unit
+        variance.
+        """
         return torch.hypot(self.alpha(t), self.sigma(t))
 
     def log_snr(self, t: Times) -> Times:
-        r""":math:`\log(\alpha_t^2/\sigma_t^2)`, strictly decreasing, with derivative :math:`-g^2/\sigma^2`."""
+        r""":math:`\log(\alpha_t^2/\sigma_t^2)`, strictly decreasing, with derivative
+        :math:`-g^2/\sigma^2`.
+        """
         return 2.0 * (self.log_alpha(t) - self.sigma(t).log())
 
     def transition(self, t: Times, s: Times) -> tuple[Times, Times]:
@@ -148,7 +156,9 @@ class LinearSDE(nn.Module, ABC):
         return ratio, (self.sigma(s) ** 2 - (ratio * self.sigma(t)) ** 2).clamp_min(0)
 
     def perturb(self, z: Batch, t: Times, noise: Batch) -> Tensor:
-        r""":math:`z_t = \alpha_t z_0 + \sigma_t\,\mathrm{noise}`; ``z`` and ``noise`` (B, *event), ``t`` (B,)."""
+        r""":math:`z_t = \alpha_t z_0 + \sigma_t\,\mathrm{noise}`; ``z`` and ``noise`` (B, *event),
+        ``t`` (B,).
+        """
         return self.kernel(t).perturb(z, noise)
 
     def endpoints(self, z: Batch) -> tuple[PerSample, PerSample]:
@@ -172,22 +182,28 @@ class LinearSDE(nn.Module, ABC):
         if eps is None:
             return self.eps
         in_range = self.eps <= eps < self.T
-        require(in_range, "eps", eps, f"in [{self.eps}, {self.T})", "it can only raise the SDE's own")
+        require(
+            in_range, "eps", eps, f"in [{self.eps}, {self.T})", "it can only raise the SDE's own"
+        )
         return eps
 
     def sample_time(
         self, n: int, *, importance: bool, eps: float | None = None, generator=None, device=None
     ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-        r"""Draw ``n`` stratified times on [ε, T], in random order, and the reciprocals of their density, (n,) each.
+        r"""Draw ``n`` stratified times on [ε, T], in random order, and the reciprocals of their
+        density, (n,) each.
 
-        ``importance`` is a density ∝ g²/σ² (uniform in log-SNR) instead of uniform in t; ``eps`` raises the truncation.
+        ``importance`` is a density ∝ g²/σ² (uniform in log-SNR) instead of uniform in t; ``eps``
+        raises the truncation.
         """
         eps = self.truncation(eps)
         device = self.prior_mean.device if device is None else device
         u = strata(n, generator=generator, device=device)
         if not importance:
             t = eps + (self.T - eps) * u
-            return t.to(device, torch.float32), torch.full_like(t, self.T - eps).to(device, torch.float32)
+            return t.to(device, torch.float32), torch.full_like(t, self.T - eps).to(
+                device, torch.float32
+            )
         start, end = self.log_snr(u.new_tensor([eps, self.T]))
         t = self.time(torch.lerp(start, end, u)).clamp(eps, self.T)
         weight = self.log_snr_range(eps) * (self.sigma(t) / self.diffusion(t)) ** 2
@@ -209,12 +225,15 @@ class LinearSDE(nn.Module, ABC):
 
     def log_snr_range(self, eps: float | None = None) -> float:
         r""":math:`\int_\epsilon^T g^2/\sigma^2\,dt`, the length of [eps, T] on the log-SNR clock."""
-        first, last = self.log_snr(torch.tensor([self.truncation(eps), self.T], dtype=torch.float64))
+        first, last = self.log_snr(
+            torch.tensor([self.truncation(eps), self.T], dtype=torch.float64)
+        )
         return (first - last).item()
 
 
 def truncated(module: M, eps: float | None) -> M:
-    """``module``, in which every :class:`LinearSDE` is truncated at ``eps`` (None leaves it); weights are shared.
+    """``module``, in which every :class:`LinearSDE` is truncated at ``eps`` (None leaves it);
+    weights are shared.
 
     >>> sde = VPSDE()
     >>> truncated(sde, 1e-3).eps, sde.eps
@@ -226,17 +245,27 @@ def truncated(module: M, eps: float | None) -> M:
         view = copy.copy(module)
         view.eps = module.truncation(eps)
         return view
-    return with_parts(module, {name: part and truncated(part, eps) for name, part in module._modules.items()})
+    return with_parts(
+        module, {name: part and truncated(part, eps) for name, part in module._modules.items()}
+    )
 
 
 class _VariancePreserving(LinearSDE):
-    r"""VP and sub-VP: :math:`f = -\beta/2`, :math:`B = \beta_{min} t + (\beta_{max}-\beta_{min})t^2/2`."""
+    r"""VP and sub-VP: :math:`f = -\beta/2`,
+    :math:`B = \beta_{min} t + (\beta_{max}-\beta_{min})t^2/2`.
+    """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, eps: float = 1e-5):
         super().__init__(eps)
         in_order = 0.0 < beta_min < beta_max
         pair = beta_min, beta_max
-        require(in_order, "beta_min and beta_max", pair, "0 < beta_min < beta_max", "0.1 and 20 are usual")
+        require(
+            in_order,
+            "beta_min and beta_max",
+            pair,
+            "0 < beta_min < beta_max",
+            "0.1 and 20 are usual",
+        )
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def beta(self, t: Times) -> Times:
@@ -248,8 +277,14 @@ class _VariancePreserving(LinearSDE):
         return (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * t) * t
 
     def time_of_integrated_beta(self, b: Times) -> Times:
-        """The inverse of :meth:`integrated_beta`: the root of the quadratic, in the form without cancellation."""
-        return 2 * b / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b).sqrt())
+        """The inverse of :meth:`integrated_beta`: the root of the quadratic, in the form without
+        cancellation.
+        """
+        return (
+            2
+            * b
+            / (self.beta_min + (self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * b).sqrt())
+        )
 
     def log_alpha(self, t: Times) -> Times:
         return -0.5 * self.integrated_beta(t)
@@ -327,7 +362,13 @@ class VESDE(LinearSDE):
         super().__init__(eps)
         in_order = 0.0 < sigma_min < sigma_max
         pair = sigma_min, sigma_max
-        require(in_order, "sigma_min and sigma_max", pair, "0 < sigma_min < sigma_max", "0.01 and 50 are usual")
+        require(
+            in_order,
+            "sigma_min and sigma_max",
+            pair,
+            "0 < sigma_min < sigma_max",
+            "0.01 and 50 are usual",
+        )
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self.log_ratio = math.log(sigma_max / sigma_min)
         self.prior_std = sigma_max
@@ -369,10 +410,19 @@ class LogLinearSDE(LinearSDE):
     """
 
     def __init__(
-        self, log_snr_max: float = 13.0, log_snr_min: float = -10.0, prior_std: float = 1.0, eps: float = 1e-5
+        self,
+        log_snr_max: float = 13.0,
+        log_snr_min: float = -10.0,
+        prior_std: float = 1.0,
+        eps: float = 1e-5,
     ):
         super().__init__(eps)
-        require(log_snr_min < log_snr_max, "log_snr_max", log_snr_max, f"above log_snr_min, {log_snr_min}")
+        require(
+            log_snr_min < log_snr_max,
+            "log_snr_max",
+            log_snr_max,
+            f"above log_snr_min, {log_snr_min}",
+        )
         require(prior_std > 0, "prior_std", prior_std, "positive", "1 is usual")
         self.log_snr_max, self.log_snr_min, self.prior_std = log_snr_max, log_snr_min, prior_std
         self.rate = log_snr_max - log_snr_min
@@ -400,14 +450,16 @@ TIMES, SLOPE_PRECISION = 24, 1e-4
 
 
 def check_sde(sde: LinearSDE) -> None:
-    r"""Compare what an SDE says of itself with the derivatives by autograd, in double precision, at 24 times.
+    r"""Compare what an SDE says of itself with the derivatives by autograd, in double precision, at
+    24 times.
 
     .. math:: f = \frac{d\log\alpha}{dt}, \qquad g^2 = \frac{d\sigma^2}{dt} - 2 f \sigma^2
 
     Its :meth:`~LinearSDE.log_snr` must be log(α²/σ²), and its :meth:`~LinearSDE.time` the inverse.
 
     Raises:
-        ValueError: one of its methods does not fit the others; it says which, where, and by how much.
+        ValueError: one of its methods does not fit the others; it says which, where, and by how
+            much.
 
     Example:
 
@@ -423,14 +475,20 @@ def check_sde(sde: LinearSDE) -> None:
         drift of Slow must be d log α/dt
     """
     twin = copy.deepcopy(sde).to(float64_device(sde.prior_mean.device), torch.float64)
-    t = torch.linspace(twin.eps, twin.T, TIMES + 2, dtype=torch.float64, device=twin.prior_mean.device)[1:-1]
+    t = torch.linspace(
+        twin.eps, twin.T, TIMES + 2, dtype=torch.float64, device=twin.prior_mean.device
+    )[1:-1]
     t.requires_grad_()
     with torch.enable_grad():
         log_alpha, sigma, log_snr = twin.log_alpha(t), twin.sigma(t), twin.log_snr(t)
         f, g = twin.drift(t), twin.diffusion(t)
         expected = {
             "drift": (f, _slope(log_alpha, t), "d log α/dt"),
-            "diffusion": (g**2, _slope(sigma**2, t) - 2 * f * sigma**2, "the root of dσ²/dt − 2 f σ²"),
+            "diffusion": (
+                g**2,
+                _slope(sigma**2, t) - 2 * f * sigma**2,
+                "the root of dσ²/dt − 2 f σ²",
+            ),
             "log_snr": (log_snr, 2 * (log_alpha - sigma.log()), "log(α²/σ²)"),
             "time": (twin.time(log_snr), t, "the inverse of log_snr"),
         }
@@ -438,8 +496,14 @@ def check_sde(sde: LinearSDE) -> None:
     for method, (value, wanted, words) in expected.items():
         if not value.shape == wanted.shape == t.shape:
             got = f"{tuple(torch.broadcast_shapes(value.shape[1:], wanted.shape[1:]))} for each by {method}"
-            raise ValueError(f"coefficients of {name} must be one number for each time, {tuple(t.shape)}, got {got}")
-        excess = ((value - wanted).abs() - SLOPE_PRECISION * (1e-2 + wanted.abs())).detach().nan_to_num(torch.inf)
+            raise ValueError(
+                f"coefficients of {name} must be one number for each time, {tuple(t.shape)}, got {got}"
+            )
+        excess = (
+            ((value - wanted).abs() - SLOPE_PRECISION * (1e-2 + wanted.abs()))
+            .detach()
+            .nan_to_num(torch.inf)
+        )
         worst = int(excess.argmax())
         if excess[worst] > 0:
             square = "² " if method == "diffusion" else " "

@@ -1,4 +1,6 @@
-"""Whether posteriors are as wide as they should be: ranks of true parameters, and expected coverage by TARP."""
+"""Whether posteriors are as wide as they should be: ranks of true parameters, and expected coverage
+by TARP.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,18 +22,21 @@ OWN = 1804_06788  # second seed: a user's simulations may be drawn from the same
 
 @dataclass(frozen=True)
 class Calibration:
-    r"""Ranks of true parameters among posterior draws, which are uniform where the posteriors are right.
+    r"""Ranks of true parameters among posterior draws, which are uniform where the posteriors are
+    right.
 
-    The rank of a parameter is the number of draws below its true value (Talts et al. 2018, "Validating Bayesian
-    Inference Algorithms with Simulation-Based Calibration"). TARP ranks all parameters at once: it counts the draws
-    that are nearer to a random reference point than the true θ is (Lemos et al. 2023, "Sampling-Based Accuracy Testing
-    of Posterior Estimators for General Inference"). Draws that equal the true θ are on either side at random.
+    The rank of a parameter is the number of draws below its true value (Talts et al. 2018,
+    "Validating Bayesian Inference Algorithms with Simulation-Based Calibration"). TARP ranks all
+    parameters at once: it counts the draws that are nearer to a random reference point than the
+    true θ is (Lemos et al. 2023, "Sampling-Based Accuracy Testing of Posterior Estimators for
+    General Inference"). Draws that equal the true θ are on either side at random.
 
     The prior itself passes both tests; mean log p tells better posteriors from it.
 
     Attributes:
         ranks: of each parameter in each pair, 0 … ``draws``, (pairs, d).
-        tarp: the number of draws that are nearer to the reference than the true θ, 0 … ``draws``, (pairs,).
+        tarp: the number of draws that are nearer to the reference than the true θ, 0 … ``draws``,
+            (pairs,).
         draws: of each posterior.
 
     Example: draws of deviation 1 and of 1.5 beside truths of deviation 1.
@@ -48,13 +53,21 @@ class Calibration:
     draws: int
 
     @classmethod
-    def of(cls, theta: Array, draws: Array, *, latents: tuple[Array, Array] | None = None, seed: int = 0):
-        """Compare true ``theta`` (pairs, d) with ``draws`` of their posteriors (pairs, draws, d), of any method.
+    def of(
+        cls,
+        theta: Array,
+        draws: Array,
+        *,
+        latents: tuple[Array, Array] | None = None,
+        seed: int = 0,
+    ):
+        """Compare true ``theta`` (pairs, d) with ``draws`` of their posteriors (pairs, draws, d),
+        of any method.
 
         Args:
             theta, draws: parameters.
-            latents: both in the coordinates in which TARP measures distances, where references are N(0, I). They
-                may depend on x. By default columns are standardised by the true ones.
+            latents: both in the coordinates in which TARP measures distances, where references are
+                N(0, I). They may depend on x. By default columns are standardised by the true ones.
             seed: of the references, and of ranks among equal draws.
         """
         rng = np.random.default_rng([seed, OWN])
@@ -68,7 +81,9 @@ class Calibration:
         references = rng.normal(size=latents[0].shape)
         distance = np.linalg.norm(latents[0] - references, axis=1)
         as_near = equal.all(2)  # the true θ itself, whatever rounding makes of its latents
-        nearer = (np.linalg.norm(latents[1] - references[:, None], axis=2) < distance[:, None]) & ~as_near
+        nearer = (
+            np.linalg.norm(latents[1] - references[:, None], axis=2) < distance[:, None]
+        ) & ~as_near
         tarp = nearer.sum(1) + rng.integers(0, as_near.sum(1) + 1)
         return cls(ranks, tarp, draws.shape[1])
 
@@ -84,7 +99,9 @@ class Calibration:
 
     @property
     def p_value(self) -> float:
-        """The p-value of both hypotheses, uniform ranks and right coverage, with Bonferroni's correction."""
+        """The p-value of both hypotheses, uniform ranks and right coverage, with Bonferroni's
+        correction.
+        """
         each = [*self.p_values, self.tarp_p_value]
         return min(1.0, len(each) * min(each))
 
@@ -93,7 +110,9 @@ class Calibration:
         return self._below(self.tarp, level)
 
     def _below(self, ranks: Array, level: Any) -> Array:
-        """The share of ``ranks`` below each level, ranks being spread evenly over their cell of 1/(draws + 1)."""
+        """The share of ``ranks`` below each level, ranks being spread evenly over their cell of
+        1/(draws + 1).
+        """
         edges = np.arange(self.draws + 2) / (self.draws + 1)
         counts = np.bincount(ranks, minlength=self.draws + 1)
         return np.interp(level, edges, np.concatenate([[0], counts.cumsum()]) / len(ranks))
@@ -107,23 +126,30 @@ class Calibration:
 
     def __str__(self) -> str:
         """The p-values, first the one of all tests together, and the coverage at three levels."""
-        lines = [f"p = {self.p_value:.2g} of all tests together; below 0.05 the posterior is not calibrated"]
+        lines = [
+            f"p = {self.p_value:.2g} of all tests together; below 0.05 the posterior is not calibrated"
+        ]
         lines += [f"θ{i}: p = {p:.2g} of uniform ranks" for i, p in enumerate(self.p_values)]
         levels = ", ".join(f"{self.coverage(level):.3f} at {level}" for level in (0.5, 0.8, 0.95))
         lines += [f"expected coverage {levels}: p = {self.tarp_p_value:.2g}"]
         return "\n".join([*lines, f"{len(self.ranks)} pairs, {self.draws} draws each"])
 
     def plot(self, path: str | Path, names: Sequence[str] | None = None) -> None:
-        """Write a PNG: the expected coverage, and the shares of ranks of each parameter below a level.
+        """Write a PNG: the expected coverage, and the shares of ranks of each parameter below a
+        level.
 
-        Of calibrated posteriors 95 % of the curves stay in the grey band at all levels (Kolmogorov's test). Ranks of
-        posteriors that are too wide are below the diagonal under ½ and above it over ½.
+        Of calibrated posteriors 95 % of the curves stay in the grey band at all levels
+        (Kolmogorov's test). Ranks of posteriors that are too wide are below the diagonal under ½
+        and above it over ½.
         """
         from matplotlib.figure import Figure  # imported here: it takes a second
 
         figure = Figure(figsize=(9, 5), layout="constrained")
         names = [f"θ{i}" for i in range(self.ranks.shape[1])] if names is None else names
-        panels = {"expected coverage": {"TARP": self.tarp}, "ranks": dict(zip(names, self.ranks.T, strict=True))}
+        panels = {
+            "expected coverage": {"TARP": self.tarp},
+            "ranks": dict(zip(names, self.ranks.T, strict=True)),
+        }
         width = kstwo.ppf(BAND, len(self.tarp))
         low, high = (LEVELS - width).clip(min=0), (LEVELS + width).clip(max=1)
         for axes, (title, curves) in zip(figure.subplots(1, 2), panels.items(), strict=True):

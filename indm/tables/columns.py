@@ -1,4 +1,6 @@
-"""Rows of a table as latents of a density model: columns made symmetric, standardised and decorrelated."""
+"""Rows of a table as latents of a density model: columns made symmetric, standardised and
+decorrelated.
+"""
 
 from dataclasses import dataclass
 
@@ -7,35 +9,43 @@ from scipy.optimize import minimize_scalar
 from scipy.special import boxcox1p, expit, inv_boxcox1p, ndtr, ndtri
 from sklearn.covariance import OAS
 
-LEAST_REST = 1e-6  # deviation that conditions leave a column, at least, as a share of the column's own
+# deviation that conditions leave a column, at least, as a share of the column's own
+LEAST_REST = 1e-6
 POWER_ROWS, MAP_ROWS = 5_000, 100_000  # rows on which powers are fitted, and maps, at most
 LARGEST_X = 1e300  # largest number allowed, so that differences do not overflow
-FAR = 10.0  # ratio of a column's deviation to the one of most rows, above which a few rows decide it
+# ratio of a column's deviation to the one of most rows, above which a few rows decide it
+FAR = 10.0
 BEND = 3.0  # deviations of most rows beyond which far values are brought near
 EDGES = (0.3, 0.03)  # weights of the logit that are tried beside the quantile
 NEWTON_STEPS = 20  # from below, of a concave function; eight are enough for these weights
-ROUNDING_OF_VALUES = 8 * np.finfo(np.float64).eps  # relative difference up to which the values of a column are the same
-SHARES = {0.05: 3.290, 0.01: 4.653}  # share of the rows on either side of most: the width of most of N(0, 1)
+# relative difference up to which the values of a column are the same
+ROUNDING_OF_VALUES = 8 * np.finfo(np.float64).eps
+# share of the rows on either side of most: the width of most of N(0, 1)
+SHARES = {0.05: 3.290, 0.01: 4.653}
 
 Array = np.ndarray
 
 
 @dataclass(frozen=True)
 class Columns:
-    r"""The invertible map z = (ψ(a((b(x) − centre)/scale)) − mean − c @ slope) @ whitening of rows x at conditions c.
+    r"""The invertible map z = (ψ(a((b(x) − centre)/scale)) − mean − c @ slope) @ whitening of rows
+    x at conditions c.
 
-    b maps the interval of a column onto the line: log(x − low) or −log(high − x); without bounds b(x) = x. Between two
-    bounds, with u = (x − low)/(high − low), it is the normal quantile of u or 2u − 1 + e logit(u): :func:`best_edges`
-    chooses. a(u) = 3 asinh(u/3) in columns where a few values are far from all others; else a(u) = u. ψ is the power of
-    Yeo and Johnson (2000), one λ a column:
+    b maps the interval of a column onto the line: log(x − low) or −log(high − x); without bounds
+    b(x) = x. Between two bounds, with u = (x − low)/(high − low), it is the normal quantile of u or
+    2u − 1 + e logit(u): :func:`best_edges` chooses. a(u) = 3 asinh(u/3) in columns where a few
+    values are far from all others; else a(u) = u. ψ is the power of Yeo and Johnson (2000), one λ a
+    column:
 
     .. math:: \psi_\lambda(u) = \frac{(1+u)^\lambda - 1}{\lambda}\ (u \ge 0), \qquad
               \psi_\lambda(u) = -\frac{(1-u)^{2-\lambda} - 1}{2-\lambda}\ (u < 0)
 
-    λ in [0, 2] maps the line onto the line. Where ψ is convex away from 0, it is its tangent beyond the fitted rows.
+    λ in [0, 2] maps the line onto the line. Where ψ is convex away from 0, it is its tangent beyond
+    the fitted rows.
 
     Args:
-        centre, scale, power, far: of each column, (columns,); ``power`` is λ, and ``far`` says where a is asinh.
+        centre, scale, power, far: of each column, (columns,); ``power`` is λ, and ``far`` says
+            where a is asinh.
         mean: of ψ, (columns,).
         slope: what ψ takes on with each standardised condition, (k, columns).
         whitening: (columns, columns).
@@ -78,13 +88,16 @@ class Columns:
     ) -> "Columns":
         """The map for rows ``X`` (n, columns) at conditions ``c`` (n, k).
 
-        Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the others keep λ = 1. The
-        columns that ``far`` marks, by default none, are measured by most of their rows. What is linear in c is taken
-        away, and correlations of the rest are shrunk where rows are few. Of many rows some, evenly, are enough.
+        Columns of the indices ``skewed`` get the power that is most likely if ψ is normal; the
+        others keep λ = 1. The columns that ``far`` marks, by default none, are measured by most of
+        their rows. What is linear in c is taken away, and correlations of the rest are shrunk where
+        rows are few. Of many rows some, evenly, are enough.
         """
         X, c = thinned(X, MAP_ROWS), thinned(c, MAP_ROWS)
         far = np.zeros(X.shape[1], dtype=bool) if far is None else far
-        interval = np.array([[-np.inf], [np.inf]]).repeat(X.shape[1], 1) if interval is None else interval
+        interval = (
+            np.array([[-np.inf], [np.inf]]).repeat(X.shape[1], 1) if interval is None else interval
+        )
         edge = best_edges(X, c, interval) if edge is None else edge
         X = to_line(X, interval, edge)
         centre, scale = np.where(far, moments_of_most(X), moments(X)) if far.any() else moments(X)
@@ -114,7 +127,9 @@ class Columns:
         v = np.sign(y) * inv_boxcox1p(np.abs(y), _exponent(y, self.power))
         inside = self._inside(v)
         with np.errstate(all="ignore"):  # where v is infinite
-            tangent = inside + (y - _psi(inside, self.power)) / np.exp(_log_rise(inside, self.power))
+            tangent = inside + (y - _psi(inside, self.power)) / np.exp(
+                _log_rise(inside, self.power)
+            )
         v = np.where(v == inside, v, tangent)
         u = np.where(self.far, BEND * np.sinh(np.where(self.far, v, 0) / BEND), v)
         return from_line(u * self.scale + self.centre, self.interval, self.edge)
@@ -145,25 +160,33 @@ def are_near(X: Array, value: Array | float) -> Array:
 
 
 def is_inside(X: Array, interval: Array, is_whole: Array | bool = False) -> Array:
-    """Mask of the entries inside the interval of their column; whole numbers may be on its lower end."""
+    """Mask of the entries inside the interval of their column; whole numbers may be on its lower
+    end.
+    """
     low, high = interval
     return (high > X) & ((low < X) | (low == X) & is_whole)
 
 
 def to_line(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
-    """b(x) of :class:`Columns`: rows whose columns are in ``interval``, as numbers of the whole line."""
+    """b(x) of :class:`Columns`: rows whose columns are in ``interval``, as numbers of the whole
+    line.
+    """
     found = X.astype(float)
     columns, x, interval, edge = _with_a_bound(X, interval, edge)
     (low, high), (u, rest) = interval, _shares(x, interval)
     with np.errstate(all="ignore"):  # in columns of another kind
         quantile = np.where(u < 0.5, ndtri(u), -ndtri(rest))
         logit = u - rest + edge * (np.log(u) - np.log(rest))
-        found[:, columns] = np.select(_kinds(interval, edge), [quantile, logit, np.log(x - low), -np.log(high - x)])
+        found[:, columns] = np.select(
+            _kinds(interval, edge), [quantile, logit, np.log(x - low), -np.log(high - x)]
+        )
     return found
 
 
 def from_line(line: Array, interval: Array, edge: Array | float = np.nan) -> Array:
-    """The inverse of :func:`to_line`; between two bounds it is inside of them, also where that takes rounding."""
+    """The inverse of :func:`to_line`; between two bounds it is inside of them, also where that
+    takes rounding.
+    """
     found = line.astype(float)
     columns, z, interval, edge = _with_a_bound(line, interval, edge)
     low, high = interval
@@ -171,8 +194,12 @@ def from_line(line: Array, interval: Array, edge: Array | float = np.nan) -> Arr
         inner = np.nextafter(low, high), np.nextafter(high, low)
         v = _logit_of(z, edge)
         share, rest = np.stack([ndtr(z), expit(v)]), np.stack([ndtr(-z), expit(-v)])
-        quantile, logit = np.where(share < 0.5, low + (high - low) * share, high - (high - low) * rest).clip(*inner)
-        found[:, columns] = np.select(_kinds(interval, edge), [quantile, logit, low + np.exp(z), high - np.exp(-z)])
+        quantile, logit = np.where(
+            share < 0.5, low + (high - low) * share, high - (high - low) * rest
+        ).clip(*inner)
+        found[:, columns] = np.select(
+            _kinds(interval, edge), [quantile, logit, low + np.exp(z), high - np.exp(-z)]
+        )
     return found
 
 
@@ -184,16 +211,19 @@ def log_slope(X: Array, interval: Array, edge: Array | float = np.nan) -> Array:
     with np.errstate(all="ignore"):
         quantile = 0.5 * (to_line(x, interval) ** 2 + np.log(2 * np.pi)) - np.log(high - low)
         logit = np.log(2 + edge / (u * rest)) - np.log(high - low)
-        found[:, columns] = np.select(_kinds(interval, edge), [quantile, logit, -np.log(x - low), -np.log(high - x)])
+        found[:, columns] = np.select(
+            _kinds(interval, edge), [quantile, logit, -np.log(x - low), -np.log(high - x)]
+        )
     return found
 
 
 @np.errstate(all="ignore")  # a gain that is not a number is none
 def best_edges(X: Array, c: Array, interval: Array) -> Array:
-    """e of each column with two bounds, (columns,), NaN where the quantile is best, and of the others.
+    """e of each column with two bounds, (columns,), NaN where the quantile is best, and of the
+    others.
 
-    One row in five says how likely a column is that is Gaussian after b, with a mean that is linear in c; a gain must
-    be above its standard error.
+    One row in five says how likely a column is that is Gaussian after b, with a mean that is linear
+    in c; a gain must be above its standard error.
     """
     if not np.isfinite(interval).all(0).any():
         return np.full(X.shape[1], np.nan)
@@ -208,7 +238,9 @@ def best_edges(X: Array, c: Array, interval: Array) -> Array:
 
 
 def _gaussian_log_prob(X: Array, c: Array, interval: Array, edge: Array, is_valid: Array) -> Array:
-    """Log p of each column in the rows of validation, fitted to the others, up to a constant: (n, columns)."""
+    """Log p of each column in the rows of validation, fitted to the others, up to a constant: (n,
+    columns).
+    """
     c, line = np.column_stack([np.ones(len(X)), c]), to_line(X, interval, edge)
     gram = c[~is_valid].T @ c[~is_valid] + np.eye(c.shape[1])  # with a penalty of one row more
     rest = line - c @ np.linalg.solve(gram, c[~is_valid].T @ line[~is_valid])
@@ -216,8 +248,12 @@ def _gaussian_log_prob(X: Array, c: Array, interval: Array, edge: Array, is_vali
     return (-0.5 * (rest / spread) ** 2 - np.log(spread) + log_slope(X, interval, edge))[is_valid]
 
 
-def _with_a_bound(X: Array, interval: Array, edge: Array | float) -> tuple[Array, Array, Array, Array]:
-    """Mask of the columns with a bound, and of these alone the rows, the interval and e: others cost nothing."""
+def _with_a_bound(
+    X: Array, interval: Array, edge: Array | float
+) -> tuple[Array, Array, Array, Array]:
+    """Mask of the columns with a bound, and of these alone the rows, the interval and e: others
+    cost nothing.
+    """
     columns = np.isfinite(interval).any(0)
     return columns, X[:, columns], interval[:, columns], np.broadcast_to(edge, X.shape[1:])[columns]
 
@@ -240,20 +276,24 @@ def _logit_of(line: Array, edge: Array | float) -> Array:
 
 
 def _kinds(interval: Array, edge: Array | float) -> list[Array]:
-    """Masks of the columns with two bounds and the quantile, two and a logit, only a lower one, only an upper one."""
+    """Masks of the columns with two bounds and the quantile, two and a logit, only a lower one,
+    only an upper one.
+    """
     (low, high), quantile = np.isfinite(interval), np.isnan(edge)
     return [low & high & quantile, low & high & ~quantile, low & ~high, high & ~low]
 
 
 def moments(X: Array) -> tuple[Array, Array]:
     """Mean and deviation of each column, whose squares neither overflow nor vanish."""
-    unit = np.ldexp(1.0, np.frexp(np.abs(X).max(0))[1] - 1)  # a power of two, so that nothing is rounded
+    # a power of two, so that nothing is rounded
+    unit = np.ldexp(1.0, np.frexp(np.abs(X).max(0))[1] - 1)
     return unit * (X / unit).mean(0), unit * (X / unit).std(0)
 
 
 def moments_of_most(X: Array) -> tuple[Array, Array]:
-    """The median of each column, and the deviation of the normal law with its quantiles of 5 and 95 %, or 1 and 99 %
-    where these are equal, or else the deviation of all rows."""
+    """The median of each column, and the deviation of the normal law with its quantiles of 5 and 95
+    %, or 1 and 99 % where these are equal, or else the deviation of all rows.
+    """
     _, scale = moments(X)
     for share, distance in reversed(SHARES.items()):
         low, high = np.quantile(X, [share, 1 - share], axis=0)
@@ -285,7 +325,9 @@ def _log_rise(u: Array, power: Array) -> Array:
 
 
 def most_likely_power(u: Array) -> float:
-    """λ of the highest likelihood, where ψ(u) is normal: −½ log var ψ(u) + (λ − 1) mean sign(u) log(1 + |u|)."""
+    """λ of the highest likelihood, where ψ(u) is normal: −½ log var ψ(u) + (λ − 1) mean sign(u)
+    log(1 + |u|).
+    """
     slope = (np.sign(u) * np.log1p(np.abs(u))).mean()
 
     def loss(power: float) -> float:

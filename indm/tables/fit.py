@@ -1,8 +1,9 @@
 r"""Training of a table's network: until validation no longer improves, then at a falling rate.
 
-The loss is the NELBO of latents that start as a mixture (:class:`~indm.tables.networks.MixtureMLP`). Each row is noised
-twice, by n and by −n: at small noise the two gradients are nearly of opposite signs, so that their mean has little
-noise. Noise levels are drawn in proportion to the root mean square of the gradients there, which is measured as
+The loss is the NELBO of latents that start as a mixture
+(:class:`~indm.tables.networks.MixtureMLP`). Each row is noised twice, by n and by −n: at small
+noise the two gradients are nearly of opposite signs, so that their mean has little noise. Noise
+levels are drawn in proportion to the root mean square of the gradients there, which is measured as
 training goes, and weighted so that the loss is still the NELBO on average.
 """
 
@@ -27,19 +28,34 @@ from indm.objective import drawn_error, half_square, in_pairs, noise_error
 from indm.sde.linear import VPSDE
 from indm.tables.mixture import bounded
 from indm.tables.solve import SOLVER_ERROR, at, latent_log_prob, start_log_prob
-from indm.training import DEAD, LEVELS, REVIVALS, SLOWER, Descent, NoiseLevels, course, learning_rate_factor
+from indm.training import (
+    DEAD,
+    LEVELS,
+    REVIVALS,
+    SLOWER,
+    Descent,
+    NoiseLevels,
+    course,
+    learning_rate_factor,
+)
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
 CHECK_EVERY = 50  # steps, at least
-PATIENCE, LEAST_STEPS = 15, 500  # epochs and steps without a gain, until the batch grows and then the rate falls
-# It is twice as many where nothing has been gained: a network may stand at zero for a thousand steps, and then learn.
-GROWTH, LARGEST_SHARE, LARGEST_BATCH = 4, 0.25, 2_048  # the batch: factor at a plateau, most of the rows, most rows
-ALONE = 0.5, 0.0  # share of the seconds, at most, in which the MLP of all columns trains alone: of few rows, of many
+# epochs and steps without a gain, until the batch grows and then the rate falls
+PATIENCE, LEAST_STEPS = 15, 500
+# It is twice as many where nothing has been gained: a network may stand at zero for a thousand
+# steps, and then learn.
+# the batch: factor at a plateau, most of the rows, most rows
+GROWTH, LARGEST_SHARE, LARGEST_BATCH = 4, 0.25, 2_048
+# share of the seconds, at most, in which the MLP of all columns trains alone: of few rows, of many
+ALONE = 0.5, 0.0
 ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
 WARMUP = 50  # steps
-MARKS = 0.35, 0.7  # shares of the seconds between which a fit that time ends should have stopped to gain
+# shares of the seconds between which a fit that time ends should have stopped to gain
+MARKS = 0.35, 0.7
 FLOW_BATCH, FLOW_RATE, FLOW_DECAY, FLOW_CLIP = 256, 4e-3, 1e-4, 5.0  # the training of a flow
-FLOW_SHARE = 0.75  # share of the seconds that a flow may take; the rest is for the diffusion behind it
+# share of the seconds that a flow may take; the rest is for the diffusion behind it
+FLOW_SHARE = 0.75
 RACE_STEPS = 1_000  # steps of each training in a race, at most
 EXACT_ROWS = 256  # validation rows at which densities of two kinds are compared
 RACE_SHARE = 0.5, 0.3  # share of the seconds, at most, of a race of two, and of three
@@ -56,8 +72,12 @@ Rows = Callable[[Tensor], tuple[Any, ...]]  # indices ↦ a batch of Training.up
 One = TypeVar("One", bound="Validated")
 
 
-def paired_error(model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-    """½‖n + σ s(α z + σ n)‖² on average over the noises n = ± ``noise``, (B,); and n + σ s of both, (2, B, d)."""
+def paired_error(
+    model: Any, c: Tensor, z: Tensor, t: Tensor, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """½‖n + σ s(α z + σ n)‖² on average over the noises n = ± ``noise``, (B,); and n + σ s of both,
+    (2, B, d).
+    """
     noise, z, t, c = in_pairs(noise, z, t, c)
     difference = noise_error(at(model, c).score, model.sde.kernel(t), z, t, noise)
     return half_square(difference).unflatten(0, (2, -1)).mean(0), difference.unflatten(0, (2, -1))
@@ -68,9 +88,11 @@ class Validated(Descent, ABC):
 
     Args:
         held: latents (m, d) on which it is validated.
-        groups: rows of ``held`` that are one row of the table in other noise stand together, this many.
+        groups: rows of ``held`` that are one row of the table in other noise stand together, this
+            many.
 
-    Subclasses have the errors of the average at the validation rows, nats (m,), and the gradients of a batch.
+    Subclasses have the errors of the average at the validation rows, nats (m,), and the gradients
+    of a batch.
     """
 
     held: Tensor
@@ -79,7 +101,8 @@ class Validated(Descent, ABC):
     kind = "diffusion"
     own_batch: int | None = None  # rows of its first batches, in place of those that the fit has
     share = 1.0  # share of the seconds that it may have, if it is the best of a race
-    is_silenced = False  # whether a network is dead at the lowest rate, too, so that nothing is known of what is left
+    # whether a network is dead at the lowest rate, too, so that nothing is known of what is left
+    is_silenced = False
 
     def begin(self) -> None:
         """Take the start as the best state so far."""
@@ -95,7 +118,9 @@ class Validated(Descent, ABC):
     def _gradients(self, *batch: Any) -> dict[str, Tensor]: ...
 
     def update(self, batch: tuple[Any, ...], factor: float) -> bool:
-        """One step on ``batch`` at ``factor`` of the rate; whether it was skipped, as something was not finite."""
+        """One step on ``batch`` at ``factor`` of the rate; whether it was skipped, as something was
+        not finite.
+        """
         return bool(self.advance(lambda: self._gradients(*batch), factor)["skipped"])
 
     def validate(self) -> bool:
@@ -107,21 +132,31 @@ class Validated(Descent, ABC):
         return True
 
     def is_lower(self, errors: Tensor, others: Tensor) -> bool:
-        """Whether errors at the validation rows are lower than others; a row far from the rest does not decide it."""
+        """Whether errors at the validation rows are lower than others; a row far from the rest does
+        not decide it.
+        """
         return bool(bounded((others - errors).numpy(), self.groups).mean() > 0)
 
     def gain(self, start: Tensor | None = None, end: Tensor | None = None) -> tuple[float, float]:
-        """Gain of the best state over a start, by default its own, and the standard error of the gain, nats."""
+        """Gain of the best state over a start, by default its own, and the standard error of the
+        gain, nats.
+        """
         gains = (self.start if start is None else start) - (self.lowest if end is None else end)
         gains = gains.unflatten(0, (-1, self.groups)).mean(1)
-        return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item() if len(gains) > 1 else math.inf
+        return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item() if len(
+            gains
+        ) > 1 else math.inf
 
     def error_of_nothing(self) -> float:
-        """The standard error of the gain of the last validated state, where none was better than the start."""
+        """The standard error of the gain of the last validated state, where none was better than
+        the start.
+        """
         return self.gain(end=self.last)[1]
 
     def exact(self) -> Tensor:
-        """−log p of the best state at the first :data:`EXACT_ROWS` validation rows, nats, up to its solver's error."""
+        """−log p of the best state at the first :data:`EXACT_ROWS` validation rows, nats, up to its
+        solver's error.
+        """
         return self.lowest[:: self.groups][:EXACT_ROWS]
 
     def start_columns(self) -> bool:
@@ -130,7 +165,11 @@ class Validated(Descent, ABC):
 
     def late_gain(self) -> tuple[float, float]:
         """The :meth:`gain` between the two :data:`MARKS`; 0 where time did not end the training."""
-        return self.gain(*self.marks) if self.ended == "max_seconds" and len(self.marks) == 2 else (0.0, 0.0)
+        return (
+            self.gain(*self.marks)
+            if self.ended == "max_seconds" and len(self.marks) == 2
+            else (0.0, 0.0)
+        )
 
     def revive(self) -> None:
         """Begin anew where what is trained has died."""
@@ -159,7 +198,12 @@ class FlowTraining(Validated):
 
     def __post_init__(self):
         group = {"name": "flow", "params": list(self.flow.parameters()), "weight_decay": FLOW_DECAY}
-        super().__init__(self.flow, torch.optim.AdamW([group], FLOW_RATE, BETAS, fused=True), EMA_DECAY, FLOW_CLIP)
+        super().__init__(
+            self.flow,
+            torch.optim.AdamW([group], FLOW_RATE, BETAS, fused=True),
+            EMA_DECAY,
+            FLOW_CLIP,
+        )
         self.begin()
 
     @torch.no_grad()
@@ -194,7 +238,8 @@ class HeldDraws:
     t: Tensor  # times, (m,)
     weight: Tensor  # one of each time, (m,)
     noise: Tensor  # in the latents, (m, d)
-    question: Tensor  # index of the question that the row asks, (m,); 0 where a model answers only one
+    # index of the question that the row asks, (m,); 0 where a model answers only one
+    question: Tensor
 
 
 @dataclass(eq=False)
@@ -202,18 +247,20 @@ class Training(Validated):
     """A diffusion model of latents in training.
 
     Args:
-        model: what is trained, an INDM whose network is a :class:`~indm.tables.networks.MixtureMLP`.
+        model: what is trained, an INDM whose network is a
+            :class:`~indm.tables.networks.MixtureMLP`.
         held, c_held: latents (m, d) on which it is validated, and their conditions (m, k).
         learning_rate, weight_decay: of AdamW.
         groups: as in :class:`Validated`.
-        base: −log p of the start at ``held``, so that errors are the bound of −log p; without it, up to a constant.
+        base: −log p of the start at ``held``, so that errors are the bound of −log p; without it,
+            up to a constant.
         alone: share of the seconds, at most, in which the MLP of all columns trains alone.
         revives: whether a network that is dead begins anew at a lower rate.
 
-    Where the target is nearly all noise, as behind a good flow, and the rate is too high, a network dies: its output
-    becomes a constant, its hidden layers have no gradients any more, and it stays so at every rate. ``spread`` is half
-    of the change of the output when the noise changes its sign, the root mean square at the noise level where it is
-    largest. Of a dead network it is 0.
+    Where the target is nearly all noise, as behind a good flow, and the rate is too high, a network
+    dies: its output becomes a constant, its hidden layers have no gradients any more, and it stays
+    so at every rate. ``spread`` is half of the change of the output when the noise changes its
+    sign, the root mean square at the noise level where it is largest. Of a dead network it is 0.
     """
 
     model: INDM
@@ -227,8 +274,17 @@ class Training(Validated):
     revives: bool = True
 
     def __post_init__(self):
-        group = {"name": "model", "params": list(self.model.parameters()), "weight_decay": self.weight_decay}
-        super().__init__(self.model, torch.optim.AdamW([group], self.learning_rate, BETAS, fused=True), EMA_DECAY, CLIP)
+        group = {
+            "name": "model",
+            "params": list(self.model.parameters()),
+            "weight_decay": self.weight_decay,
+        }
+        super().__init__(
+            self.model,
+            torch.optim.AdamW([group], self.learning_rate, BETAS, fused=True),
+            EMA_DECAY,
+            CLIP,
+        )
         self.clock = NoiseLevels(self.model.sde)
         self._switch_columns(is_off=True)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
@@ -255,7 +311,9 @@ class Training(Validated):
             self.loudest, self.revivals, self.is_silenced = 0.0, self.revivals + 1, False
 
     def leave_out_unheard(self) -> None:
-        """Go back to the start where the gain is within two errors of 0: a state may be the best by noise alone."""
+        """Go back to the start where the gain is within two errors of 0: a state may be the best by
+        noise alone.
+        """
         if self.revives and not is_gain(*self.gain()):
             self.best.load_state_dict(self.first)
             self.lowest, self.best_step = self.start, 0
@@ -267,14 +325,20 @@ class Training(Validated):
         return HeldDraws(self.c_held, t, weight, noise, torch.zeros(m, dtype=torch.long))
 
     def _errors(self) -> Tensor:
-        """The bound of −log p of the average: −log p of the start, plus how much more the average errs than it."""
+        """The bound of −log p of the average: −log p of the start, plus how much more the average
+        errs than it.
+        """
         return self.offset + self._bounds()
 
     @torch.no_grad()
     def _bounds(self) -> Tensor:
-        """The bound of −log p of the average at the validation rows, up to a constant, by the same draws each time."""
+        """The bound of −log p of the average at the validation rows, up to a constant, by the same
+        draws each time.
+        """
         at_rows = self.draws
-        error, difference = paired_error(self.ema.model, at_rows.c, self.held, at_rows.t, at_rows.noise)
+        error, difference = paired_error(
+            self.ema.model, at_rows.c, self.held, at_rows.t, at_rows.noise
+        )
         self.unlearned = difference if self.unlearned is None else self.unlearned
         added = self.unlearned - difference  # by the network to its start
         self.loudest = max(self.loudest, self._largest(added.square().mean(0)))
@@ -287,9 +351,13 @@ class Training(Validated):
         return max(level.mean().sqrt().item() for level in levels if len(level))
 
     def exact(self) -> Tensor:
-        """By the ODE, of which the bound falls short the more the network has learned; for a model without a flow."""
+        """By the ODE, of which the bound falls short the more the network has learned; for a model
+        without a flow.
+        """
         z, c = (part[:: self.groups][:EXACT_ROWS].double() for part in (self.held, self.draws.c))
-        return -latent_log_prob(at(copy.deepcopy(self.best).double(), c), z, SOLVER_ERROR)[0].float()
+        return -latent_log_prob(at(copy.deepcopy(self.best).double(), c), z, SOLVER_ERROR)[
+            0
+        ].float()
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self.hidden = inputs[0].detach()
@@ -299,10 +367,14 @@ class Training(Validated):
         return {}
 
     def _denoising(self, z: Tensor, c: Tensor, mask: Tensor | float = 1.0) -> Tensor:
-        """The bound of −log p(z|c), up to a constant, for each column; noise is only where ``mask`` is 1."""
+        """The bound of −log p(z|c), up to a constant, for each column; noise is only where ``mask``
+        is 1.
+        """
         t, weight, cell = shuffled_times(self.clock, len(z))
         error, difference = paired_error(self.model, c, z, t, mask * torch.randn_like(z))
-        self.clock.measure(cell, gradient_square(difference.detach(), self.hidden.unflatten(0, (2, -1))))
+        self.clock.measure(
+            cell, gradient_square(difference.detach(), self.hidden.unflatten(0, (2, -1)))
+        )
         return (weight * error).mean().div(z.shape[1])
 
     def _switch_columns(self, is_off: bool) -> None:
@@ -312,8 +384,8 @@ class Training(Validated):
     def start_columns(self) -> bool:
         """Train the MLP of single columns from here on, too; whether it was off.
 
-        It soon learns what a column adds by itself. The MLP of all columns, which learns from the same errors, may then
-        stay where it starts, at zero; so it has some time alone.
+        It soon learns what a column adds by itself. The MLP of all columns, which learns from the
+        same errors, may then stay where it starts, at zero; so it has some time alone.
         """
         was_off = self.model.score.backbone.columns.is_off
         self._switch_columns(is_off=False)
@@ -326,21 +398,28 @@ def is_gain(gain: float, error: float) -> bool:
 
 
 def gradient_square(difference: Tensor, hidden: Tensor) -> Tensor:
-    """‖Σ d ⊗ h‖² over both noises, (B,), for errors d (2, B, d) and the last layer's inputs h (2, B, width).
+    """‖Σ d ⊗ h‖² over both noises, (B,), for errors d (2, B, d) and the last layer's inputs h (2,
+    B, width).
 
     It is four times the squared gradient of :func:`paired_error` for that layer's weights.
     """
     return torch.einsum("ibd,jbd,ibw,jbw->b", difference, difference, hidden, hidden)
 
 
-def race(trainings: Sequence[One], rows: Rows, n: int, size: int, max_steps: int, deadline: float) -> One:
-    """:func:`train` several in turn, the worst pausing after each round, and the best to its end; the best of them all.
+def race(
+    trainings: Sequence[One], rows: Rows, n: int, size: int, max_steps: int, deadline: float
+) -> One:
+    """:func:`train` several in turn, the worst pausing after each round, and the best to its end;
+    the best of them all.
 
-    Where it ends at a plateau, the best of another kind has the rest of the time, but without the lead not the last
-    part of it. Between two kinds exact densities decide. An interrupt ends the race, and the best so far is kept.
+    Where it ends at a plateau, the best of another kind has the rest of the time, but without the
+    lead not the last part of it. Between two kinds exact densities decide. An interrupt ends the
+    race, and the best so far is kept.
     """
     seconds = deadline - (now := time.perf_counter())
-    runs = {one: train(one, rows, n, size, max_steps, now + one.share * seconds) for one in trainings}
+    runs = {
+        one: train(one, rows, n, size, max_steps, now + one.share * seconds) for one in trainings
+    }
     try:
         _race_in_rounds(runs, now, seconds)
         first = functools.reduce(_better, trainings)
@@ -361,12 +440,16 @@ def _race_in_rounds(runs: Mapping[One, Iterator[None]], now: float, seconds: flo
     share = RACE_SHARE[len(runs) > 2]
     for i in range(rounds):
         while going and time.perf_counter() < now + share * seconds * (i + 1) / rounds:
-            going = [one for one in going if one.step < RACE_STEPS and next(runs[one], "ended") is None]
+            going = [
+                one for one in going if one.step < RACE_STEPS and next(runs[one], "ended") is None
+            ]
         going = [one for one in going if one is not functools.reduce(_worse, going)]
 
 
 def _race_on(first: One, runs: Mapping[One, Iterator[None]], until: float) -> None:
-    """Train the best of another kind than ``first``, which has ended; after ``until`` only if it leads by then."""
+    """Train the best of another kind than ``first``, which has ended; after ``until`` only if it
+    leads by then.
+    """
     rivals = [one for one in runs if one.kind != first.kind]
     for _ in runs[functools.reduce(_better, rivals)] if rivals else ():
         if time.perf_counter() > until:
@@ -378,8 +461,13 @@ def _race_on(first: One, runs: Mapping[One, Iterator[None]], until: float) -> No
 def _best(trainings: Sequence[One]) -> One:
     """The best of each kind by validation, and of these the best by exact densities."""
     kinds = {one.kind for one in trainings}
-    of_kinds = [functools.reduce(_better, [one for one in trainings if one.kind == kind]) for kind in sorted(kinds)]
-    return functools.reduce(lambda a, b: b if bounded((a.exact() - b.exact()).numpy()).mean() > 0 else a, of_kinds)
+    of_kinds = [
+        functools.reduce(_better, [one for one in trainings if one.kind == kind])
+        for kind in sorted(kinds)
+    ]
+    return functools.reduce(
+        lambda a, b: b if bounded((a.exact() - b.exact()).numpy()).mean() > 0 else a, of_kinds
+    )
 
 
 def _better(a: One, b: One) -> One:
@@ -392,12 +480,15 @@ def _worse(a: One, b: One) -> One:
 
 @dataclass
 class Plateau:
-    """At a plateau of validation the batch grows; at the next, which takes half the patience, the rate falls to 0."""
+    """At a plateau of validation the batch grows; at the next, which takes half the patience, the
+    rate falls to 0.
+    """
 
     rows: int  # in the training data
     batch: int  # rows at a time
     since = 0  # step of the last plateau or better validation
-    fall: tuple[int, int] | None = None  # the step at which the rate starts to fall, and the steps that this takes
+    # the step at which the rate starts to fall, and the steps that this takes
+    fall: tuple[int, int] | None = None
 
     def __post_init__(self):
         self.first, most = self.batch, min(LARGEST_BATCH, int(LARGEST_SHARE * self.rows))
@@ -416,7 +507,9 @@ class Plateau:
     def is_reached(self, step: int, has_gained: bool) -> bool:
         """Whether the patience is over, before the rate falls."""
         patience = max(PATIENCE * self.epoch, LEAST_STEPS) * (1 if has_gained else 2)
-        return self.fall is None and step - self.since >= patience // (2 if self.batch > self.first else 1)
+        return self.fall is None and step - self.since >= patience // (
+            2 if self.batch > self.first else 1
+        )
 
     def leave(self, step: int, has_new_parts: bool) -> None:
         """Let the batch grow, or else the rate fall, but first give new parts their time."""
@@ -427,11 +520,14 @@ class Plateau:
             self.fall = step, max(CHECK_EVERY, int(ANNEAL * step))
 
 
-def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float) -> Iterator[None]:
-    """Train on ``rows`` of n until validation no longer improves; stop at each validation, to go on when asked.
+def train(
+    training: Validated, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float
+) -> Iterator[None]:
+    """Train on ``rows`` of n until validation no longer improves; stop at each validation, to go on
+    when asked.
 
-    At the first :class:`Plateau` the MLP of single columns starts, too. The rate also falls when the seconds are nearly
-    over. ``training.ended`` says what ended it.
+    At the first :class:`Plateau` the MLP of single columns starts, too. The rate also falls when
+    the seconds are nearly over. ``training.ended`` says what ended it.
     """
     plateau = Plateau(n, min(training.own_batch or batch_size, n))
     for spent in course(deadline=deadline):
@@ -442,7 +538,9 @@ def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: i
             training.start_columns()
         if spent >= (*MARKS, math.inf)[len(training.marks)]:
             training.marks.append(training.lowest)
-        factor = learning_rate_factor(training.step - training.began, 0.0, WARMUP, 0.0) * plateau.rate(training.step)
+        factor = learning_rate_factor(
+            training.step - training.began, 0.0, WARMUP, 0.0
+        ) * plateau.rate(training.step)
         factor *= min(1.0, (1 - spent) / ANNEAL, (max_steps - training.step) / (ANNEAL * max_steps))
         if factor <= 0:
             training.ended = "plateau"
@@ -464,7 +562,9 @@ def train(training: Validated, rows: Rows, n: int, batch_size: int, max_steps: i
 
 
 def batches(rows: int, size: int) -> Iterator[Tensor]:
-    """Indices of batches without end, of at most ``size`` rows; each pass has every row at most once."""
+    """Indices of batches without end, of at most ``size`` rows; each pass has every row at most
+    once.
+    """
     size = min(size, rows)
     while True:
         yield from torch.randperm(rows)[: rows // size * size].split(size)
@@ -472,10 +572,15 @@ def batches(rows: int, size: int) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
-    """Draws of the NELBO's negative at latents z (B, d) and c (B, k), each by a pair of noises, nats (B, pairs)."""
+    """Draws of the NELBO's negative at latents z (B, d) and c (B, k), each by a pair of noises,
+    nats (B, pairs).
+    """
     start = start_log_prob(at(model, c), z)
     h, c = (part.repeat_interleave(pairs, 0) for part in (model.flow(z)[0], c))
-    t, weight, _ = (part.to(z) for part in shuffled_times(NoiseLevels(model.sde), len(h), generator, uniform=True))
+    t, weight, _ = (
+        part.to(z)
+        for part in shuffled_times(NoiseLevels(model.sde), len(h), generator, uniform=True)
+    )
     noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
     change = weight * drawn_error(at(model, c).score, True, h, t, noise, pairs=True)[0]
     return start[:, None] - change.reshape(-1, pairs)
@@ -483,12 +588,19 @@ def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Ge
 
 def check_options(estimator: Any) -> None:
     """ValueError for an option of a fit that is out of range."""
-    optional = {name: 1 for name in ("max_components", "batch_size") if getattr(estimator, name) is not None}
+    optional = {
+        name: 1 for name in ("max_components", "batch_size") if getattr(estimator, name) is not None
+    }
     for name, least in (optional | dict(max_steps=0, width=1, depth=1, draws=2)).items():
         check_count(getattr(estimator, name), name, least)
     for name in ("max_seconds", *["learning_rate"] * (estimator.learning_rate is not None)):
         value = getattr(estimator, name)
-        require(isinstance(value, int | float | np.number) and bool(value > 0), name, value, "a positive number")
+        require(
+            isinstance(value, int | float | np.number) and bool(value > 0),
+            name,
+            value,
+            "a positive number",
+        )
     dropout, held = estimator.dropout, estimator.validation_fraction
     require(0 <= dropout < 1, "dropout", dropout, "a share below 1", "0.1 is usual")
     require(0 < held <= 0.5, "validation_fraction", held, "above 0 and at most 0.5", "0.1 is usual")
@@ -496,7 +608,12 @@ def check_options(estimator: Any) -> None:
 
 def check_count(n: Any, name: str, least: int = 1) -> None:
     """ValueError for other than a whole number of at least ``least``."""
-    require(isinstance(n, int | np.integer) and bool(n >= least), name, n, f"a whole number of at least {least}")
+    require(
+        isinstance(n, int | np.integer) and bool(n >= least),
+        name,
+        n,
+        f"a whole number of at least {least}",
+    )
 
 
 def ended_by(each: Sequence[str]) -> str:
@@ -506,9 +623,15 @@ def ended_by(each: Sequence[str]) -> str:
 
 
 def warn_of_fit(
-    estimator: Any, gains: Sequence[Gain], ended: Sequence[tuple[int, str]], late: Sequence[Gain], began: tuple
+    estimator: Any,
+    gains: Sequence[Gain],
+    ended: Sequence[tuple[int, str]],
+    late: Sequence[Gain],
+    began: tuple,
 ) -> None:
-    """UserWarnings where a fit was interrupted, no network gained over its mixture, or time ended one that gained."""
+    """UserWarnings where a fit was interrupted, no network gained over its mixture, or time ended
+    one that gained.
+    """
     if ended[-1][1] == INTERRUPT:
         warnings.warn("the fit was interrupted: the best density so far is kept", stacklevel=3)
     elif estimator.max_steps and not any(is_gain(*gain) for gain in gains):
@@ -534,8 +657,11 @@ def is_unknown(training: Validated) -> bool:
     return training.is_silenced and not is_gain(*training.gain())
 
 
-def warn_of_time(late_gain: tuple[float, float], began: tuple[float, float], stacklevel: int) -> None:
-    """UserWarning where a fit that time ended still gained, by :meth:`indm.tables.fit.Training.late_gain`.
+def warn_of_time(
+    late_gain: tuple[float, float], began: tuple[float, float], stacklevel: int
+) -> None:
+    """UserWarning where a fit that time ended still gained, by
+    :meth:`indm.tables.fit.Training.late_gain`.
 
     ``began`` is when the fit did, on the wall's and the processor's clock.
     """
@@ -545,7 +671,9 @@ def warn_of_time(late_gain: tuple[float, float], began: tuple[float, float], sta
         shared = f". Its {wall:.0f} seconds had {processor:.0f} of processor time: other processes slowed it down"
         warnings.warn(
             f"max_seconds ended the fit while it still gained, {gain:.2g} ± {error:.2g} nats a row of validation "
-            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it" + shared * (processor < wall / 2),
+            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it"
+            + shared
+            * (processor < wall / 2),
             stacklevel=stacklevel,
         )
 

@@ -1,4 +1,6 @@
-"""A joint density of a table's columns, of numbers, categories and missing entries: any columns given any others."""
+"""A joint density of a table's columns, of numbers, categories and missing entries: any columns
+given any others.
+"""
 
 import copy
 import math
@@ -38,16 +40,21 @@ from indm.tables.networks import MaskedMixtureMLP
 
 JOINT_MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # questions of a training batch, at most
-MOST_DRAWN = 50_000  # rows drawn for ranges before the draw is given up, or 100 for each row asked for
+# rows drawn for ranges before the draw is given up, or 100 for each row asked for
+MOST_DRAWN = 50_000
 HELD_QUESTIONS = 64  # questions by which a model is validated
-ALL_ASKED, NONE_ABSENT = 0.25, 0.5  # shares of the questions that ask for all columns, and that leave none out
+# shares of the questions that ask for all columns, and that leave none out
+ALL_ASKED, NONE_ABSENT = 0.25, 0.5
 
-AT_ALL, AT_SOME = 0.5, 0.25  # shares of a posterior's questions of X at all entries of c, and at some of them
+# shares of a posterior's questions of X at all entries of c, and at some of them
+AT_ALL, AT_SOME = 0.5, 0.25
 
 
 @dataclass(frozen=True)
 class Questions:
-    """Masks of numbers (n, d) that rows are ``asked`` and ``given``, and the same of columns of categories (n, J)."""
+    """Masks of numbers (n, d) that rows are ``asked`` and ``given``, and the same of columns of
+    categories (n, J).
+    """
 
     asked: Array
     given: Array
@@ -59,9 +66,12 @@ class Questions:
         return Questions(*(part[rows] for part in parts))
 
     def masks(self) -> tuple[Tensor, Tensor, Array]:
-        """The distinct masks of asked and of given numbers, (U, d) each, and which of them each row has, (n,)."""
+        """The distinct masks of asked and of given numbers, (U, d) each, and which of them each row
+        has, (n,).
+        """
         both = np.concatenate([self.asked, self.given], 1)
-        key = both @ np.random.RandomState(0).uniform(size=both.shape[1])  # many times faster than by rows
+        # many times faster than by rows
+        key = both @ np.random.RandomState(0).uniform(size=both.shape[1])
         _, first, index = np.unique(key, return_index=True, return_inverse=True)
         both = both[first]
         asked, given = np.split(both, 2, axis=1)
@@ -70,8 +80,9 @@ class Questions:
 
 @dataclass(eq=False)
 class JointTraining(fitting.Training):
-    """A training of a :class:`MaskedMixtureMLP` on questions of all kinds; ``questions`` and ``one_hot`` are of
-    ``held``."""
+    """A training of a :class:`MaskedMixtureMLP` on questions of all kinds; ``questions`` and
+    ``one_hot`` are of ``held``.
+    """
 
     questions: Questions = field(kw_only=True)
     one_hot: Tensor = field(kw_only=True)
@@ -80,15 +91,28 @@ class JointTraining(fitting.Training):
         net = self.ema.model.score.backbone
         asked, given, index = self.questions.masks()
         net.set_questions(asked, given)
-        question, known = torch.from_numpy(index), self.questions.asked_codes | self.questions.given_codes
-        c, drawn = net.condition(self.held, hidden(self.one_hot, net, known), question), super()._held_draws()
-        return replace(drawn, c=c, question=question, noise=torch.from_numpy(self.questions.asked) * drawn.noise)
+        question, known = (
+            torch.from_numpy(index),
+            self.questions.asked_codes | self.questions.given_codes,
+        )
+        c, drawn = (
+            net.condition(self.held, hidden(self.one_hot, net, known), question),
+            super()._held_draws(),
+        )
+        return replace(
+            drawn,
+            c=c,
+            question=question,
+            noise=torch.from_numpy(self.questions.asked) * drawn.noise,
+        )
 
     @torch.no_grad()
     def _bounds(self) -> Tensor:
         """With −log p of the categories that are asked."""
         net = self.ema.model.score.backbone
-        return super()._bounds() - chain_log_prob(net, self.held, self.one_hot, self.questions, self.draws.question)
+        return super()._bounds() - chain_log_prob(
+            net, self.held, self.one_hot, self.questions, self.draws.question
+        )
 
     def _gradients(self, z: Tensor, one_hot: Tensor, questions: Questions) -> dict[str, Tensor]:
         net = self.model.score.backbone
@@ -97,7 +121,9 @@ class JointTraining(fitting.Training):
         which = torch.from_numpy(index)
         known = questions.asked_codes | questions.given_codes
         c = net.condition(z, hidden(one_hot, net, known), which)
-        loss = self._denoising(z, c, torch.from_numpy(questions.asked)) if net.d else z.new_zeros(())
+        loss = (
+            self._denoising(z, c, torch.from_numpy(questions.asked)) if net.d else z.new_zeros(())
+        )
         if net.m:
             rank = np.cumsum(questions.asked_codes, 1)
             before = rank <= np.floor(torch.rand(len(z), 1).numpy() * rank[:, -1:])
@@ -119,7 +145,9 @@ def lacking(x: Array, codes: Array) -> tuple[Array, Array]:
     return np.isnan(x), codes < 0
 
 
-def chain_log_prob(net: MaskedMixtureMLP, z: Tensor, one_hot: Tensor, questions: Questions, index: Tensor) -> Tensor:
+def chain_log_prob(
+    net: MaskedMixtureMLP, z: Tensor, one_hot: Tensor, questions: Questions, index: Tensor
+) -> Tensor:
     """log p of the asked categories given numbers and categories, (n,): one column after another."""
     total, known = z.new_zeros(len(z)), questions.given_codes.copy()
     for j in range(known.shape[1]):
@@ -134,34 +162,41 @@ def chain_log_prob(net: MaskedMixtureMLP, z: Tensor, one_hot: Tensor, questions:
 
 
 class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
-    r"""One density of a table that answers any question: columns given others, missing entries, categories.
+    r"""One density of a table that answers any question: columns given others, missing entries,
+    categories.
 
-    A network is trained on questions at random: each asks for some columns of a row, gives others and leaves the rest
-    out. It starts from a Gaussian mixture of all columns. Numbers follow a diffusion whose probability flow has a
-    density that integrates to 1 for every question. Categories follow the chain rule, one column after another.
+    A network is trained on questions at random: each asks for some columns of a row, gives others
+    and leaves the rest out. It starts from a Gaussian mixture of all columns. Numbers follow a
+    diffusion whose probability flow has a density that integrates to 1 for every question.
+    Categories follow the chain rule, one column after another.
 
-    For one fixed question of numbers alone :class:`DensityEstimator` is somewhat better at equal cost. Answers to
-    different questions need not agree exactly.
+    For one fixed question of numbers alone :class:`DensityEstimator` is somewhat better at equal
+    cost. Answers to different questions need not agree exactly.
 
     Args:
-        categories: columns of categories, by index or name. Columns of strings, of booleans and of pandas' categories
-            are such without this.
+        categories: columns of categories, by index or name. Columns of strings, of booleans and of
+            pandas' categories are such without this.
         discrete: columns of whole numbers, see :class:`DensityEstimator`.
-        bounds: the interval of a column, such as ``{"age": (0, None)}``, see :class:`DensityEstimator`.
-        spikes: values that many rows of a column have exactly, such as ``{"rain": 0}`` or ``{"rain": (0, 99)}``. They
-            have probabilities, and the other values a density.
-        validation_fraction, max_seconds, max_steps, width, depth, dropout, learning_rate, batch_size, weight_decay,
-            draws, verbose, progress, random_state: as of :class:`DensityEstimator`.
+        bounds: the interval of a column, such as ``{"age": (0, None)}``, see
+            :class:`DensityEstimator`.
+        spikes: values that many rows of a column have exactly, such as ``{"rain": 0}`` or
+            ``{"rain": (0, 99)}``. They have probabilities, and the other values a density.
+        validation_fraction, max_seconds, max_steps, width, depth, dropout, learning_rate,
+            batch_size, weight_decay, draws, verbose, progress, random_state: as of
+            :class:`DensityEstimator`.
         max_components: of the mixture.
 
     Attributes:
         encoding_: what each column is, :class:`~indm.tables.encoding.Encoding`.
-        gaps_: the masks of missing entries that rows had, (u, columns), and in how many rows each was, (u,).
+        gaps_: the masks of missing entries that rows had, (u, columns), and in how many rows each
+            was, (u,).
         model_: the fitted :class:`~indm.INDM` of the latents of numbers.
-        gain_: what the network gained over the mixture, nats of a question, and its standard error. If the gain is
-            within two errors, the density is the mixture's, and log p has a closed form.
+        gain_: what the network gained over the mixture, nats of a question, and its standard error.
+            If the gain is within two errors, the density is the mixture's, and log p has a closed
+            form.
         n_steps_: optimizer steps until it was best, 0 for the mixture.
-        ended_: optimizer steps that were made, and what ended them: "plateau", "max_steps" or "max_seconds".
+        ended_: optimizer steps that were made, and what ended them: "plateau", "max_steps" or
+            "max_seconds".
         sampling_steps_, sampling_error_: as of :class:`DensityEstimator`.
         n_features_in_, feature_names_in_: as in scikit-learn.
 
@@ -202,65 +237,104 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         progress=True,
         random_state=None,
     ):
-        self.categories, self.discrete, self.bounds, self.spikes = categories, discrete, bounds, spikes
+        self.categories, self.discrete, self.bounds, self.spikes = (
+            categories,
+            discrete,
+            bounds,
+            spikes,
+        )
         self.validation_fraction = validation_fraction
-        self.max_seconds, self.max_steps, self.max_components = max_seconds, max_steps, max_components
+        self.max_seconds, self.max_steps, self.max_components = (
+            max_seconds,
+            max_steps,
+            max_components,
+        )
         self.width, self.depth, self.dropout = width, depth, dropout
-        self.learning_rate, self.batch_size, self.weight_decay = learning_rate, batch_size, weight_decay
-        self.draws, self.verbose, self.progress, self.random_state = draws, verbose, progress, random_state
+        self.learning_rate, self.batch_size, self.weight_decay = (
+            learning_rate,
+            batch_size,
+            weight_decay,
+        )
+        self.draws, self.verbose, self.progress, self.random_state = (
+            draws,
+            verbose,
+            progress,
+            random_state,
+        )
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()
         tags.input_tags.allow_nan = tags.input_tags.string = tags.input_tags.categorical = True
         return tags
 
-    # ── Fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Fit ───────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self, X, y=None) -> "JointDensityEstimator":
         """Fit the density of the rows of ``X`` (n, columns); ``y`` is ignored.
 
-        Missing entries are NaN or None. They are left out of each question, which is right where that an entry is
-        missing does not depend on what it would have been.
+        Missing entries are NaN or None. They are left out of each question, which is right where
+        that an entry is missing does not depend on what it would have been.
 
         Raises:
-            ValueError: an argument out of range; an infinite value; fewer than 10 rows; no column that varies; dates or
-                identifiers as a column; a value outside of its bounds, or on one.
+            ValueError: an argument out of range; an infinite value; fewer than 10 rows; no column
+                that varies; dates or identifiers as a column; a value outside of its bounds, or on
+                one.
 
         Warns:
-            UserWarning: a column is left out, or a number is far from others; the network found nothing.
+            UserWarning: a column is left out, or a number is far from others; the network found
+            nothing.
         """
         fitting.check_options(self)
         began = time.perf_counter(), time.process_time()
         deadline = began[0] + self.max_seconds
         self._kinds = X.dtypes if is_frame(X) else None
-        categorical = {i for i, kind in enumerate(() if self._kinds is None else self._kinds) if kind == "category"}
-        X = self._validated(X, ensure_min_samples=FEWEST_ROWS, ensure_all_finite=False)  # columns are named below
+        categorical = {
+            i
+            for i, kind in enumerate(() if self._kinds is None else self._kinds)
+            if kind == "category"
+        }
+        # columns are named below
+        X = self._validated(X, ensure_min_samples=FEWEST_ROWS, ensure_all_finite=False)
         rng = check_random_state(self.random_state)
         self.gaps_ = np.unique(are_missing(X), axis=0, return_counts=True)
         self.encoding_ = self._encoding(X, categorical, rng)
         x, codes = self.encoding_.encoded(X)
-        self.encoding_ = self.encoding_.given_others(x + self._noise(x, np.ones(x.shape, bool), rng), codes)
+        self.encoding_ = self.encoding_.given_others(
+            x + self._noise(x, np.ones(x.shape, bool), rng), codes
+        )
         self._warn_of_far_rows(x)
         order, held = rng.permutation(len(x)), max(1, round(self.validation_fraction * len(x)))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.randint(2**31 - 1))
             trainings = self._trainings(x, codes, order, held, rng, deadline)
             x, codes = x[order[held:]], codes[order[held:]]
-            middle, one_hot = self._latents(x), torch.from_numpy(self.encoding_.one_hot(codes)).float()
+            middle, one_hot = (
+                self._latents(x),
+                torch.from_numpy(self.encoding_.one_hot(codes)).float(),
+            )
 
             def batch(i: Tensor) -> tuple[Tensor, Tensor, Questions]:
                 rows, questions = self._asked(x, codes, i.numpy(), rng)
-                return self._noised(middle[rows], x[rows], questions.asked, rng), one_hot[rows], questions
+                return (
+                    self._noised(middle[rows], x[rows], questions.asked, rng),
+                    one_hot[rows],
+                    questions,
+                )
 
             best = fitting.race(trainings, batch, len(x), self.batch_size, self.max_steps, deadline)
         self.ended_ = best.step, best.ended
         self.gain_ = gain, error = best.gain(trainings[0].start)
         has_gained = fitting.is_gain(gain, error)
-        self.model_, self.n_steps_ = (best if has_gained else trainings[0]).best.double(), best.best_step * has_gained
+        self.model_, self.n_steps_ = (
+            (best if has_gained else trainings[0]).best.double(),
+            best.best_step * has_gained,
+        )
         if not has_gained:
             self.model_.score.backbone.forget()  # so that log p has a closed form
         if self.verbose:
-            print(f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}")
+            print(
+                f"{gain:+.4f} ± {error:.4f} nats of a question by the network, ended by {best.ended}"
+            )
         fitting.warn_of_fit(self, [self.gain_], [self.ended_], [best.late_gain()], began)
         seed = rng.randint(2**31 - 1)
         shape = solve.DRAWN, X.shape[1]
@@ -270,7 +344,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         def draws(steps: int) -> Array:
             return self._drawn(nothing, everything, steps, np.random.RandomState(seed))[0]
 
-        self.sampling_steps_, self.sampling_error_ = solve.steps_for_draws(draws) if x.shape[1] else (1, 0.0)
+        self.sampling_steps_, self.sampling_error_ = (
+            solve.steps_for_draws(draws) if x.shape[1] else (1, 0.0)
+        )
         return self
 
     @property
@@ -282,44 +358,78 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         """Rows as an array, in which columns of a frame keep their kinds."""
         X = self._table(X, reset)
         X = X.astype(object) if is_frame(X) else X
-        return validate_data(self, X, dtype=None, reset=reset, **{"ensure_all_finite": "allow-nan"} | options)
+        return validate_data(
+            self, X, dtype=None, reset=reset, **{"ensure_all_finite": "allow-nan"} | options
+        )
 
     def _encoding(self, X: Array, categorical: set[int], rng: np.random.RandomState) -> Encoding:
         """Kind and map of each column; those in ``categorical`` are of categories, too."""
         categories = categorical | set(self._indices(self.categories, "categories"))
         whole = set(self._indices(self.discrete, "discrete"))
-        bounds = {self._index(column, "bounds"): pair for column, pair in dict(self.bounds or {}).items()}
-        spikes = {self._index(column, "spikes"): value for column, value in dict(self.spikes or {}).items()}
+        bounds = {
+            self._index(column, "bounds"): pair for column, pair in dict(self.bounds or {}).items()
+        }
+        spikes = {
+            self._index(column, "spikes"): value
+            for column, value in dict(self.spikes or {}).items()
+        }
         columns, problems = [], []
         for i in range(X.shape[1]):
-            interval, own = self._interval_of(i, bounds.get(i, (None, None))), np.atleast_1d(spikes.get(i, ())).tolist()
+            interval, own = (
+                self._interval_of(i, bounds.get(i, (None, None))),
+                np.atleast_1d(spikes.get(i, ())).tolist(),
+            )
             kind = {"is_category": i in categories, "is_whole": i in whole}
             try:
-                columns.append(fitted_column(X[:, i], self._name(i), rng, **kind, interval=interval, spikes=own))
+                columns.append(
+                    fitted_column(
+                        X[:, i], self._name(i), rng, **kind, interval=interval, spikes=own
+                    )
+                )
             except ValueError as error:
                 problems.append(str(error))
         if problems:
             raise ValueError(".\n".join(problems))
         if all(column.is_out for column in columns):
             raise ValueError("X must vary in a column, got one value or none in each")
-        gaps = [f" ({share:.0%} of the rows have none)" if share else "" for share in are_missing(X).mean(0)]
-        values = [f"{column.name}, {column.constant}{gap}" for column, gap in zip(columns, gaps, strict=True)]
-        constant = ", ".join(text for text, column in zip(values, columns, strict=True) if column.constant is not None)
+        gaps = [
+            f" ({share:.0%} of the rows have none)" if share else ""
+            for share in are_missing(X).mean(0)
+        ]
+        values = [
+            f"{column.name}, {column.constant}{gap}"
+            for column, gap in zip(columns, gaps, strict=True)
+        ]
+        constant = ", ".join(
+            text
+            for text, column in zip(values, columns, strict=True)
+            if column.constant is not None
+        )
         absent = ", ".join(column.name for column in columns if column.is_absent)
-        for named, why in ((constant, "all have the same value"), (absent, "fewer than two rows have an entry")):
+        for named, why in (
+            (constant, "all have the same value"),
+            (absent, "fewer than two rows have an entry"),
+        ):
             if named:
                 warnings.warn(f"left out of the density, as {why}: {named}", stacklevel=3)
         plain = [i for i, c in enumerate(columns) if c.is_number and not (c.is_whole or c.values)]
-        warn_of_few_values({columns[i].name: X[~are_missing(X[:, i]), i].astype(float) for i in plain}, stacklevel=4)
+        warn_of_few_values(
+            {columns[i].name: X[~are_missing(X[:, i]), i].astype(float) for i in plain},
+            stacklevel=4,
+        )
         for column in columns:
             if not column.is_number and len(column.values) > len(X) / 2:
                 many = f"{column.name} has {len(column.values)} categories in {len(X)} rows"
-                warnings.warn(f"{many}: leave out a column of names, and turn strings into numbers", stacklevel=3)
+                warnings.warn(
+                    f"{many}: leave out a column of names, and turn strings into numbers",
+                    stacklevel=3,
+                )
         return Encoding(tuple(columns))
 
     def _warn_of_far_rows(self, x: Array) -> None:
-        """Warn of the number that is farthest from most rows of its column, if it is far, in latents where the map is
-        plain."""
+        """Warn of the number that is farthest from most rows of its column, if it is far, in
+        latents where the map is plain.
+        """
         bends = np.array([self.encoding_.map_of(i).far[0] for i in self.encoding_.numbers])
         values = np.where(bends, x, self._latents(x).numpy())
         off = np.zeros(x.shape)
@@ -334,10 +444,17 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             warnings.warn(f"row {row} of X is far from the others: {far}", stacklevel=3)
 
     def _trainings(
-        self, x: Array, codes: Array, order: Array, held: int, rng: np.random.RandomState, deadline: float
+        self,
+        x: Array,
+        codes: Array,
+        order: Array,
+        held: int,
+        rng: np.random.RandomState,
+        deadline: float,
     ) -> list[JointTraining]:
-        """Trainings that start from the best mixture and from one Gaussian; the first ``held`` rows of ``order``
-        validate them."""
+        """Trainings that start from the best mixture and from one Gaussian; the first ``held`` rows
+        of ``order`` validate them.
+        """
         encoding = self.encoding_
         train_rows, valid = order[held:], order[:held]
         train_rows = train_rows[: JOINT_MIXTURE_ROWS[int(np.isnan(x).any())]]
@@ -345,9 +462,13 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         z = encoding.latents(x + self._noise(x, everything, rng))
         one_hot = encoding.one_hot(codes)
         until = time.perf_counter() + fitting.MIXTURE_SHARE * (deadline - time.perf_counter())
-        fitted, held_rows = ((z[rows], one_hot[rows]) for rows in (train_rows, valid[: fitting.VALIDATION_ROWS]))
+        fitted, held_rows = (
+            (z[rows], one_hot[rows]) for rows in (train_rows, valid[: fitting.VALIDATION_ROWS])
+        )
         seed = rng.randint(2**31 - 1)
-        laws = [best_joint_mixture(fitted, held_rows, encoding.sizes, self.max_components, seed, until)]
+        laws = [
+            best_joint_mixture(fitted, held_rows, encoding.sizes, self.max_components, seed, until)
+        ]
         if len(laws[0].weight) > 1:
             laws.append(best_joint_mixture(fitted, held_rows, encoding.sizes, 1, seed, math.inf))
         repeats = max(1, fitting.VALIDATION_ROWS // held)
@@ -361,7 +482,15 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         c = latents.new_zeros(len(rows), 0)  # made of the questions
         rates = self.learning_rate, self.weight_decay
         return [
-            JointTraining(self._model(law), latents, c, *rates, repeats, questions=asked_of, one_hot=held_codes)
+            JointTraining(
+                self._model(law),
+                latents,
+                c,
+                *rates,
+                repeats,
+                questions=asked_of,
+                one_hot=held_codes,
+            )
             for law in laws
         ]
 
@@ -370,11 +499,19 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         sizes = self.encoding_.sizes
         shape, options = (law.mean.shape[1],), {"dropout": self.dropout}
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Initializing zero-element tensors")  # a table without numbers
+            # a table without numbers
+            warnings.filterwarnings("ignore", "Initializing zero-element tensors")
             net = MaskedMixtureMLP(shape, sizes, len(law.weight), self.width, self.depth, **options)
-        net.set_mixture(*map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share)))
+        net.set_mixture(
+            *map(torch.from_numpy, (law.weight, law.mean, law.covariance, law.log_share))
+        )
         known = shape if law.mean.shape[1] else None  # a table of categories alone has no event
-        return INDM(Identity(), ScoreModel(net, VPSDE(eps=fitting.EPS)), shape=known, condition=Vector(net.size))
+        return INDM(
+            Identity(),
+            ScoreModel(net, VPSDE(eps=fitting.EPS)),
+            shape=known,
+            condition=Vector(net.size),
+        )
 
     def _random_question(self, rng: np.random.RandomState) -> tuple[Array, Array]:
         """Masks of columns of the table that are asked and given, (columns,)."""
@@ -387,8 +524,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         asked[rng.randint(n)] |= not asked.any()
         return asked, given & ~asked
 
-    def _asked(self, x: Array, codes: Array, rows: Array, rng: np.random.RandomState) -> tuple[Array, Questions]:
-        """Rows of a batch and what they are asked: some questions, each of rows that have the columns it needs."""
+    def _asked(
+        self, x: Array, codes: Array, rows: Array, rng: np.random.RandomState
+    ) -> tuple[Array, Questions]:
+        """Rows of a batch and what they are asked: some questions, each of rows that have the
+        columns it needs.
+        """
         taken, asked, given = [], [], []
         columns = np.concatenate([self.encoding_.numbers, self.encoding_.categories])
 
@@ -398,27 +539,40 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         for part in np.array_split(rows, min(QUESTIONS, len(rows))):
             a, g = self._random_question(rng)
             needed = (a | g)[columns]
-            first = lacks(part[:1])[:, needed]  # other rows of this question must lack the same columns
+            # other rows of this question must lack the same columns
+            first = lacks(part[:1])[:, needed]
             if (lacks(part)[:, needed] != first).any():
-                part = rng.choice(np.flatnonzero((lacks(slice(None))[:, needed] == first).all(1)), len(part))
+                part = rng.choice(
+                    np.flatnonzero((lacks(slice(None))[:, needed] == first).all(1)), len(part)
+                )
             taken.append(part)
             asked.append(np.tile(a, (len(part), 1)))
             given.append(np.tile(g, (len(part), 1)))
         chosen = np.concatenate(taken)
-        return chosen, self._questions(np.concatenate(asked), np.concatenate(given), (x[chosen], codes[chosen]))
+        return chosen, self._questions(
+            np.concatenate(asked), np.concatenate(given), (x[chosen], codes[chosen])
+        )
 
-    # ── Rows and questions ──────────────────────────────────────────────────────────────────────────────────────────
+    # ── Rows and questions ────────────────────────────────────────────────────────────────────────
 
     def _posed(self, asked: Array, given: Array, rows: tuple[Array, Array]) -> Questions:
-        """Masks of numbers and categories from masks of columns (n, columns); ``rows`` have what is given."""
-        numbers, categories, (no_number, no_code) = self.encoding_.numbers, self.encoding_.categories, lacking(*rows)
+        """Masks of numbers and categories from masks of columns (n, columns); ``rows`` have what is
+        given.
+        """
+        numbers, categories, (no_number, no_code) = (
+            self.encoding_.numbers,
+            self.encoding_.categories,
+            lacking(*rows),
+        )
         known = given[:, numbers] & ~no_number, given[:, categories] & ~no_code
         return Questions(asked[:, numbers], known[0], asked[:, categories], known[1])
 
     def _questions(self, asked: Array, given: Array, rows: tuple[Array, Array]) -> Questions:
         """:meth:`_posed`, without what ``rows`` lack of what is asked: they have the answers."""
         found, (no_number, no_code) = self._posed(asked, given, rows), lacking(*rows)
-        return replace(found, asked=found.asked & ~no_number, asked_codes=found.asked_codes & ~no_code)
+        return replace(
+            found, asked=found.asked & ~no_number, asked_codes=found.asked_codes & ~no_code
+        )
 
     def _noise(self, x: Array, asked: Array, rng: np.random.RandomState) -> Array:
         """Noise of whole numbers: uniform where they are asked, and 1/2 elsewhere."""
@@ -437,21 +591,25 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         noisy = self.encoding_.latents(x + self._noise(x, asked, rng))
         return torch.from_numpy(np.nan_to_num(noisy)).float()
 
-    # ── Answers ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Answers ───────────────────────────────────────────────────────────────────────────────────
 
-    def score_samples(self, X, *, given: Sequence[Any] | Array = (), tol: float = solve.SOLVER_ERROR) -> np.ndarray:
+    def score_samples(
+        self, X, *, given: Sequence[Any] | Array = (), tol: float = solve.SOLVER_ERROR
+    ) -> np.ndarray:
         """log p of what each row of ``X`` has, nats, of the units of ``X``: (n,).
 
-        Of a row with missing entries it is the marginal of the others. Columns that are ``given``, by index or name, or
-        by a mask (n, columns), are conditioned on. It is −∞ where a number, asked or given, is outside of its bounds,
-        and where an asked column that was constant differs. ``tol`` is the solver's error of a row, nats.
+        Of a row with missing entries it is the marginal of the others. Columns that are ``given``,
+        by index or name, or by a mask (n, columns), are conditioned on. It is −∞ where a number,
+        asked or given, is outside of its bounds, and where an asked column that was constant
+        differs. ``tol`` is the solver's error of a row, nats.
 
-        It is the log of probabilities of categories, spikes and whole numbers times a density of the others; for three
-        and more whole numbers it is a lower bound, as of :class:`DensityEstimator`.
+        It is the log of probabilities of categories, spikes and whole numbers times a density of
+        the others; for three and more whole numbers it is a lower bound, as of
+        :class:`DensityEstimator`.
 
         Raises:
-            ValueError: an infinite value; an unknown category; other than whole numbers in a discrete column; a mask
-                of another shape.
+            ValueError: an infinite value; an unknown category; other than whole numbers in a
+                discrete column; a mask of another shape.
 
         Warns:
             ConvergenceWarning: where the ODE's error is above ``tol`` on average.
@@ -461,7 +619,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if np.ndim(given) == 2:
             is_given = np.asarray(given, dtype=bool)
             if is_given.shape != X.shape:
-                raise ValueError(f"a mask of given entries must have the shape {X.shape} of X, got {is_given.shape}")
+                raise ValueError(
+                    f"a mask of given entries must have the shape {X.shape} of X, got {is_given.shape}"
+                )
             is_given = is_given[:, self._places(given if is_frame(given) else table)]
         else:
             is_given = np.zeros(X.shape, dtype=bool)
@@ -473,11 +633,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return float(self.score_samples(X).mean())
 
     def log_prob_cells(self, X, *, tol: float = solve.SOLVER_ERROR) -> np.ndarray:
-        """log p of each entry of ``X`` given the others of its row, nats, (n, columns); NaN where there is none.
+        """log p of each entry of ``X`` given the others of its row, nats, (n, columns); NaN where
+        there is none.
 
-        A low value marks an odd entry; compare it with others of its column, as densities have the column's unit. An
-        entry that is impossible, or more than :data:`FAR` deviations from most of its column, is not given to the
-        others.
+        A low value marks an odd entry; compare it with others of its column, as densities have the
+        column's unit. An entry that is impossible, or more than :data:`FAR` deviations from most of
+        its column, is not given to the others.
 
         Raises, warns: as :meth:`score_samples`.
         """
@@ -485,14 +646,19 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         X, table = self._validated(X, reset=False), X
         there, found = ~are_missing(X), np.full(X.shape, np.nan)
         scored = there & [not column.is_absent for column in self.encoding_.columns]
-        columns, rows = np.nonzero(scored.T)  # column by column, so that few questions are in a batch
+        # column by column, so that few questions are in a batch
+        columns, rows = np.nonzero(scored.T)
         asked = np.eye(X.shape[1], dtype=bool)[columns]
         own = np.arange(X.shape[1])[self._places(table)]  # where ``table`` has each column
-        found[rows, own[columns]] = self._score(X[rows], asked, (there & self._is_near(X))[rows] & ~asked, tol)
+        found[rows, own[columns]] = self._score(
+            X[rows], asked, (there & self._is_near(X))[rows] & ~asked, tol
+        )
         return found
 
     def _is_near(self, X: Array) -> Array:
-        """Mask of the entries but numbers out of bounds, or farther than :data:`FAR` from most, (n, columns)."""
+        """Mask of the entries but numbers out of bounds, or farther than :data:`FAR` from most, (n,
+        columns).
+        """
         x, _ = self.encoding_.encoded(X)
         found, i = np.ones(X.shape, dtype=bool), self.encoding_.numbers
         with np.errstate(all="ignore"):
@@ -501,30 +667,41 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return found
 
     def sample(
-        self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None, gaps: bool = False
+        self,
+        n_samples: int = 1,
+        random_state: Any = None,
+        *,
+        steps: int | None = None,
+        gaps: bool = False,
     ) -> Any:
         """Rows drawn from the density, (n_samples, columns): a data frame where ``fit`` got one.
 
-        ``steps`` of the sampler are by default ``sampling_steps_``. With ``gaps`` each row lacks the entries that a row
-        of the fitted table lacked, drawn at random.
+        ``steps`` of the sampler are by default ``sampling_steps_``. With ``gaps`` each row lacks
+        the entries that a row of the fitted table lacked, drawn at random.
         """
         return self.conditional({}).sample(n_samples, random_state, steps=steps, gaps=gaps)
 
     def conditional(self, given: Mapping[Any, Any]) -> "Conditional":
         """The density of all other columns at what is ``given``, by index or name: ``{"age": 30}``.
 
-        A pair is a range of numbers, ends included: ``{"age": (30, 40), "income": (None, 1e5)}``. Several categories
-        are a set: ``{"city": ["Oslo", "Berlin"]}``. Both take draws only. ValueError for what is unknown, impossible,
-        or out of bounds.
+        A pair is a range of numbers, ends included: ``{"age": (30, 40), "income": (None, 1e5)}``.
+        Several categories are a set: ``{"city": ["Oslo", "Berlin"]}``. Both take draws only.
+        ValueError for what is unknown, impossible, or out of bounds.
         """
         check_is_fitted(self)
         if not hasattr(given, "items"):
-            raise ValueError(f'given must be values of columns, such as {{"age": 30}}, got {given!r}')
+            raise ValueError(
+                f'given must be values of columns, such as {{"age": 30}}, got {given!r}'
+            )
         row, ranges = np.full((1, self.n_features_in_), np.nan, dtype=object), {}  # type: tuple[Array, dict[int, Any]]
         for column, value in given.items():
             i = self._index(column, "given")
             kind = self.encoding_.columns[i]
-            if np.ndim(value) and not kind.is_number and any(not isinstance(own, float) for own in kind.values):
+            if (
+                np.ndim(value)
+                and not kind.is_number
+                and any(not isinstance(own, float) for own in kind.values)
+            ):
                 ranges[i] = np.array(value, dtype=object)
                 kind.encoded(ranges[i])
             elif np.ndim(value):
@@ -536,11 +713,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         return Conditional(self, row[0], ranges)
 
     def impute(self, X, n: int | None = None, random_state: Any = None):
-        """``X`` with draws given the rest of its row in place of missing entries: one table, or a list of ``n``.
+        """``X`` with draws given the rest of its row in place of missing entries: one table, or a
+        list of ``n``.
 
-        A data frame keeps its index. A number more than :data:`FAR` deviations from most of its column is kept, but
-        says nothing of the missing entries. ValueError as of :meth:`score_samples`, and for a value outside of its
-        bounds.
+        A data frame keeps its index. A number more than :data:`FAR` deviations from most of its
+        column is kept, but says nothing of the missing entries. ValueError as of
+        :meth:`score_samples`, and for a value outside of its bounds.
         """
         check_is_fitted(self)
         fitting.check_count(1 if n is None else n, "n")
@@ -561,7 +739,9 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         if len(outside):
             row, j = outside[0]
             column = self.encoding_.columns[self.encoding_.numbers[j]]
-            raise ValueError(f"{column.name} must be inside of its bounds, got {x[row, j]:g} in row {row}")
+            raise ValueError(
+                f"{column.name} must be inside of its bounds, got {x[row, j]:g} in row {row}"
+            )
 
     def _score(self, X: Array, asked: Array, given: Array, tol: float) -> Array:
         """log p of asked columns of rows ``X`` given others, masks (n, columns) each."""
@@ -576,15 +756,21 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             for mask in np.unique(whole[rows], axis=0):
                 own = rows[(whole[rows] == mask).all(1)]
 
-                def log_density(chosen: Array, points: Array, own: Array = own, mask: Array = mask) -> Array:
+                def log_density(
+                    chosen: Array, points: Array, own: Array = own, mask: Array = mask
+                ) -> Array:
                     picked = np.repeat(own[chosen], len(points))
                     noise = np.tile(0.5 * self.encoding_.whole, (len(picked), 1))
                     noise[:, mask] = np.tile(points, (len(chosen), 1))
-                    value, error = self._log_density(x[picked], noise, codes[picked], questions[picked], tol)
+                    value, error = self._log_density(
+                        x[picked], noise, codes[picked], questions[picked], tol
+                    )
                     errors.append(error)
                     return value.reshape(len(chosen), -1)
 
-                found[own] += solve.integrated(log_density, len(own), int(mask.sum()), self.draws, bar)
+                found[own] += solve.integrated(
+                    log_density, len(own), int(mask.sum()), self.draws, bar
+                )
         solve.warn_above(tol, torch.cat(errors), stacklevel=4)
         return found
 
@@ -595,18 +781,29 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             if (value := column.constant) is not None:
                 rows = np.flatnonzero(~are_missing(X[:, i]) & asked[:, i])
                 entries = X[rows, i]
-                same = are_near(entries.astype(float), value) if isinstance(value, float) else entries == value
+                same = (
+                    are_near(entries.astype(float), value)
+                    if isinstance(value, float)
+                    else entries == value
+                )
                 found[rows[~same]] = -np.inf
         return found
 
     def _log_density(
         self, x: Array, noise: Array, codes: Array, questions: Questions, tol: float
     ) -> tuple[Array, Tensor]:
-        """log p of the numbers x + noise and the codes that are asked, (n,), and the errors of the ODE, (n,)."""
+        """log p of the numbers x + noise and the codes that are asked, (n,), and the errors of the
+        ODE, (n,).
+        """
         z = torch.from_numpy(np.nan_to_num(self.encoding_.latents(x + noise)))
-        volume = np.where(questions.asked, np.nan_to_num(self.encoding_.log_volume(x + noise)), 0.0).sum(1)
+        volume = np.where(
+            questions.asked, np.nan_to_num(self.encoding_.log_volume(x + noise)), 0.0
+        ).sum(1)
         one_hot = torch.from_numpy(self.encoding_.one_hot(codes))
-        found, errors = torch.zeros(len(x), dtype=torch.double), torch.zeros(len(x), dtype=torch.double)
+        found, errors = (
+            torch.zeros(len(x), dtype=torch.double),
+            torch.zeros(len(x), dtype=torch.double),
+        )
         net: MaskedMixtureMLP = self.model_.score.backbone
         for rows, index in self._parts(net, questions):
             own = questions[rows]
@@ -615,17 +812,25 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             solved = np.flatnonzero(own.asked.any(1))
             if len(solved):
                 known = own.asked_codes[solved] | own.given_codes[solved]
-                c = net.condition(z[rows][solved], hidden(one_hot[rows][solved], net, known), index[solved])
+                c = net.condition(
+                    z[rows][solved], hidden(one_hot[rows][solved], net, known), index[solved]
+                )
                 asked = torch.from_numpy(own.asked[solved])
-                value, error = solve.latent_log_prob(self.model_.given(c), asked * z[rows][solved], tol)
+                value, error = solve.latent_log_prob(
+                    self.model_.given(c), asked * z[rows][solved], tol
+                )
                 found[rows[solved]] += value - unasked_log_prob(self.model_.sde, ~asked)
                 errors[rows[solved]] = error
         return found.numpy() + volume, errors
 
     def _parts(self, net: MaskedMixtureMLP, questions: Questions) -> Iterator[tuple[Array, Tensor]]:
-        """Parts of the rows with few questions each, which the network then has: their indices, and their questions."""
+        """Parts of the rows with few questions each, which the network then has: their indices, and
+        their questions.
+        """
         asked, given, index = questions.masks()
-        most = int(max(1, min(solve.ROWS_AT_ONCE, LAW_ENTRIES / (net.components * max(1, net.d) ** 2))))
+        most = int(
+            max(1, min(solve.ROWS_AT_ONCE, LAW_ENTRIES / (net.components * max(1, net.d) ** 2)))
+        )
         order = np.argsort(index, kind="stable")
         for begin in range(0, len(order), most):
             rows = order[begin : begin + most]
@@ -633,20 +838,31 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             net.set_questions(asked[needed], given[needed])
             yield rows, torch.from_numpy(local.reshape(-1))
 
-    def _filled(self, X: Array, rng: np.random.RandomState, steps: int | None, known: Array | bool = True) -> Array:
-        """Rows (n, columns) with draws in place of missing entries, given the others that are ``known``."""
+    def _filled(
+        self, X: Array, rng: np.random.RandomState, steps: int | None, known: Array | bool = True
+    ) -> Array:
+        """Rows (n, columns) with draws in place of missing entries, given the others that are
+        ``known``.
+        """
         x, codes = self.encoding_.encoded(X)
         is_there = ~are_missing(X)
         questions = self._posed(~is_there, is_there & known, (x, codes))
         table = self.encoding_.table(*self._drawn((x, codes), questions, steps, rng))
         absent = [column.is_absent for column in self.encoding_.columns]
         found = np.where(is_there, X.astype(object), table)
-        return found if is_there[:, absent].any() else found.astype(table.dtype)  # it may have entries of any kind
+        # it may have entries of any kind
+        return found if is_there[:, absent].any() else found.astype(table.dtype)
 
     def _drawn(
-        self, rows: tuple[Array, Array], questions: Questions, steps: int | None, rng: np.random.RandomState
+        self,
+        rows: tuple[Array, Array],
+        questions: Questions,
+        steps: int | None,
+        rng: np.random.RandomState,
     ) -> tuple[Array, Array]:
-        """Latents, NaN where a spike was drawn, and codes of asked columns, given ``rows``; NaN and −1 in others."""
+        """Latents, NaN where a spike was drawn, and codes of asked columns, given ``rows``; NaN and
+        −1 in others.
+        """
         model = copy.deepcopy(self.model_).float()
         net: MaskedMixtureMLP = model.score.backbone
         x, codes, steps = rows[0], rows[1].copy(), self.sampling_steps_ if steps is None else steps
@@ -668,19 +884,26 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             spiked[:, self.encoding_.numbers == i] = codes[:, j : j + 1] > 0
         questions = replace(questions, asked=questions.asked & ~spiked)
         generator = torch.Generator().manual_seed(rng.randint(2**31 - 1))
-        one_hot, found = torch.from_numpy(self.encoding_.one_hot(codes)).float(), np.full(z.shape, np.nan)
+        one_hot, found = (
+            torch.from_numpy(self.encoding_.one_hot(codes)).float(),
+            np.full(z.shape, np.nan),
+        )
         with_numbers = np.flatnonzero(questions.asked.any(1))
         with solve.bar_of(len(with_numbers), "draws", self.progress) as bar:
             for local, index in self._parts(net, questions[with_numbers]):
                 part = with_numbers[local]
                 c = net.condition(z[part], hidden(one_hot[part], net, known[part]), index)
-                drawn = sample(model, len(part), c=c, steps=steps, generator=generator, **solve.DRAWING).numpy()
+                drawn = sample(
+                    model, len(part), c=c, steps=steps, generator=generator, **solve.DRAWING
+                ).numpy()
                 found[part] = np.where(questions.asked[part], drawn, np.nan)
                 bar.update(len(part))
         return found, np.where(questions.asked_codes, codes, -1)
 
     def _as_fitted(self, rows: Array, index: Any = None):
-        """Rows as an array, or as a data frame of the kinds of columns that ``fit`` got; but fractions stay floats."""
+        """Rows as an array, or as a data frame of the kinds of columns that ``fit`` got; but
+        fractions stay floats.
+        """
         if self._kinds is None:
             return rows
         import pandas
@@ -689,16 +912,25 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         kept = {
             i: kind
             for i, (kind, column) in enumerate(columns)
-            if column.is_whole or not column.is_number or not pandas.api.types.is_integer_dtype(kind)
+            if column.is_whole
+            or not column.is_number
+            or not pandas.api.types.is_integer_dtype(kind)
         }
-        return pandas.DataFrame(rows, index).infer_objects().astype(kept).set_axis(self._kinds.index, axis=1)
+        return (
+            pandas.DataFrame(rows, index)
+            .infer_objects()
+            .astype(kept)
+            .set_axis(self._kinds.index, axis=1)
+        )
 
 
 @dataclass(frozen=True)
 class Conditional:
-    """The density of a table's columns at fixed values of others, from :meth:`JointDensityEstimator.conditional`.
+    """The density of a table's columns at fixed values of others, from
+    :meth:`JointDensityEstimator.conditional`.
 
-    ``row`` has the given values, and NaN in other columns; ``ranges`` low and high, or categories, of columns by index.
+    ``row`` has the given values, and NaN in other columns; ``ranges`` low and high, or categories,
+    of columns by index.
     """
 
     estimator: JointDensityEstimator
@@ -710,22 +942,31 @@ class Conditional:
         return ~are_missing(self.row)
 
     def score_samples(self, X) -> np.ndarray:
-        """log p of rows ``X`` (n, columns), nats (n,), whose given columns are replaced; ValueError where a range is
-        given."""
+        """log p of rows ``X`` (n, columns), nats (n,), whose given columns are replaced; ValueError
+        where a range is given.
+        """
         if self.ranges:
-            raise ValueError("score_samples needs values in given, not ranges, which draws alone take")
+            raise ValueError(
+                "score_samples needs values in given, not ranges, which draws alone take"
+            )
         X = self.estimator._validated(X, reset=False).astype(object)
         given = np.tile(self._is_given, (len(X), 1))
         X[:, self._is_given] = self.row[self._is_given]
         return self.estimator._score(X, ~given, given, solve.SOLVER_ERROR)
 
     def sample(
-        self, n_samples: int = 1, random_state: Any = None, *, steps: int | None = None, gaps: bool = False
+        self,
+        n_samples: int = 1,
+        random_state: Any = None,
+        *,
+        steps: int | None = None,
+        gaps: bool = False,
     ) -> Any:
-        """Whole rows, (n_samples, columns), with the given values in their columns; ``gaps`` are only in others.
+        """Whole rows, (n_samples, columns), with the given values in their columns; ``gaps`` are
+        only in others.
 
-        Rows outside of ranges are rejected. ValueError where too few of 50,000 draws, or of 100 for each row, are
-        inside.
+        Rows outside of ranges are rejected. ValueError where too few of 50,000 draws, or of 100 for
+        each row, are inside.
         """
         fitting.check_count(n_samples, "n_samples")
         rng, n = check_random_state(random_state), n_samples
@@ -735,7 +976,10 @@ class Conditional:
                 if drawn >= max(MOST_DRAWN, 100 * n):
                     few = f"{len(found)} of {drawn:,} draws in them, too few for n_samples={n}"
                     raise ValueError(f"given has ranges with {few}; widen them, or draw fewer rows")
-                more = min(solve.ROWS_AT_ONCE, math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)))
+                more = min(
+                    solve.ROWS_AT_ONCE,
+                    math.ceil(1.2 * drawn * (n - len(found)) / max(len(found), 0.1)),
+                )
                 found, drawn = np.concatenate([found, self._drawn(more, rng, steps)]), drawn + more
                 bar.update(len(found) - bar.n)
         found = found[:n]
@@ -751,7 +995,9 @@ class Conditional:
         inside = np.ones(n, dtype=bool)
         for i, allowed in self.ranges.items():
             if isinstance(allowed, tuple):
-                inside &= (allowed[0] <= rows[:, i].astype(float)) & (rows[:, i].astype(float) <= allowed[1])
+                inside &= (allowed[0] <= rows[:, i].astype(float)) & (
+                    rows[:, i].astype(float) <= allowed[1]
+                )
             else:
                 inside &= np.isin(rows[:, i], allowed)
         return rows[inside]
@@ -764,10 +1010,11 @@ def unasked_log_prob(sde: VPSDE, unasked: Tensor) -> Tensor:
 
 
 class JointConditional(JointDensityEstimator):
-    """p(X|c) of one joint density of rows X and conditions c, for a posterior: any entry of c may be NaN.
+    """p(X|c) of one joint density of rows X and conditions c, for a posterior: any entry of c may
+    be NaN.
 
-    It has what :class:`~indm.PosteriorEstimator` needs of a :class:`~indm.DensityEstimator`, and the methods of a
-    :class:`~indm.JointDensityEstimator` of tables that have X's columns, then c's.
+    It has what :class:`~indm.PosteriorEstimator` needs of a :class:`~indm.DensityEstimator`, and
+    the methods of a :class:`~indm.JointDensityEstimator` of tables that have X's columns, then c's.
     """
 
     def fit(self, X: Array, y: Any = None, *, c: Array) -> "JointConditional":
@@ -775,8 +1022,13 @@ class JointConditional(JointDensityEstimator):
         super().fit(np.concatenate([X, c], 1))
         maps = [self.encoding_.map_of(i) for i, varies in enumerate(self.varies_) if varies]
         names = "centre", "scale", "power", "far", "mean", "edge", "interval", "reach"
-        stacked = {name: np.concatenate([getattr(part, name) for part in maps], -1) for name in names}
-        slope, whitening = np.zeros((self.n_conditions_, len(maps))), np.diag([part.whitening[0, 0] for part in maps])
+        stacked = {
+            name: np.concatenate([getattr(part, name) for part in maps], -1) for name in names
+        }
+        slope, whitening = (
+            np.zeros((self.n_conditions_, len(maps))),
+            np.diag([part.whitening[0, 0] for part in maps]),
+        )
         self.columns_ = Columns(**stacked, slope=slope, whitening=whitening)
         self.gains_ = [self.gain_]
         return self
@@ -785,13 +1037,17 @@ class JointConditional(JointDensityEstimator):
         kind, asked = rng.uniform(), np.arange(self._d + self.n_conditions_) < self._d
         if kind > AT_ALL + AT_SOME:
             return super()._random_question(rng)
-        return asked, ~asked & (rng.uniform(size=len(asked)) > (0 if kind < AT_ALL else rng.uniform()))
+        return asked, ~asked & (
+            rng.uniform(size=len(asked)) > (0 if kind < AT_ALL else rng.uniform())
+        )
 
-    # ── Under the names of DensityEstimator ─────────────────────────────────────────────────────────────────────────
+    # ── Under the names of DensityEstimator ───────────────────────────────────────────────────────
 
     @property
     def discrete_(self) -> Array:
-        return np.array([i for i in range(self._d) if self.encoding_.columns[i].is_whole], dtype=int)
+        return np.array(
+            [i for i in range(self._d) if self.encoding_.columns[i].is_whole], dtype=int
+        )
 
     @property
     def constant_(self) -> Array:
@@ -807,7 +1063,9 @@ class JointConditional(JointDensityEstimator):
         asked, given = self._masks(len(rows))
         return self._score(rows, asked, given, tol)
 
-    def sample(self, n_samples: int = 1, random_state: Any = None, *, c: Array, steps: int | None = None) -> Array:
+    def sample(
+        self, n_samples: int = 1, random_state: Any = None, *, c: Array, steps: int | None = None
+    ) -> Array:
         rows = self._joined(np.full((n_samples, self._d), np.nan), c)
         self._check_possible(rows)
         x, codes = self.encoding_.encoded(rows)
@@ -816,7 +1074,9 @@ class JointConditional(JointDensityEstimator):
         return self.encoding_.table(*drawn)[:, : self._d].astype(float)
 
     def log_likelihood(self, c: Array, X: Array) -> Array:
-        """log p(c|X) of what each row of c (n, k) has, nats (n,), at rows of X (n, d); −∞ outside of the bounds."""
+        """log p(c|X) of what each row of c (n, k) has, nats (n,), at rows of X (n, d); −∞ outside
+        of the bounds.
+        """
         rows = self._joined(X, c)
         asked, given = self._masks(len(rows))
         return self._score(rows, given, asked, solve.SOLVER_ERROR)
@@ -826,8 +1086,9 @@ class JointConditional(JointDensityEstimator):
         return np.broadcast_to(c, (rows, self.n_conditions_))
 
     def possible(self, X: Array, c: Array) -> Array:
-        """The indices of rows that have a density at their c: both are inside of the bounds, constant columns of X have
-        their values, and no entry of X is a spike."""
+        """The indices of rows that have a density at their c: both are inside of the bounds,
+        constant columns of X have their values, and no entry of X is a spike.
+        """
         rows = self._joined(X, c)
         asked, _ = self._masks(len(rows))
         x, _ = self.encoding_.encoded(rows)
@@ -836,7 +1097,8 @@ class JointConditional(JointDensityEstimator):
         return np.flatnonzero(is_same & ~is_spike & self.encoding_.is_possible(x).all(1))
 
     def log_densities(self, z: Tensor, c: Array, steps: int) -> Iterator[Tensor]:
-        """log p of latents (n, d) at rows of c, nats (n,), with gradients, in so many steps of the ODE.
+        """log p of latents (n, d) at rows of c, nats (n,), with gradients, in so many steps of the
+        ODE.
 
         Of columns of X with spikes it is the density of the other values.
         """
@@ -853,7 +1115,11 @@ class JointConditional(JointDensityEstimator):
         at = net.condition(given, hidden(one_hot, net, known), index)
         rows = z.new_zeros(x.shape).masked_scatter(torch.from_numpy(questions.asked), z)
         value = solve.log_prob_in_steps(self.model_.given(at), rows, steps)
-        yield log_share + value - unasked_log_prob(self.model_.sde, ~torch.from_numpy(questions.asked))
+        yield (
+            log_share
+            + value
+            - unasked_log_prob(self.model_.sde, ~torch.from_numpy(questions.asked))
+        )
 
     def _masks(self, n: int) -> tuple[Array, Array]:
         """Masks of the asked and of the given columns, (n, columns) each."""

@@ -1,4 +1,6 @@
-"""Gaussian mixtures where a fit starts: of rows at conditions, and of rows with categories and gaps, by EM."""
+"""Gaussian mixtures where a fit starts: of rows at conditions, and of rows with categories and
+gaps, by EM.
+"""
 
 import time
 import warnings
@@ -14,10 +16,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 MIXTURE_SIZES = (1, 2, 3, 5, 8, 12, 20, 32, 50)  # numbers of components that are tried
-FLOORS, EM_STEPS = (1e-2, 1e-3, 1e-1), 50  # floors of the covariances that are tried; steps of a fit, at most
+# floors of the covariances that are tried; steps of a fit, at most
+FLOORS, EM_STEPS = (1e-2, 1e-3, 1e-1), 50
 NARROW_FLOORS = (1e-4, 1e-5, 1e-6)  # floors that are tried after these, while they help
 ROWS_PER_COMPONENT = 5  # rows, at least
-JOINT_COMPONENTS, JOINT_FLOORS = MIXTURE_SIZES[:7], FLOORS[:2]  # with categories or gaps a fit takes longer
+# with categories or gaps a fit takes longer
+JOINT_COMPONENTS, JOINT_FLOORS = MIXTURE_SIZES[:7], FLOORS[:2]
 LAW_ENTRIES = 2e7  # numbers of the laws of a batch, at most
 LEAST_CHANGE = 1e-3  # nats of a row between two steps, below which a fit ends
 MOST_GAIN = 10.0  # nats by which a row counts in a choice between models
@@ -29,7 +33,8 @@ Law = TypeVar("Law", bound=Any)  # it has log_prob
 
 @dataclass(frozen=True)
 class Mixture:
-    r"""A Gaussian mixture of z (d columns) and c (k columns), and the law of z at c that follows from it.
+    r"""A Gaussian mixture of z (d columns) and c (k columns), and the law of z at c that follows
+    from it.
 
     Args:
         weight: (K,).
@@ -53,8 +58,8 @@ class Mixture:
     def fitted(cls, z: Array, c: Array, components: int, floor: float, seed: int) -> "Mixture":
         """A mixture fitted by expectation maximisation, with ``floor`` added to the variances.
 
-        Beside several components stands the Gaussian of all rows, with the weight of one row: for rows that are far
-        from each component.
+        Beside several components stands the Gaussian of all rows, with the weight of one row: for
+        rows that are far from each component.
         """
         mixture = GaussianMixture(components, reg_covar=floor, max_iter=EM_STEPS, random_state=seed)
         with warnings.catch_warnings():
@@ -64,10 +69,15 @@ class Mixture:
         return found if components == 1 else found.beside(rows, floor)
 
     def beside(self, rows: Array, floor: float) -> "Mixture":
-        """This mixture beside the Gaussian of ``rows`` (n, d + k), which has the weight of one of them."""
+        """This mixture beside the Gaussian of ``rows`` (n, d + k), which has the weight of one of
+        them.
+        """
         weight = np.append(self.weight * len(rows), 1.0) / (len(rows) + 1)
         whole = np.cov(rows.T, bias=True) + floor * np.eye(rows.shape[1])
-        mean, covariance = np.vstack([self.mean, rows.mean(0)]), np.concatenate([self.covariance, whole[None]])
+        mean, covariance = (
+            np.vstack([self.mean, rows.mean(0)]),
+            np.concatenate([self.covariance, whole[None]]),
+        )
         return Mixture(weight, mean, covariance, self.d)
 
     def log_prob(self, z: Array, c: Array) -> Array:
@@ -84,15 +94,28 @@ def log_gaussians(rows: Array, mean: Array, covariance: Array) -> Array:
     found = np.zeros((len(rows), len(mean)))
     for k, (centre, matrix) in enumerate(zip(mean, covariance, strict=True)):
         root = np.linalg.cholesky(matrix)
-        square = (solve_triangular(root, (rows - centre).T, lower=True) ** 2).sum(0) if len(centre) else 0.0
-        found[:, k] = -0.5 * (square + len(centre) * np.log(2 * np.pi)) - np.log(root.diagonal()).sum()
+        square = (
+            (solve_triangular(root, (rows - centre).T, lower=True) ** 2).sum(0)
+            if len(centre)
+            else 0.0
+        )
+        found[:, k] = (
+            -0.5 * (square + len(centre) * np.log(2 * np.pi)) - np.log(root.diagonal()).sum()
+        )
     return found
 
 
 def best_mixture(
-    training: tuple[Array, Array], validation: tuple[Array, Array], most: int, seed: int, until: float, draws: int = 1
+    training: tuple[Array, Array],
+    validation: tuple[Array, Array],
+    most: int,
+    seed: int,
+    until: float,
+    draws: int = 1,
 ) -> Mixture:
-    """The :class:`Mixture` of the best validation, of up to ``most`` components, see :func:`best_of`."""
+    """The :class:`Mixture` of the best validation, of up to ``most`` components, see
+    :func:`best_of`.
+    """
     most = min(most, len(training[0]) // ROWS_PER_COMPONENT)
     ladder = [(k, floor) for k in MIXTURE_SIZES if k == 1 or k <= most for floor in FLOORS]
 
@@ -110,7 +133,11 @@ def best_mixture(
 
 
 def with_one_gaussian(
-    mixture: Mixture, training: tuple[Array, Array], validation: tuple[Array, Array], seed: int, draws: int
+    mixture: Mixture,
+    training: tuple[Array, Array],
+    validation: tuple[Array, Array],
+    seed: int,
+    draws: int,
 ) -> list[Mixture]:
     """A mixture, and beside one of several components the best single Gaussian."""
     if len(mixture.weight) == 1:
@@ -130,8 +157,8 @@ def best_of(
 
     Where there is no ``best``, the first one is fitted in any case.
 
-    ``fit`` makes the law of each number of components and floor of the ``ladder``. ``validation`` are the arguments of
-    its ``log_prob``, in which each row of the table stands ``draws`` times.
+    ``fit`` makes the law of each number of components and floor of the ``ladder``. ``validation``
+    are the arguments of its ``log_prob``, in which each row of the table stands ``draws`` times.
     """
     if best is None:
         best, ladder = fit(*ladder[0]), ladder[1:]
@@ -146,20 +173,24 @@ def best_of(
 
 
 def bounded(gains: Array, draws: int = 1) -> Array:
-    """The gains of rows, nats, the mean of ``draws`` each, as if they were at most :data:`MOST_GAIN` up or down: a row
-    far from all others then decides next to nothing, but the tails count."""
+    """The gains of rows, nats, the mean of ``draws`` each, as if they were at most
+    :data:`MOST_GAIN` up or down: a row far from all others then decides next to nothing, but the
+    tails count.
+    """
     return gains.reshape(-1, draws).mean(1).clip(-MOST_GAIN, MOST_GAIN)
 
 
 @dataclass(frozen=True)
 class JointMixture:
-    r"""A mixture of K components: numbers are N(mean_k, covariance_k), categories independent of them and each other.
+    r"""A mixture of K components: numbers are N(mean_k, covariance_k), categories independent of
+    them and each other.
 
     Args:
         weight: (K,).
         mean: (K, d).
         covariance: (K, d, d).
-        log_share: (K, m), log of the probability of each value of each column of categories, one column after another.
+        log_share: (K, m), log of the probability of each value of each column of categories, one
+            column after another.
 
     Example: the density of the first number alone is its marginal, N(0, 1).
 
@@ -184,10 +215,12 @@ class JointMixture:
         seed: int,
         until: float = np.inf,
     ) -> "JointMixture":
-        """The mixture for numbers ``z`` (n, d) with NaN where they are missing, and one-hot ``categories`` (n, m).
+        """The mixture for numbers ``z`` (n, d) with NaN where they are missing, and one-hot
+        ``categories`` (n, m).
 
-        A row of ``categories`` has zeros for a missing one. ``sizes`` are the numbers of values of the columns of
-        categories. ``floor`` is added to the variances. It ends at ``until`` of the clock, at the latest.
+        A row of ``categories`` has zeros for a missing one. ``sizes`` are the numbers of values of
+        the columns of categories. ``floor`` is added to the variances. It ends at ``until`` of the
+        clock, at the latest.
         """
         share = _clusters(z, categories, components, seed)
         filled = np.where(np.isnan(z), 0.0, z)[None].repeat(components, 0)
@@ -203,9 +236,16 @@ class JointMixture:
 
     @classmethod
     def _most_likely(
-        cls, share: Array, filled: Array, rest: Array, categories: Array, sizes: tuple[int, ...], floor: float
+        cls,
+        share: Array,
+        filled: Array,
+        rest: Array,
+        categories: Array,
+        sizes: tuple[int, ...],
+        floor: float,
     ) -> "JointMixture":
-        """The mixture whose rows have the ``share`` (n, K) of components and the expected values ``filled`` (K, n, d).
+        """The mixture whose rows have the ``share`` (n, K) of components and the expected values
+        ``filled`` (K, n, d).
 
         ``rest`` (K, d, d) is what the missing entries add to the scatter of each component.
         """
@@ -215,13 +255,18 @@ class JointMixture:
         scatter = np.matmul((offset * share.T[:, :, None]).swapaxes(1, 2), offset)
         covariance = (scatter + rest) / count[:, None, None] + floor * np.eye(filled.shape[2])
         found, seen = np.zeros((len(count), categories.shape[1])), share.T @ categories
-        for part in np.split(np.arange(seen.shape[1]), np.cumsum(sizes, dtype=int)[:-1]):  # each column of categories
+        # each column of categories
+        for part in np.split(np.arange(seen.shape[1]), np.cumsum(sizes, dtype=int)[:-1]):
             total = seen[:, part] + COUNT * categories[:, part].mean(0) + 1e-3
             found[:, part] = np.log(total / total.sum(1, keepdims=True))
         return cls(count / count.sum(), mean, covariance, found)
 
-    def _expected(self, z: Array, categories: Array, parts: list["Patterns"]) -> tuple[Array, Array, Array, float]:
-        """Shares, expected values and scatter of :meth:`_most_likely`, and the mean log p of the rows."""
+    def _expected(
+        self, z: Array, categories: Array, parts: list["Patterns"]
+    ) -> tuple[Array, Array, Array, float]:
+        """Shares, expected values and scatter of :meth:`_most_likely`, and the mean log p of the
+        rows.
+        """
         share, filled = np.empty((len(z), len(self.weight))), np.empty((len(self.weight), *z.shape))
         rest, total = np.zeros_like(self.covariance), np.empty(len(z))
         for rows, known, sizes in parts:
@@ -234,10 +279,12 @@ class JointMixture:
         return share, filled, rest, total.mean()
 
     def _completed(self, z: Array, known: Array, sizes: Array) -> tuple[Array, Array, Array]:
-        """Log density and expected missing numbers of rows ``z`` (n, d) of :class:`Patterns`, for each component.
+        """Log density and expected missing numbers of rows ``z`` (n, d) of :class:`Patterns`, for
+        each component.
 
-        Returns log p of the numbers that rows have (n, K), rows with expected values of the missing ones (K, n, d), and
-        the covariance of the latter for each set of missing columns (K, U, d, d).
+        Returns log p of the numbers that rows have (n, K), rows with expected values of the missing
+        ones (K, n, d), and the covariance of the latter for each set of missing columns (K, U, d,
+        d).
         """
         (n, d), components, ends = z.shape, len(self.weight), np.cumsum(sizes)[:-1]
         both, one = known[:, :, None] & known[:, None], known[:, :, None] & ~known[:, None]
@@ -251,14 +298,18 @@ class JointMixture:
             left[k] = np.where(none, covariance, 0.0) - across.swapaxes(1, 2) @ slope
             offset = np.nan_to_num(z - mean)
             parts = zip(np.split(offset, ends), np.concatenate([inverse, slope], 2), strict=True)
-            scaled, shift = np.split(np.concatenate([rows @ maps for rows, maps in parts]), 2, axis=1)
+            scaled, shift = np.split(
+                np.concatenate([rows @ maps for rows, maps in parts]), 2, axis=1
+            )
             filled[k] = np.where(np.isnan(z), mean + shift, z)
             constant = np.linalg.slogdet(own)[1] + known.sum(1) * np.log(2 * np.pi)
             log_prob[:, k] = -0.5 * ((scaled * offset).sum(1) + np.repeat(constant, sizes))
         return log_prob, filled, left
 
     def log_prob(self, z: Array, categories: Array) -> Array:
-        """log p of what each row has, nats (n,): missing numbers are NaN, and missing categories zeros."""
+        """log p of what each row has, nats (n,): missing numbers are NaN, and missing categories
+        zeros.
+        """
         log_prob = np.empty((len(z), len(self.weight)))
         for rows, known, sizes in patterns(z, len(self.weight)):
             log_prob[rows] = self._completed(z[rows], known, sizes)[0]
@@ -274,12 +325,17 @@ class Patterns(NamedTuple):
 
 
 def patterns(z: Array, components: int) -> list[Patterns]:
-    """All rows of ``z``, in parts for which the covariances of all sets and ``components`` fit into memory."""
+    """All rows of ``z``, in parts for which the covariances of all sets and ``components`` fit into
+    memory.
+    """
     known, index, count = np.unique(~np.isnan(z), axis=0, return_inverse=True, return_counts=True)
     most = int(max(1, LAW_ENTRIES / (components * max(1, z.shape[1]) ** 2)))
     cuts = np.arange(most, len(count), most)
     rows = np.split(np.argsort(index.reshape(-1), kind="stable"), np.cumsum(count)[cuts - 1])
-    return [Patterns(*part) for part in zip(rows, np.split(known, cuts), np.split(count, cuts), strict=True)]
+    return [
+        Patterns(*part)
+        for part in zip(rows, np.split(known, cuts), np.split(count, cuts), strict=True)
+    ]
 
 
 def best_joint_mixture(
@@ -290,19 +346,25 @@ def best_joint_mixture(
     seed: int,
     until: float,
 ) -> JointMixture:
-    """The mixture of the best validation among those that can be fitted before ``until``, of ``most`` components."""
+    """The mixture of the best validation among those that can be fitted before ``until``, of
+    ``most`` components.
+    """
     most = min(most, len(training[0]) // ROWS_PER_COMPONENT)
     ladder = [(k, floor) for k in JOINT_COMPONENTS if k == 1 or k <= most for floor in JOINT_FLOORS]
 
     def fit(components: int, floor: float) -> JointMixture:
         is_first = (components, floor) == ladder[0]
-        return JointMixture.fitted(*training, sizes, components, floor, seed, np.inf if is_first else until)
+        return JointMixture.fitted(
+            *training, sizes, components, floor, seed, np.inf if is_first else until
+        )
 
     return best_of(ladder, fit, validation, until)
 
 
 def _clusters(z: Array, categories: Array, components: int, seed: int) -> Array:
-    """The rows' first shares of the components (n, K), by clusters of rows whose missing numbers are 0."""
+    """The rows' first shares of the components (n, K), by clusters of rows whose missing numbers
+    are 0.
+    """
     rows = np.concatenate([np.where(np.isnan(z), 0.0, z), categories], 1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # fewer different rows than components

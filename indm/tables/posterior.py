@@ -30,42 +30,51 @@ from indm.tables.solve import ROWS_AT_ONCE, averaged, bar_of
 
 NUDGE = 1e-3  # step in a latent for derivatives of the columns
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
-MODE_STEPS, MODE_GAIN = 20, 1e-4  # most steps of the ascent; gain of a step, relative above 1 nat, that ends it
-MODE_NUDGE, LEAST_SPREAD = 0.05, 1e-6  # nudge of the ascent, in deviations of draws; least deviation of latents
+# most steps of the ascent; gain of a step, relative above 1 nat, that ends it
+MODE_STEPS, MODE_GAIN = 20, 1e-4
+# nudge of the ascent, in deviations of draws; least deviation of latents
+MODE_NUDGE, LEAST_SPREAD = 0.05, 1e-6
 FARTHEST = 10.0  # size of a latent in the ascent, at most
 START_DRAWS = 256  # draws of the posterior of one observation, for the first proposal
-ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25  # rounds, and Gaussians of a proposal, at most; effective draws of each Gaussian
-FEWEST_CANDIDATES = 100  # candidates of a round, at least: of very few draws a first proposal would decide their law
+# rounds, and Gaussians of a proposal, at most; effective draws of each Gaussian
+ROUNDS, MODES, ROWS_OF_MODE = 5, 4, 25
+# candidates of a round, at least: of very few draws a first proposal would decide their law
+FEWEST_CANDIDATES = 100
 TAILS = 5.0  # degrees of freedom of proposals
 VARIANCE_FLOOR = 1e-2  # variance that is added to a mixture
-LEAST_VARIANCE = 1e-6  # and to the draws that it is fitted to, relative: scipy calls a covariance singular below 2e-10
+# and to the draws that it is fitted to, relative: scipy calls a covariance singular below 2e-10
+LEAST_VARIANCE = 1e-6
 POOR = 0.1  # effective draws, as a share of those asked for, below which there is a warning
 
 
 class PosteriorEstimator(BaseEstimator):
-    r"""The posterior p(θ|x) of a simulator, for every x, from pairs (θ, x): θ from the prior, x simulated at θ.
+    r"""The posterior p(θ|x) of a simulator, for every x, from pairs (θ, x): θ from the prior, x
+    simulated at θ.
 
-    It is a :class:`~indm.DensityEstimator` of θ at the condition x, with the prior, the mode, gradients, several
-    observations of one θ, calibration, and a warning at an x unlike the simulated ones.
+    It is a :class:`~indm.DensityEstimator` of θ at the condition x, with the prior, the mode,
+    gradients, several observations of one θ, calibration, and a warning at an x unlike the
+    simulated ones.
 
     Args:
-        prior: of θ. A pair (low, high) of numbers or of arrays (d,) is the uniform law in that box (ends may be
-            infinite). Of a ``torch.distributions.Distribution`` it is the support; where that is not a box, as for a
-            Dirichlet law, torch's map from all vectors to it is used. Its density matters for several observations
-            alone. None: all of the line.
-        embedding: a module (n, *event) → (n, …) that turns standardised observations of any shape into numbers. A copy
-            is trained with a first posterior; the estimator is then fitted to its output. Each of the two has half of
-            ``max_seconds``, and ``n_models`` is 1.
+        prior: of θ. A pair (low, high) of numbers or of arrays (d,) is the uniform law in that box
+            (ends may be infinite). Of a ``torch.distributions.Distribution`` it is the support;
+            where that is not a box, as for a Dirichlet law, torch's map from all vectors to it is
+            used. Its density matters for several observations alone. None: all of the line.
+        embedding: a module (n, *event) → (n, …) that turns standardised observations of any shape
+            into numbers. A copy is trained with a first posterior; the estimator is then fitted to
+            its output. Each of the two has half of ``max_seconds``, and ``n_models`` is 1.
         estimator: a :class:`~indm.DensityEstimator`, for which you may give its options; or a
-            :class:`~indm.JointDensityEstimator`: one model of (θ, x), for x in which entries are missing (NaN), at
-            random, in simulations or at the observation, and for p(x|θ), by :meth:`log_likelihood`. Where simulations
-            have gaps, it takes the place of the former, with the options that both have.
-        options: of :class:`~indm.DensityEstimator`, such as ``max_seconds`` and ``random_state``. scikit-learn's
-            ``set_params`` and ``GridSearchCV`` know them as ``estimator__max_seconds`` and so on.
+            :class:`~indm.JointDensityEstimator`: one model of (θ, x), for x in which entries are
+            missing (NaN), at random, in simulations or at the observation, and for p(x|θ), by
+            :meth:`log_likelihood`. Where simulations have gaps, it takes the place of the former,
+            with the options that both have.
+        options: of :class:`~indm.DensityEstimator`, such as ``max_seconds`` and ``random_state``.
+            scikit-learn's ``set_params`` and ``GridSearchCV`` know them as
+            ``estimator__max_seconds`` and so on.
 
     Attributes:
-        estimator_: the fitted :class:`~indm.DensityEstimator`, of θ at the condition x or at the embedding's output; or
-            the :class:`~indm.JointDensityEstimator` of both.
+        estimator_: the fitted :class:`~indm.DensityEstimator`, of θ at the condition x or at the
+            embedding's output; or the :class:`~indm.JointDensityEstimator` of both.
         embedding_: the trained embedding with its scales, None without.
 
     Example: θ ~ N(0, 1) and x ~ N(θ, 1), so that p(θ|x) = N(x/2, 1/2).
@@ -90,35 +99,46 @@ class PosteriorEstimator(BaseEstimator):
         **options: Any,
     ):
         if estimator is not None and options:
-            raise ValueError(f"options belong to the estimator where one is given, got {', '.join(options)} beside it")
+            raise ValueError(
+                f"options belong to the estimator where one is given, got {', '.join(options)} beside it"
+            )
         self.prior, self.embedding = prior, embedding
         self.estimator = DensityEstimator(**options) if estimator is None else estimator
 
-    # ── Fit ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Fit ───────────────────────────────────────────────────────────────────────────────────────
 
     def fit(self, theta: Any, x: Any) -> "PosteriorEstimator":
-        """Fit to ``theta`` (n, d), drawn from the prior, and ``x`` (n, *event), simulated at each; arrays or tensors.
+        """Fit to ``theta`` (n, d), drawn from the prior, and ``x`` (n, *event), simulated at each;
+        arrays or tensors.
 
-        Simulations that are NaN throughout have failed: they are left out, and a warning counts them.
+        Simulations that are NaN throughout have failed: they are left out, and a warning counts
+        them.
 
         Raises:
-            ValueError: theta outside of the prior's box; x that is not a vector, without an embedding, or infinite;
-                gaps in x, or a joint estimator, beside an embedding; bounds beside a prior; what
-                :meth:`indm.DensityEstimator.fit` raises.
+            ValueError: theta outside of the prior's box; x that is not a vector, without an
+                embedding, or infinite; gaps in x, or a joint estimator, beside an embedding; bounds
+                beside a prior; what :meth:`indm.DensityEstimator.fit` raises.
 
         Warns:
             UserWarning: simulations have failed; x has gaps, so that a joint estimator is fitted.
         """
         if self.prior is not None and self.estimator.bounds is not None:
             raise ValueError("bounds must be left out where there is a prior, whose box they are")
-        theta, x = (part[:, None] if part.ndim == 1 else part for part in (array(theta), array(x, None)))
+        theta, x = (
+            part[:, None] if part.ndim == 1 else part for part in (array(theta), array(x, None))
+        )
         if len(x) != len(theta):
             raise ValueError(f"x must have a row for each of theta, {len(theta)}, got {len(x)}")
         theta, x = without_failed(theta, x)
         x = finite(x, "x", may_miss=True)
         if x.ndim > 2 and self.embedding is None:
-            raise ValueError(f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}")
-        self._event, self.prior_ = x.shape[1:], Prior(self.prior, theta.shape[1], self.estimator.discrete)
+            raise ValueError(
+                f"x must be vectors where there is no embedding, got events of shape {x.shape[1:]}"
+            )
+        self._event, self.prior_ = (
+            x.shape[1:],
+            Prior(self.prior, theta.shape[1], self.estimator.discrete),
+        )
         theta = self.prior_.within(self.prior_.numbers(theta))
         outside = np.argwhere((theta < self.prior_.low) | (theta > self.prior_.high))
         if len(outside):
@@ -127,7 +147,9 @@ class PosteriorEstimator(BaseEstimator):
             got = f"{theta[row, i]:g} in row {row} of parameter {i}"
             raise ValueError(f"theta must be drawn from the prior, got {got}, {box}")
         self.estimator_ = self._chosen(bool(np.isnan(x).any()))
-        self.estimator_.bounds = self.estimator_.bounds if self.prior is None else self.prior_.bounds
+        self.estimator_.bounds = (
+            self.estimator_.bounds if self.prior is None else self.prior_.bounds
+        )
         self.embedding_ = None if self.embedding is None else self._embed(self.embedding, theta, x)
         c = self._numbers(x)
         self.estimator_.fit(theta, c=c)
@@ -143,13 +165,24 @@ class PosteriorEstimator(BaseEstimator):
         if not (is_given or has_gaps):
             return clone(self.estimator)
         if self.embedding is not None:
-            gaps = "" if is_given else "; fill the gaps (NaN) of x, and mark them in a channel of their own"
-            raise ValueError(f"embedding must be left out where the estimator is of θ and x together{gaps}")
+            gaps = (
+                ""
+                if is_given
+                else "; fill the gaps (NaN) of x, and mark them in a channel of their own"
+            )
+            raise ValueError(
+                f"embedding must be left out where the estimator is of θ and x together{gaps}"
+            )
         options = self.estimator.get_params()
         if not is_given:
-            warnings.warn("x has gaps (NaN): a JointDensityEstimator of theta and x together is fitted", stacklevel=3)
+            warnings.warn(
+                "x has gaps (NaN): a JointDensityEstimator of theta and x together is fitted",
+                stacklevel=3,
+            )
             default, known = DensityEstimator().get_params(), JointDensityEstimator().get_params()
-            is_set = {name: not np.array_equal(value, default[name]) for name, value in options.items()}
+            is_set = {
+                name: not np.array_equal(value, default[name]) for name, value in options.items()
+            }
             options = {name: options[name] for name in known if is_set.get(name)}
         return JointConditional(**options)
 
@@ -158,21 +191,26 @@ class PosteriorEstimator(BaseEstimator):
         return isinstance(self.estimator_, JointConditional)
 
     def _embed(self, embedding: nn.Module, theta: Array, x: Array) -> summaries.Embedded:
-        """The trained embedding; the estimator then validates on the rows that it did not see, in the time left."""
+        """The trained embedding; the estimator then validates on the rows that it did not see, in
+        the time left.
+        """
         require(isinstance(embedding, nn.Module), "embedding", embedding, "a module")
         options, rng = self.estimator_, check_random_state(self.estimator_.random_state)
         options.n_models, options.max_seconds = 1, options.max_seconds / 2
         options._order = order = rng.permutation(len(theta))
-        is_valid = np.isin(np.arange(len(theta)), order[: max(1, round(options.validation_fraction * len(theta)))])
+        is_valid = np.isin(
+            np.arange(len(theta)), order[: max(1, round(options.validation_fraction * len(theta)))]
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.randint(2**31 - 1))
             varying = to_line(theta, self.prior_.interval)[:, np.ptp(theta, axis=0) > 0]
             return summaries.trained(embedding, varying, x, is_valid, options)
 
-    # ── One observation ─────────────────────────────────────────────────────────────────────────────────────────────
+    # ── One observation ───────────────────────────────────────────────────────────────────────────
 
     def sample(self, n: int, x: Any, *, random_state: Any = None) -> Array:
-        """``n`` draws of p(θ|x): (n, d) for one x, also of shape (1, *event), and (m, n, d) for m of them.
+        """``n`` draws of p(θ|x): (n, d) for one x, also of shape (1, *event), and (m, n, d) for m
+        of them.
 
         The same ``random_state`` gives the same draws.
         """
@@ -181,24 +219,29 @@ class PosteriorEstimator(BaseEstimator):
         return draws[0] if is_one else draws
 
     def log_prob(self, theta: Any, x: Any) -> Array:
-        """log p(θ|x), normalised, nats (n,), of ``theta`` (n, d) at one x or at one for each; −∞ outside of the prior.
+        """log p(θ|x), normalised, nats (n,), of ``theta`` (n, d) at one x or at one for each; −∞
+        outside of the prior.
 
         Warns:
             ConvergenceWarning: as :meth:`indm.DensityEstimator.score_samples`.
         """
         theta, (rows, _) = self._parameters(theta), self._observed(x)
-        return self.estimator_.score_samples(theta, self._familiar(rows)) - self.prior_.log_volume(theta)
+        return self.estimator_.score_samples(theta, self._familiar(rows)) - self.prior_.log_volume(
+            theta
+        )
 
     def score(self, theta: Any, x: Any) -> float:
-        """The mean :meth:`log_prob` of pairs, nats, which scikit-learn's ``GridSearchCV`` makes as large as it can."""
+        """The mean :meth:`log_prob` of pairs, nats, which scikit-learn's ``GridSearchCV`` makes as
+        large as it can.
+        """
         return float(self.log_prob(theta, x).mean())
 
     def grad_log_prob(self, theta: Any, x: Any, *, steps: int = FEWEST_STEPS) -> Array:
-        """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of the prior, and where
-        x is outside of its bounds.
+        """∂ log p(θ|x)/∂θ, (n, d), of ``theta`` (n, d) at one x or at one for each; NaN outside of
+        the prior, and where x is outside of its bounds.
 
-        The ODE of :meth:`log_prob`, in ``steps`` equal steps, is differentiated. Up to 40 parameters the only error is
-        due to the steps; above, it has the noise of 8 probes.
+        The ODE of :meth:`log_prob`, in ``steps`` equal steps, is differentiated. Up to 40
+        parameters the only error is due to the steps; above, it has the noise of 8 probes.
 
         Raises:
             ValueError: a discrete parameter; a prior whose support is not a box.
@@ -213,8 +256,9 @@ class PosteriorEstimator(BaseEstimator):
     def mode(self, x: Any, *, random_state: Any = 0) -> tuple[Array, float]:
         """θ (d,) of the highest log p(θ|x) that was found for one x, and that log p.
 
-        The best of 200 draws begins an ascent of up to twenty steps to a local maximum (L-BFGS in the latents of θ,
-        with gradients by differences). Where log p rises towards an end of the prior's box, it is next to it.
+        The best of 200 draws begins an ascent of up to twenty steps to a local maximum (L-BFGS in
+        the latents of θ, with gradients by differences). Where log p rises towards an end of the
+        prior's box, it is next to it.
 
         Raises:
             ValueError: several x; a discrete parameter; a prior whose support is not a box.
@@ -231,13 +275,19 @@ class PosteriorEstimator(BaseEstimator):
 
     def _ascended(self, start: Array, draws: Array, c: Array) -> Array:
         """θ (d,) of a local maximum, from ``start``; ``draws`` (n, d) have the scale of its steps."""
-        columns, at_c, varies = self.estimator_.columns_, self.estimator_.standardised(c, 1), self.estimator_.varies_
+        columns, at_c, varies = (
+            self.estimator_.columns_,
+            self.estimator_.standardised(c, 1),
+            self.estimator_.varies_,
+        )
 
         def latents(theta: Array) -> Array:
             return columns.latents(theta[:, varies], np.repeat(at_c, len(theta), axis=0))
 
         origin, spread = latents(start[None])[0], latents(draws).std(0).clip(LEAST_SPREAD)
-        nudges = MODE_NUDGE * np.concatenate([np.zeros((1, len(spread))), np.eye(len(spread)), -np.eye(len(spread))])
+        nudges = MODE_NUDGE * np.concatenate(
+            [np.zeros((1, len(spread))), np.eye(len(spread)), -np.eye(len(spread))]
+        )
 
         def theta_of(u: Array) -> Array:
             theta = np.tile(start, (len(u), 1))
@@ -250,9 +300,17 @@ class PosteriorEstimator(BaseEstimator):
 
         ends = [((-side * FARTHEST - origin) / spread).tolist() for side in (1, -1)]
         options, shown = {"maxiter": MODE_STEPS, "ftol": MODE_GAIN}, self.estimator_.progress
-        with warnings.catch_warnings(), bar_of(MODE_STEPS, "ascent to the mode", shown, "step") as bar:
-            warnings.simplefilter("ignore", RuntimeWarning)  # few steps: the end is compared with the start
-            kind: dict[str, Any] = {"jac": True, "method": "L-BFGS-B", "callback": lambda _: bar.update()}
+        with (
+            warnings.catch_warnings(),
+            bar_of(MODE_STEPS, "ascent to the mode", shown, "step") as bar,
+        ):
+            # few steps: the end is compared with the start
+            warnings.simplefilter("ignore", RuntimeWarning)
+            kind: dict[str, Any] = {
+                "jac": True,
+                "method": "L-BFGS-B",
+                "callback": lambda _: bar.update(),
+            }
             box = list(zip(*ends, strict=True))
             found = minimize(loss, np.zeros(len(spread)), bounds=box, options=options, **kind)
         return theta_of(found.x[None])[0]
@@ -265,33 +323,43 @@ class PosteriorEstimator(BaseEstimator):
         rows = found.possible(theta, c)
         X = theta[rows][:, found.varies_]
         z = torch.from_numpy(found.columns_.latents(X, c[rows]))
-        value[rows] = averaged(found.log_densities(z, c[rows], MODE_ODE_STEPS)).numpy() + found.columns_.log_volume(X)
+        value[rows] = averaged(
+            found.log_densities(z, c[rows], MODE_ODE_STEPS)
+        ).numpy() + found.columns_.log_volume(X)
         return value
 
     def log_likelihood(self, x: Any, theta: Any) -> Array:
-        """log p(x|θ), nats (n,), of one x or of one for each of ``theta`` (n, d); ValueError unless the estimator is of
-        both."""
+        """log p(x|θ), nats (n,), of one x or of one for each of ``theta`` (n, d); ValueError unless
+        the estimator is of both.
+        """
         theta, (rows, _) = self._parameters(theta), self._observed(x)
         if not self._is_joint:
-            raise ValueError("the likelihood of x needs one model of both: give estimator=JointDensityEstimator()")
-        return self.estimator_.log_likelihood(np.broadcast_to(rows, (len(theta), rows.shape[1])), theta)
+            raise ValueError(
+                "the likelihood of x needs one model of both: give estimator=JointDensityEstimator()"
+            )
+        return self.estimator_.log_likelihood(
+            np.broadcast_to(rows, (len(theta), rows.shape[1])), theta
+        )
 
-    # ── Several observations of one θ ───────────────────────────────────────────────────────────────────────────────
+    # ── Several observations of one θ ─────────────────────────────────────────────────────────────
 
     def log_prob_iid(self, theta: Any, xs: Any) -> Array:
-        r"""log p(θ|x_1 … x_m) up to a constant, nats (n,), for m observations that are independent at one θ.
+        r"""log p(θ|x_1 … x_m) up to a constant, nats (n,), for m observations that are independent
+        at one θ.
 
         .. math:: \sum_i \log p(\theta|x_i) - (m-1)\log p(\theta)
 
-        The errors of m posteriors add up, unlike with one fitted to all m. ValueError where the prior has no
-        density.
+        The errors of m posteriors add up, unlike with one fitted to all m. ValueError where the
+        prior has no density.
         """
         theta, (rows, _) = self._parameters(theta), self._observed(xs)
         return self._log_prob_iid(theta, self._familiar(rows)) - self.prior_.log_volume(theta)
 
     def _log_prob_iid(self, theta: Array, c: Array) -> Array:
         n, m = len(theta), len(c)
-        each = self.estimator_.score_samples(np.repeat(theta, m, axis=0), np.tile(c, (n, 1))).reshape(n, m)
+        each = self.estimator_.score_samples(
+            np.repeat(theta, m, axis=0), np.tile(c, (n, 1))
+        ).reshape(n, m)
         log_prior = self.prior_.log_prob(theta) if m > 1 else np.zeros(n)
         with np.errstate(invalid="ignore"):
             total = each.sum(1) - (m - 1) * log_prior
@@ -300,11 +368,13 @@ class PosteriorEstimator(BaseEstimator):
     def sample_iid(self, n: int, xs: Any, *, random_state: Any = None) -> tuple[Array, float]:
         r"""``n`` draws (n, d) of p(θ|x_1 … x_m), and their effective number.
 
-        Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them (:func:`resampled`), in one to
-        five rounds of n candidates, each with one solution of the ODE for each observation. The first proposal is the
-        product of Gaussians with the moments of each posterior and of the prior. A peak that no proposal found is
-        missed. Errors of the m posteriors add up, without a sign of it in the effective number: of a normal simulator
-        and 4,000 pairs the mean was off by 0.2 deviations of the posterior at m = 50, and by 0.5 at 200.
+        Candidates are weighted by :meth:`log_prob_iid`, and draws resampled from them
+        (:func:`resampled`), in one to five rounds of n candidates, each with one solution of the
+        ODE for each observation. The first proposal is the product of Gaussians with the moments of
+        each posterior and of the prior. A peak that no proposal found is missed. Errors of the m
+        posteriors add up, without a sign of it in the effective number: of a normal simulator and
+        4,000 pairs the mean was off by 0.2 deviations of the posterior at m = 50, and by 0.5 at
+        200.
 
         Raises:
             ValueError: as :meth:`log_prob_iid`; a discrete parameter.
@@ -319,19 +389,28 @@ class PosteriorEstimator(BaseEstimator):
         draws, effective = resampled(lambda u: self._log_target(u, c), first, n, rng)
         if effective < POOR * n:
             words = f"{n} draws of a posterior of {len(c)} observations are as good as {effective:.0f} independent ones"
-            warnings.warn(f"{words}; the observations may disagree, or be far from all simulated ones", stacklevel=2)
+            warnings.warn(
+                f"{words}; the observations may disagree, or be far from all simulated ones",
+                stacklevel=2,
+            )
         return self.prior_.parameters(self._from_latents(draws)), effective
 
     def _log_target(self, u: Array, c: Array) -> Array:
-        """The log density of latents that :meth:`_log_prob_iid` is of θ; −∞ so far out that θ is rounded to an end."""
+        """The log density of latents that :meth:`_log_prob_iid` is of θ; −∞ so far out that θ is
+        rounded to an end.
+        """
         theta = self._from_latents(u)
         found = self._log_prob_iid(theta, c)
         inside = np.isfinite(found)
-        found[inside] -= self.estimator_.columns_.log_volume(theta[np.ix_(inside, self.estimator_.varies_)])
+        found[inside] -= self.estimator_.columns_.log_volume(
+            theta[np.ix_(inside, self.estimator_.varies_)]
+        )
         return found
 
     def _product(self, c: Array, rng: np.random.RandomState) -> "Proposal":
-        """The product of Gaussians with the moments of each posterior, over all but one of the prior's, in latents."""
+        """The product of Gaussians with the moments of each posterior, over all but one of the
+        prior's, in latents.
+        """
         mean, covariance = self._prior_moments
         root = np.linalg.cholesky(covariance)  # below, the prior is N(0, I)
         draws = self._sample(START_DRAWS, c, rng)
@@ -341,12 +420,17 @@ class PosteriorEstimator(BaseEstimator):
             precision, pull = precision + inverse, pull + inverse @ u.mean(1)
         values, vectors = np.linalg.eigh(precision)
         inverse = vectors / values.clip(1.0) @ vectors.T  # at most as wide as the prior
-        return Proposal(np.ones(1), (mean + root @ inverse @ pull)[None], (root @ inverse @ root.T)[None])
+        return Proposal(
+            np.ones(1), (mean + root @ inverse @ pull)[None], (root @ inverse @ root.T)[None]
+        )
 
-    # ── Trust ───────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Trust ─────────────────────────────────────────────────────────────────────────────────────
 
-    def calibration(self, theta: Any, x: Any, n: int = 200, *, random_state: Any = 0) -> Calibration:
-        """Whether posteriors are as wide as they should be, by ``n`` draws at each of fresh pairs, some 300 or more.
+    def calibration(
+        self, theta: Any, x: Any, n: int = 200, *, random_state: Any = 0
+    ) -> Calibration:
+        """Whether posteriors are as wide as they should be, by ``n`` draws at each of fresh pairs,
+        some 300 or more.
 
         Distances for TARP are between latents of θ at x, which also show posteriors that ignore x.
         Pairs that were fitted look better calibrated than fresh ones.
@@ -358,11 +442,14 @@ class PosteriorEstimator(BaseEstimator):
         c = self._numbers(rows)
         draws = self._sample(n, c, rng)
         c, flat = self.estimator_.standardised(c, len(c)), draws.reshape(len(theta) * n, -1)
-        latents = self._latents(theta, c), self._latents(flat, np.repeat(c, n, axis=0)).reshape(len(theta), n, -1)
+        latents = (
+            self._latents(theta, c),
+            self._latents(flat, np.repeat(c, n, axis=0)).reshape(len(theta), n, -1),
+        )
         theta, draws = self.prior_.parameters(theta), self.prior_.parameters(draws)
         return Calibration.of(theta, draws, latents=latents, seed=rng.randint(2**31 - 1))
 
-    # ── Shapes ──────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Shapes ────────────────────────────────────────────────────────────────────────────────────
 
     @property
     def gains_(self) -> Sequence[tuple[float, float] | None]:
@@ -401,7 +488,9 @@ class PosteriorEstimator(BaseEstimator):
         if x.shape == self._event or (x.ndim < 2 and self._event == (1,)):
             x = x.reshape(-1, *self._event)
         if x.shape[1:] != self._event:
-            raise ValueError(f"x must have shape {self._event}, or one axis more for several, got {x.shape}")
+            raise ValueError(
+                f"x must have shape {self._event}, or one axis more for several, got {x.shape}"
+            )
         return x, len(x) == 1
 
     def _numbers(self, rows: Array) -> Array:
@@ -411,12 +500,14 @@ class PosteriorEstimator(BaseEstimator):
         return self.embedding_.numbers(torch.from_numpy(rows).float().flatten(1))
 
     def _familiar(self, rows: Array) -> Array:
-        """:meth:`_numbers`, with a warning where more of them are unlike the simulated ones than chance allows."""
+        """:meth:`_numbers`, with a warning where more of them are unlike the simulated ones than
+        chance allows.
+        """
         c = self._numbers(rows)
         self._law_of_x.check(c)
         return c
 
-    # ── Latents ─────────────────────────────────────────────────────────────────────────────────────────────────────
+    # ── Latents ───────────────────────────────────────────────────────────────────────────────────
 
     def _sample(self, n: int, c: Array, random_state: Any) -> Array:
         """(m, n, d) at rows of c (m, k)."""
@@ -440,11 +531,15 @@ class PosteriorEstimator(BaseEstimator):
 
     def _check_continuous(self) -> None:
         if len(self.estimator_.discrete_):
-            raise ValueError("theta must have no discrete column for gradients, modes and several observations")
+            raise ValueError(
+                "theta must have no discrete column for gradients, modes and several observations"
+            )
 
     def _check_box(self) -> None:
         if self.prior_.map is not None:
-            raise ValueError("the prior must have a box as its support for gradients and modes; draws need none")
+            raise ValueError(
+                "the prior must have a box as its support for gradients and modes; draws need none"
+            )
 
     def _slope(self, theta: Array, c: Array, steps: int) -> tuple[Array, Array]:
         """log p, (n,), and its gradient in θ, (n, d)."""
@@ -456,12 +551,16 @@ class PosteriorEstimator(BaseEstimator):
         stretch, bend = self._derivatives(X, c)
         log_p, slope = self._slope_of_latents(found.columns_.latents(X, c), c, steps)
         value[rows] = log_p + found.columns_.log_volume(X)
-        gradient[np.ix_(rows, self.estimator_.varies_)] = stretch * (slope @ found.columns_.whitening.T) + bend
+        gradient[np.ix_(rows, self.estimator_.varies_)] = (
+            stretch * (slope @ found.columns_.whitening.T) + bend
+        )
         gradient[:, ~self.estimator_.varies_] = 0.0
         return value, gradient
 
     def _slope_of_latents(self, latents: Array, c: Array, steps: int) -> tuple[Array, Array]:
-        """log p of latents at standardised conditions, (n,), and its gradient in them, (n, columns)."""
+        """log p of latents at standardised conditions, (n,), and its gradient in them, (n,
+        columns).
+        """
         values, slopes = [np.zeros(0)], [np.zeros((0, latents.shape[1]))]
         parts = (torch.from_numpy(np.array(part)).split(ROWS_AT_ONCE) for part in (latents, c))
         for z, rows in zip(*parts, strict=True):
@@ -473,34 +572,45 @@ class PosteriorEstimator(BaseEstimator):
         return np.concatenate(values), np.concatenate(slopes)
 
     def _derivatives(self, X: Array, c: Array) -> tuple[Array, Array]:
-        """y′ and ∂ log y′/∂θ of each varying column, (n, columns), y being its number before columns are whitened."""
+        """y′ and ∂ log y′/∂θ of each varying column, (n, columns), y being its number before
+        columns are whitened.
+        """
         columns, d = self.estimator_.columns_, X.shape[1]
         unwhitening = np.linalg.inv(columns.whitening)
         z = columns.latents(X, c)
-        spread = NUDGE * np.linalg.norm(unwhitening, axis=0)  # a step of y, in units of what c leaves of it
+        # a step of y, in units of what c leaves of it
+        spread = NUDGE * np.linalg.norm(unwhitening, axis=0)
         ends = [columns.rows(z + side * spread @ columns.whitening, c) for side in (1, -1)]
         width = ends[0] - ends[1]
         bend = np.zeros_like(X)
         for i in range(d):
             nudged = [np.where(np.arange(d) == i, end, X) for end in ends]
-            bend[:, i] = (columns.log_volume(nudged[0]) - columns.log_volume(nudged[1])) / width[:, i]
+            bend[:, i] = (columns.log_volume(nudged[0]) - columns.log_volume(nudged[1])) / width[
+                :, i
+            ]
         return 2 * spread / width, bend
 
 
 def without_failed(theta: Array, x: Array) -> tuple[Array, Array]:
-    """The pairs whose x is not NaN throughout; a warning counts the others, ValueError where there is none."""
+    """The pairs whose x is not NaN throughout; a warning counts the others, ValueError where there
+    is none.
+    """
     failed = (x != x).reshape(len(x), -1).all(1)
     if failed.all():
         raise ValueError("x must be finite numbers, got NaN throughout in all simulations")
     if failed.any():
-        warnings.warn(f"left out {failed.sum()} of {len(x)} simulations, whose x is NaN throughout", stacklevel=3)
+        warnings.warn(
+            f"left out {failed.sum()} of {len(x)} simulations, whose x is NaN throughout",
+            stacklevel=3,
+        )
         theta, x = theta[~failed], x[~failed]
     return theta, x
 
 
 class Familiar:
-    """The farthest that simulated observations are from their centre, and a warning for what is farther, in
-    Mahalanobis' distance of asinh((x − centre)/scale)."""
+    """The farthest that simulated observations are from their centre, and a warning for what is
+    farther, in Mahalanobis' distance of asinh((x − centre)/scale).
+    """
 
     def __init__(self, c: Array):
         self.centre = np.nanmedian(c, axis=0)
@@ -510,10 +620,13 @@ class Familiar:
         self.limit = self.distance(c).max()
 
     def _near(self, c: Array) -> Array:
-        return np.nan_to_num(np.arcsinh((c - self.centre) / self.scale))  # what is missing is at the centre
+        # what is missing is at the centre
+        return np.nan_to_num(np.arcsinh((c - self.centre) / self.scale))
 
     def distance(self, c: Array) -> Array:
-        """Distance of each row, (m,); infinite where an entry that was the same in all simulations differs."""
+        """Distance of each row, (m,); infinite where an entry that was the same in all simulations
+        differs.
+        """
         differs = self.is_same & ~are_near(c, self.centre) & ~np.isnan(c)
         return np.where(differs.any(1), np.inf, np.sqrt(self.law.mahalanobis(self._near(c))))
 
@@ -531,8 +644,9 @@ class Familiar:
 
 
 class Proposal:
-    """A mixture of multivariate t laws of ``weight`` (K,), ``mean`` (K, d) and scale matrix ``covariance`` (K, d,
-    d)."""
+    """A mixture of multivariate t laws of ``weight`` (K,), ``mean`` (K, d) and scale matrix
+    ``covariance`` (K, d, d).
+    """
 
     def __init__(self, weight: Array, mean: Array, covariance: Array):
         self.weight = weight
@@ -543,7 +657,9 @@ class Proposal:
         """The proposal fitted to rows (n, d) with weights (n,)."""
         mean = weight @ u
         covariance = (u - mean).T @ ((u - mean) * weight[:, None])
-        root = np.linalg.cholesky(covariance + LEAST_VARIANCE * (1 + np.trace(covariance)) * np.eye(len(mean)))
+        root = np.linalg.cholesky(
+            covariance + LEAST_VARIANCE * (1 + np.trace(covariance)) * np.eye(len(mean))
+        )
         v = np.linalg.solve(root, (u[rng.choice(len(u), len(u), p=weight)] - mean).T).T
         components = int(np.clip(effective_number(weight) / ROWS_OF_MODE, 1, MODES))
         law = Mixture.fitted(v, v[:, :0], components, VARIANCE_FLOOR, rng.randint(2**31 - 1))
@@ -552,7 +668,9 @@ class Proposal:
     def draws(self, n: int, rng: np.random.RandomState) -> Array:
         """(n, d)."""
         counts = zip(self.laws, rng.multinomial(n, self.weight), strict=True)
-        return np.concatenate([law.rvs(k, random_state=rng).reshape(k, -1) for law, k in counts if k])
+        return np.concatenate(
+            [law.rvs(k, random_state=rng).reshape(k, -1) for law, k in counts if k]
+        )
 
     def log_prob(self, u: Array) -> Array:
         """Nats, (n,)."""
@@ -570,11 +688,12 @@ def resampled(
 ) -> tuple[Array, float]:
     """``n`` draws (n, d) of a density ∝ exp ``log_target``, and their effective number.
 
-    Each round has n candidates, at least 100. All so far are weighted by the target over the mean density of the
-    proposals so far, to which the next proposal is fitted. It ends when they are as good as n draws, or after five
-    rounds.
+    Each round has n candidates, at least 100. All so far are weighted by the target over the mean
+    density of the proposals so far, to which the next proposal is fitted. It ends when they are as
+    good as n draws, or after five rounds.
 
-    Source: Cornuet et al. 2012, "Adaptive Multiple Importance Sampling", https://arxiv.org/abs/0907.1254.
+    Source: Cornuet et al. 2012, "Adaptive Multiple Importance Sampling",
+    https://arxiv.org/abs/0907.1254.
     """
     laws, u, target = [first], np.zeros((0, len(first.laws[0].loc))), np.zeros(0)
     while True:

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Transform, biject_to, constraints
 
-ROUNDING = 1e-6  # share of a box's width: a parameter outside by less was inside, before single floats rounded it
+# share of a box's width: a parameter outside by less was inside, before single floats rounded it
+ROUNDING = 1e-6
 CLEARANCE = 1e-7  # share of a box's width: how far inside such a parameter is then put
 
 Array = np.ndarray
@@ -16,11 +17,13 @@ Array = np.ndarray
 class Prior:
     """A law of d parameters θ, whose support is a box or the image of all vectors under a map.
 
-    Below, *numbers* are θ where the support is a box. Else they are the vectors that the support's map of torch takes
-    to θ, such as stick-breaking for a simplex; and where torch has none, θ without bounds.
+    Below, *numbers* are θ where the support is a box. Else they are the vectors that the support's
+    map of torch takes to θ, such as stick-breaking for a simplex; and where torch has none, θ
+    without bounds.
 
     Args:
-        law: None, for all of the line; low and high of a box, numbers or arrays (d,); or a torch distribution.
+        law: None, for all of the line; low and high of a box, numbers or arrays (d,); or a torch
+            distribution.
         d: parameters.
         whole: indices of those that are whole numbers, which may be on an end of the box.
 
@@ -43,12 +46,17 @@ class Prior:
                 self._like = law.sample()  # a draw, for its dtype and device
             ends, self.map = _support(law)
         if not hasattr(ends, "__len__") or len(ends) != 2:
-            raise ValueError(f"prior must be a pair (low, high), or a torch distribution, got {ends!r}")
+            raise ValueError(
+                f"prior must be a pair (low, high), or a torch distribution, got {ends!r}"
+            )
         try:
             k = d if self.map is None else self.map.inverse_shape((d,))[0]
             self.low, self.high = (np.broadcast_to(array(end), (k,)) for end in ends)
         except (TypeError, ValueError) as error:
-            ends, shapes = f"numbers, or arrays of {d}, one for each column of theta", [np.shape(end) for end in ends]
+            ends, shapes = (
+                f"numbers, or arrays of {d}, one for each column of theta",
+                [np.shape(end) for end in ends],
+            )
             raise ValueError(
                 f"prior must have as ends {ends}, got shapes {shapes}; theta comes first in fit"
             ) from error
@@ -59,8 +67,14 @@ class Prior:
 
     @property
     def bounds(self) -> dict[int, tuple[float, float]] | None:
-        """Low and high of each parameter, as :class:`indm.DensityEstimator` takes them; None without a prior."""
-        return None if self.is_none else dict(enumerate(zip(self.low.tolist(), self.high.tolist(), strict=True)))
+        """Low and high of each parameter, as :class:`indm.DensityEstimator` takes them; None
+        without a prior.
+        """
+        return (
+            None
+            if self.is_none
+            else dict(enumerate(zip(self.low.tolist(), self.high.tolist(), strict=True)))
+        )
 
     @property
     def interval(self) -> Array:
@@ -84,26 +98,49 @@ class Prior:
         return found.reshape(len(found), -1).sum(1)
 
     def within(self, theta: Array) -> Array:
-        """``theta`` (n, d) with what rounding put on an end of the box, or just outside of it, inside."""
+        """``theta`` (n, d) with what rounding put on an end of the box, or just outside of it,
+        inside.
+        """
         with np.errstate(invalid="ignore"):
             width = np.where(np.isfinite(self.high - self.low), self.high - self.low, 0)
-        near = (theta >= self.low - ROUNDING * width) & (theta <= self.high + ROUNDING * width) & ~self.is_whole
-        return np.where(near, theta.clip(self.low + CLEARANCE * width, self.high - CLEARANCE * width), theta)
+        near = (
+            (theta >= self.low - ROUNDING * width)
+            & (theta <= self.high + ROUNDING * width)
+            & ~self.is_whole
+        )
+        return np.where(
+            near, theta.clip(self.low + CLEARANCE * width, self.high - CLEARANCE * width), theta
+        )
 
     def log_prob(self, theta: Array) -> Array:
-        """Nats, (n,), of numbers ``theta`` (n, k); −∞ outside of the box; ValueError for a law without a density."""
+        """Nats, (n,), of numbers ``theta`` (n, k); −∞ outside of the box; ValueError for a law
+        without a density.
+        """
         is_law = isinstance(self.law, Distribution)
         if not (is_law or np.isfinite(self.interval).all()):
-            raise ValueError("prior must have a density for several observations: give a finite box or a distribution")
-        inside, found = ((theta >= self.low) & (theta <= self.high)).all(1), np.full(len(theta), -np.inf)
-        found[inside] = self._log_prob(theta[inside]) if is_law else -np.log(self.high - self.low).sum()
+            raise ValueError(
+                "prior must have a density for several observations: give a finite box or a distribution"
+            )
+        inside, found = (
+            ((theta >= self.low) & (theta <= self.high)).all(1),
+            np.full(len(theta), -np.inf),
+        )
+        found[inside] = (
+            self._log_prob(theta[inside]) if is_law else -np.log(self.high - self.low).sum()
+        )
         return found
 
     def _log_prob(self, theta: Array) -> Array:
-        """By a law of vectors, or by d independent laws of numbers, in its own precision and inside its support."""
+        """By a law of vectors, or by d independent laws of numbers, in its own precision and inside
+        its support.
+        """
         if self.map is not None:
-            return array(self.law.log_prob(self.map(torch.from_numpy(theta)).to(self._like))) + self.log_volume(theta)
-        rounded, low, high = (torch.tensor(part, dtype=self._like.dtype) for part in (theta, *self.interval))
+            return array(
+                self.law.log_prob(self.map(torch.from_numpy(theta)).to(self._like))
+            ) + self.log_volume(theta)
+        rounded, low, high = (
+            torch.tensor(part, dtype=self._like.dtype) for part in (theta, *self.interval)
+        )
         inner = rounded.clamp(low.nextafter(high), high.nextafter(low))
         values = torch.where(torch.from_numpy(self.is_whole), rounded, inner)
         log_p = array(self.law.log_prob(values.to(self._like.device)))
@@ -116,21 +153,28 @@ def array(rows: Any, dtype: Any = np.float64) -> Array:
 
 
 def finite(rows: Any, name: str, may_miss: bool = False) -> Array:
-    """:func:`array`, or ValueError where an entry is not a real number, is infinite, or missing unless it may be."""
+    """:func:`array`, or ValueError where an entry is not a real number, is infinite, or missing
+    unless it may be.
+    """
     given = array(rows, None)
     try:
-        casting: Any = "unsafe" if given.dtype == object else "same_kind"  # not complex numbers, nor dates
+        # not complex numbers, nor dates
+        casting: Any = "unsafe" if given.dtype == object else "same_kind"
         found = given.astype(np.float64, casting=casting, copy=False)
     except (TypeError, ValueError) as error:
         what = f"{name} must be real numbers, got {given.dtype}"
         raise ValueError(f"{what}; turn dates into numbers, such as days") from error
     if not (np.isfinite(found) | (may_miss & np.isnan(found))).all():
-        raise ValueError(f"{name} must be finite numbers, got {'infinity' if may_miss else 'NaN or infinity'}")
+        raise ValueError(
+            f"{name} must be finite numbers, got {'infinity' if may_miss else 'NaN or infinity'}"
+        )
     return found
 
 
 def _support(law: Distribution) -> tuple[tuple[Any, Any], Transform | None]:
-    """Low and high of the numbers of a law, and the map of numbers to θ where its support is not a box."""
+    """Low and high of the numbers of a law, and the map of numbers to θ where its support is not a
+    box.
+    """
     line = -np.inf, np.inf
     try:
         ends = _ends(law.support)
@@ -147,9 +191,13 @@ def _ends(support: Any) -> tuple[Any, Any] | None:
         parts = [(_ends(part), n) for part, n in zip(support.cseq, support.lengths, strict=True)]
         if any(ends is None for ends, _ in parts):
             return None
-        low, high = np.concatenate([[np.broadcast_to(array(end), n) for end in ends] for ends, n in parts if ends], 1)
+        low, high = np.concatenate(
+            [[np.broadcast_to(array(end), n) for end in ends] for ends, n in parts if ends], 1
+        )
         return low, high
     bounded = hasattr(support, "lower_bound"), hasattr(support, "upper_bound")
     if support is not constraints.real and not any(bounded):
         return None
-    return (support.lower_bound if bounded[0] else -np.inf), (support.upper_bound if bounded[1] else np.inf)
+    return (support.lower_bound if bounded[0] else -np.inf), (
+        support.upper_bound if bounded[1] else np.inf
+    )

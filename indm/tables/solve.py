@@ -1,4 +1,6 @@
-"""Solutions that the estimators of tables share: log p of latents by the ODE, integrals over noise, draws, progress."""
+"""Solutions that the estimators of tables share: log p of latents by the ODE, integrals over noise,
+draws, progress.
+"""
 
 import copy
 import itertools
@@ -28,11 +30,14 @@ SOLVER_ERROR = 0.05  # nats of a row; the estimate is two to ten times the true 
 ROUNDED_SHARE = 0.02  # share of the error that may be rounding in single precision
 MOST_EXACT, PROBES = 128, 8  # columns up to which a divergence is exact; probes of others
 MOST_EXACT_SLOPE = 40  # columns up to which the gradient of a divergence is exact
-POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))  # Gauss–Legendre points tried in a discrete column; for none, one, two
-CONVERGED_CHANGE = 5e-3  # relative change of a probability by twice as many points; its error is then mostly below 1e-3
+# Gauss–Legendre points tried in a discrete column; for none, one, two
+POINTS = ((1,), (4, 8, 16, 32), (4, 8, 16))
+# relative change of a probability by twice as many points; its error is then mostly below 1e-3
+CONVERGED_CHANGE = 5e-3
 ROWS_AT_ONCE = 2_048
 DRAWING: dict[str, Any] = {"sampler": "unipc", "last_denoising": False, "batch_size": ROWS_AT_ONCE}
-SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256  # steps tried; largest error; draws compared
+# steps tried; largest error; draws compared
+SAMPLING_STEPS, SAMPLING_ERROR, DRAWN = (12, 24, 48, 96, 192), 0.01, 256
 DELAY = 2.0  # seconds, after which a call shows a bar
 
 
@@ -58,15 +63,20 @@ def batched(rows: Array, size: int, first: int | None = None) -> list[Array]:
     return [part for part in np.split(rows, range(first or size, len(rows), size)) if len(part)]
 
 
-def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int, bar: tqdm) -> Array:
-    """log of the integral over the noise of ``k`` whole numbers in each of ``n`` rows, (n,), by which ``bar`` moves.
+def integrated(
+    log_density: Callable[[Array, Array], Array], n: int, k: int, draws: int, bar: tqdm
+) -> Array:
+    """log of the integral over the noise of ``k`` whole numbers in each of ``n`` rows, (n,), by
+    which ``bar`` moves.
 
-    ``log_density`` takes indices of rows and points of the noise (m, k), and has a value for each of both. For one or
-    two whole numbers the points are as many as the integral needs. For more, and where that does not converge, it is
-    the mean over the noise of the log, a lower bound. The first batch of rows is small, so that the bar soon moves.
+    ``log_density`` takes indices of rows and points of the noise (m, k), and has a value for each
+    of both. For one or two whole numbers the points are as many as the integral needs. For more,
+    and where that does not converge, it is the mean over the noise of the log, a lower bound. The
+    first batch of rows is small, so that the bar soon moves.
     """
     found, rules = np.zeros(n), list(_noise_rules(k, draws))
-    most = max(1, ROWS_AT_ONCE // sum(len(points) for points, _ in rules[:2]))  # two rules are enough for most rows
+    # two rules are enough for most rows
+    most = max(1, ROWS_AT_ONCE // sum(len(points) for points, _ in rules[:2]))
     for part in batched(np.arange(n), most, max(1, most // 4)):
         rows, before = part, np.full(len(part), np.inf)
         for points, weight in rules:
@@ -74,7 +84,8 @@ def integrated(log_density: Callable[[Array, Array], Array], n: int, k: int, dra
                 value = log_density(rows, points)
                 integral = logsumexp(value, axis=1, b=weight)
                 is_left = np.abs(integral - before) > CONVERGED_CHANGE
-                found[rows] = np.where(is_left, value @ weight, integral)  # the former is below the log by Jensen
+                # the former is below the log by Jensen
+                found[rows] = np.where(is_left, value @ weight, integral)
                 rows, before = rows[is_left], integral[is_left]
         bar.update(len(part))
     return found
@@ -87,12 +98,16 @@ def _noise_rules(k: int, draws: int) -> Iterator[tuple[Array, Array]]:
         return
     for n in POINTS[k]:
         node, weight = np.polynomial.legendre.leggauss(n)
-        grid = [np.array(list(itertools.product(part, repeat=k))) for part in (0.5 + 0.5 * node, 0.5 * weight)]
+        grid = [
+            np.array(list(itertools.product(part, repeat=k)))
+            for part in (0.5 + 0.5 * node, 0.5 * weight)
+        ]
         yield grid[0], grid[1].prod(1)
 
 
 def steps_for_draws(draws: Callable[[int], Array]) -> tuple[int, float]:
-    """The fewest steps that leave draws (n, d) within ``SAMPLING_ERROR`` of twice as many, else the most; their error.
+    """The fewest steps that leave draws (n, d) within ``SAMPLING_ERROR`` of twice as many, else the
+    most; their error.
 
     NaN are left out.
     """
@@ -106,15 +121,18 @@ def steps_for_draws(draws: Callable[[int], Array]) -> tuple[int, float]:
 
 
 def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
-    """log p of the probability flow at rows of latents, to ``tol``, and an estimate of the error, nats (B,).
+    """log p of the probability flow at rows of latents, to ``tol``, and an estimate of the error,
+    nats (B,).
 
-    It is solved in single precision, whose rounding is a part of the estimate, but in double where |log p| is so large
-    that rounding counts. Where the network adds nothing, it is the mixture's in closed form. The ODE's differs from
-    that by what is left of the mixture at T: some 0.01 nats for usual rows.
+    It is solved in single precision, whose rounding is a part of the estimate, but in double where
+    |log p| is so large that rounding counts. Where the network adds nothing, it is the mixture's in
+    closed form. The ODE's differs from that by what is left of the mixture at T: some 0.01 nats for
+    usual rows.
 
-    Rows so far from the mixture that nothing learned counts (:meth:`~indm.tables.networks.Components.gate`) have its
-    density, too. It has a mass below exp(−FAR²/2) = 2e-22 there. A row that cannot be solved in double precision either
-    has the mixture's density, and an infinite error.
+    Rows so far from the mixture that nothing learned counts
+    (:meth:`~indm.tables.networks.Components.gate`) have its density, too. It has a mass below
+    exp(−FAR²/2) = 2e-22 there. A row that cannot be solved in double precision either has the
+    mixture's density, and an infinite error.
     """
     require(tol > 0, "tol", tol, "positive")
     with torch.no_grad():
@@ -144,12 +162,15 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
 
 
 def log_prob_in_steps(model: nn.Module, z: Tensor, steps: int) -> Tensor:
-    """log p of latents (B,), with gradients: by the ODE in so many equal steps, or in closed form where the network
-    adds nothing."""
+    """log p of latents (B,), with gradients: by the ODE in so many equal steps, or in closed form
+    where the network adds nothing.
+    """
     if model.score.backbone.is_mixture:
         h, log_det = model.flow(z)
         return mixture_of(model, h).log_prob() + log_det
-    options: dict[str, Any] = {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": PROBES}
+    options: dict[str, Any] = (
+        {"exact": True} if z.shape[1] <= MOST_EXACT_SLOPE else {"probes": PROBES}
+    )
     return log_prob(model, z, steps=steps, generator=torch.Generator().manual_seed(0), **options)
 
 
@@ -164,7 +185,9 @@ def mixture_of(model: nn.Module, z: Tensor) -> Components:
     """The components of the mixture plus the noise of ε at rows of a flow's latents."""
     sde = model.score.sde
     r = (-sde.log_snr(sde.endpoints(z)[START])).exp()
-    return model.score.backbone.mixture_at(z / (1 + r).sqrt()[:, None], 0.5 * r.log(), *context_of(model.score))
+    return model.score.backbone.mixture_at(
+        z / (1 + r).sqrt()[:, None], 0.5 * r.log(), *context_of(model.score)
+    )
 
 
 def _solved(score: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
@@ -173,14 +196,19 @@ def _solved(score: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Tensor]:
     flow = WhitenedFlow(score, GaussianReference.standard(z), (d,), exact=d <= MOST_EXACT)
     probe = rademacher(z[:1], PROBES, torch.Generator().manual_seed(0)).expand(len(z), -1, -1)
     with evaluation_mode(score), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)  # a warning of all rows follows
+        # a warning of all rows follows
+        warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
         log_alpha = score.sde.log_alpha(score.sde.endpoints(z)[START])
-        solution = flow.solve(expand_like(log_alpha.exp(), z) * z, START, probe, tol / (d * math.log(2)), None)
+        solution = flow.solve(
+            expand_like(log_alpha.exp(), z) * z, START, probe, tol / (d * math.log(2)), None
+        )
         return event_sum(log_alpha, z) + flow.log_prob(solution.state), solution.error
 
 
 def warn_above(tol: float, errors: Tensor, stacklevel: int) -> None:
-    """ConvergenceWarning where the ODE's errors, nats (…, n), are above ``tol`` on average, or a row's is infinite."""
+    """ConvergenceWarning where the ODE's errors, nats (…, n), are above ``tol`` on average, or a
+    row's is infinite.
+    """
     is_solved = errors.isfinite()
     if not is_solved.all():
         failed = (~is_solved).reshape(-1, errors.shape[-1]).any(0)

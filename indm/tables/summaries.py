@@ -1,4 +1,6 @@
-"""Numbers that summarise an observation of any shape, by a network that is trained on the posterior's own bound."""
+"""Numbers that summarise an observation of any shape, by a network that is trained on the
+posterior's own bound.
+"""
 
 import copy
 import time
@@ -23,8 +25,9 @@ EMBEDDED_AT_ONCE = 1_024
 
 
 class Embedded(Numbers):
-    """An observation of any shape, standardised along its first axis, that networks see through an embedding, and a
-    one."""
+    """An observation of any shape, standardised along its first axis, that networks see through an
+    embedding, and a one.
+    """
 
     def __init__(self, embedding: nn.Module, x: Tensor):
         super().__init__(x.shape[1], 0.0, False)
@@ -34,7 +37,9 @@ class Embedded(Numbers):
             self.size = self.numbers(x[:2].flatten(1)).shape[1]
         except RuntimeError as error:
             shape = len(x), *self._event
-            raise ValueError(f"embedding must take x of shape {shape}, got an error: {error}") from error
+            raise ValueError(
+                f"embedding must take x of shape {shape}, got an error: {error}"
+            ) from error
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -59,11 +64,18 @@ class Embedded(Numbers):
     def numbers(self, c: Tensor) -> Array:
         """The output of the embedding at flat rows c, (n, size)."""
         self.eval()
-        return torch.cat([self(rows.float())[:, :-1] for rows in c.split(EMBEDDED_AT_ONCE)]).double().numpy()
+        return (
+            torch.cat([self(rows.float())[:, :-1] for rows in c.split(EMBEDDED_AT_ONCE)])
+            .double()
+            .numpy()
+        )
 
 
-def trained(embedding: nn.Module, theta: Array, x: Array, is_valid: Array, options: DensityEstimator) -> Embedded:
-    """A trained copy of ``embedding``, in a posterior that starts as N(0, I) and sees x through it alone.
+def trained(
+    embedding: nn.Module, theta: Array, x: Array, is_valid: Array, options: DensityEstimator
+) -> Embedded:
+    """A trained copy of ``embedding``, in a posterior that starts as N(0, I) and sees x through it
+    alone.
 
     Args:
         embedding: (n, *event) → (n, …).
@@ -74,10 +86,19 @@ def trained(embedding: nn.Module, theta: Array, x: Array, is_valid: Array, optio
     """
     deadline = time.perf_counter() + options.max_seconds
     none = np.zeros((len(theta), 0))
-    z = torch.from_numpy(Columns.fitted(theta, none, np.array([], dtype=int)).latents(theta, none)).float()
+    z = torch.from_numpy(
+        Columns.fitted(theta, none, np.array([], dtype=int)).latents(theta, none)
+    ).float()
     observed = torch.from_numpy(x).float()
     condition, shape = Embedded(copy.deepcopy(embedding).float(), observed), z.shape[1:]
-    net = MixtureMLP(shape, 1, options.width, options.depth, dropout=options.dropout, condition=condition.seen_shape)
+    net = MixtureMLP(
+        shape,
+        1,
+        options.width,
+        options.depth,
+        dropout=options.dropout,
+        condition=condition.seen_shape,
+    )
     model = INDM(Identity(), ScoreModel(net, VPSDE(eps=EPS)), shape=shape, condition=condition)
     c, valid = observed.flatten(1), torch.from_numpy(is_valid)
     repeats = max(1, HELD_ROWS // int(is_valid.sum()))

@@ -27,7 +27,8 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import CONVERSION, check_empty
 from indm.workbench.runs.provenance import describe_run, provenance
 
-CHANGEABLE_TABLES = ("data", "sde", "net", "flow", "evaluate")  # tables of a recipe that may be changed
+# tables of a recipe that may be changed
+CHANGEABLE_TABLES = ("data", "sde", "net", "flow", "evaluate")
 SIDES = {"cifar10": 32, "celeba": 64}  # data sets whose size is no option, or has a default
 GREY_LEVELS = 256  # grey levels of the released models' data
 
@@ -41,40 +42,50 @@ def convert(
     weights: Weights | None = None,
     changes: Mapping[str, str] | None = None,
 ) -> dict:
-    """Write the run folder ``out`` from a released score checkpoint and, where there is one, its flow checkpoint.
+    """Write the run folder ``out`` from a released score checkpoint and, where there is one, its
+    flow checkpoint.
 
     Args:
         checkpoint: file of the score.
         out: the run folder, which must be empty or absent.
         recipe: its data, SDE, network, flow and evaluation, such as "cifar10-vp-nll".
         flow_checkpoint: file of the flow; without one the flow is the identity.
-        weights: "ema" or "model" (the last ones) for both; by default "ema" for the score and "model" for the flow, as
-            the paper's results were evaluated.
-        changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command line.
+        weights: "ema" or "model" (the last ones) for both; by default "ema" for the score and
+            "model" for the flow, as the paper's results were evaluated.
+        changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command
+            line.
 
     Returns:
-        What is also written to ``conversion.json``, there with its provenance: the files with their weights and what
-        of them is passed over.
+        What is also written to ``conversion.json``, there with its provenance: the files with their
+        weights and what of them is passed over.
 
     Raises:
-        ValueError: files that cannot be read, settings that are unknown, tensors that do not match the recipe (all of
-            them listed), or a folder ``out`` that is not empty.
+        ValueError: files that cannot be read, settings that are unknown, tensors that do not match
+            the recipe (all of them listed), or a folder ``out`` that is not empty.
     """
     out = Path(out)
     check_empty(out)
     for name in {key.partition(".")[0] for key in changes or {}} - set(CHANGEABLE_TABLES):
-        raise ValueError(f"{name} is not for converting; {', '.join(CHANGEABLE_TABLES)} can be changed")
+        raise ValueError(
+            f"{name} is not for converting; {', '.join(CHANGEABLE_TABLES)} can be changed"
+        )
     tables = recipes.override(recipes.load(recipe), changes or {})
     data, net, sde = tables["data"], tables["net"], tables["sde"]
     check_data(**data)
     require(net["name"] == "ncsnpp", "net.name", net["name"], "ncsnpp, whose checkpoint this is")
-    shape = (data.get("channels") or 3, *height_and_width(data.get("size", SIDES.get(data["name"], 0))))
+    shape = (
+        data.get("channels") or 3,
+        *height_and_width(data.get("size", SIDES.get(data["name"], 0))),
+    )
     source = read_checkpoint(checkpoint)
     files = [_file(source, weights or "ema")]
     score = score_of_checkpoint(source.weights(weights or "ema"), sde, net, shape)
     is_centered = score.backbone.centered
     require(
-        data.get("centered", True) == is_centered, "data.centered", data.get("centered"), f"net.centered, {is_centered}"
+        data.get("centered", True) == is_centered,
+        "data.centered",
+        data.get("centered"),
+        f"net.centered, {is_centered}",
     )
     flow: Flow = Identity()
     if flow_checkpoint is not None:
@@ -86,14 +97,21 @@ def convert(
         "files": files,
         "step": source.step,
         "shape": list(shape),
-        "parameters": {"score": count_parameters(model.score), "flow": count_parameters(model.flow)},
+        "parameters": {
+            "score": count_parameters(model.score),
+            "flow": count_parameters(model.flow),
+        },
         "recipe": str(recipe),
         "data": data,
     }
     made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
-    conversion = atomic.json_into(result | {"provenance": made_by})  # what has no JSON is an error before all writing
+    # what has no JSON is an error before all writing
+    conversion = atomic.json_into(result | {"provenance": made_by})
     notes = [f"converted from {file['name']}" for file in files]
-    parts = {kind: {k: v for k, v in table.items() if k != "shape"} for kind, table in model.description().items()}
+    parts = {
+        kind: {k: v for k, v in table.items() if k != "shape"}
+        for kind, table in model.description().items()
+    }
     kept = {name: tables[name] for name in ("train", "evaluate") if name in tables}
     describe_run(out, recipes.resolve({"data": data} | parts | kept), torch.device("cpu"), notes)
     model.save(out)
@@ -101,7 +119,9 @@ def convert(
     return result
 
 
-def score_of_checkpoint(state: StateDict, sde: dict, net: dict, shape: tuple[int, ...]) -> PublishedScore:
+def score_of_checkpoint(
+    state: StateDict, sde: dict, net: dict, shape: tuple[int, ...]
+) -> PublishedScore:
     """The published score with the weights of the original's ``state``, in evaluation mode.
 
     Raises:
@@ -110,8 +130,13 @@ def score_of_checkpoint(state: StateDict, sde: dict, net: dict, shape: tuple[int
     if "sigmas" in state and sde["name"] == "ve":
         levels = state["sigmas"].tolist()
         own = [sde.get("sigma_max", VESDE().sigma_max), sde.get("sigma_min", VESDE().sigma_min)]
-        if not all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip((levels[0], levels[-1]), own, strict=True)):
-            raise ValueError(f"sde must have sigma_max and sigma_min {levels[0]:g} and {levels[-1]:g}, got {own}")
+        if not all(
+            math.isclose(a, b, rel_tol=1e-6)
+            for a, b in zip((levels[0], levels[-1]), own, strict=True)
+        ):
+            raise ValueError(
+                f"sde must have sigma_max and sigma_min {levels[0]:g} and {levels[-1]:g}, got {own}"
+            )
     network: Any = build({**net, "name": "ncsnpp"}, "net", shape)
     load_published(network, state)
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
@@ -119,4 +144,9 @@ def score_of_checkpoint(state: StateDict, sde: dict, net: dict, shape: tuple[int
 
 def _file(source: Checkpoint, weights: Weights) -> dict[str, Any]:
     digest = sha256(source.path.read_bytes()).hexdigest()
-    return {"name": source.path.name, "sha256": digest, "weights": weights, "passed_over": source.passed_over}
+    return {
+        "name": source.path.name,
+        "sha256": digest,
+        "weights": weights,
+        "passed_over": source.passed_over,
+    }

@@ -1,12 +1,15 @@
 """Photographs of fruits in twenty classes: ``python -m research.data.fruits FOLDER OUT``.
 
-FOLDER is ``fruits-360`` of the repository nzmonzmp/dataset-fruits (Fruits-360 by M. Oltean and H. Muresan, MIT). Its
-folders ``Training`` and ``Test`` have one folder for each of 103 kinds. A kind is a film of a single fruit that turns
-in front of white, 100×100 pixels a frame; the two folders divide its frames. Here all frames of a kind are together:
+FOLDER is ``fruits-360`` of the repository nzmonzmp/dataset-fruits (Fruits-360 by M. Oltean and H.
+Muresan, MIT). Its folders ``Training`` and ``Test`` have one folder for each of 103 kinds. A kind
+is a film of a single fruit that turns in front of white, 100×100 pixels a frame; the two folders
+divide its frames. Here all frames of a kind are together:
 
-    indm train fruits.toml --data.path OUT                       # data.groups "subfolder": a kind is in one split
+    indm train fruits.toml --data.path OUT                       # data.groups "subfolder": a kind
+    is in one split
 
-:data:`NAMES` says which kinds are in which class. Kinds were chosen by eye at 32×32 pixels, before any training.
+:data:`NAMES` says which kinds are in which class. Kinds were chosen by eye at 32×32 pixels, before
+any training.
 """
 
 import re
@@ -79,7 +82,9 @@ def frames_of(folder: Path, kind: str) -> list[Path]:
     Raises:
         ValueError: there are none.
     """
-    frames = [path for part in ("Training", "Test") for path in (folder / part / kind).glob("*.jpg")]
+    frames = [
+        path for part in ("Training", "Test") for path in (folder / part / kind).glob("*.jpg")
+    ]
     if not frames:
         raise ValueError(f"FOLDER must be fruits-360 with Training/{kind}/*.jpg, got '{folder}'")
     return sorted(frames, key=_turn)

@@ -1,8 +1,10 @@
-"""Characters in two typefaces at 24×24 pixels, black on white: ``python -m research.data.glyphs OUT``.
+"""Characters in two typefaces at 24×24 pixels, black on white:
+``python -m research.data.glyphs OUT``.
 
-The fonts are Noto Sans CJK and Noto Serif CJK (OFL 1.1), which Debian has: ``apt-get install fonts-noto-cjk``.
-``OUT/sans`` and ``OUT/serif`` share no character; ``OUT/sans-test`` and ``OUT/serif-test`` have the same characters,
-which the other two lack. Images are named by their code points, as 4e00.png.
+The fonts are Noto Sans CJK and Noto Serif CJK (OFL 1.1), which Debian has:
+``apt-get install fonts-noto-cjk``. ``OUT/sans`` and ``OUT/serif`` share no character;
+``OUT/sans-test`` and ``OUT/serif-test`` have the same characters, which the other two lack. Images
+are named by their code points, as 4e00.png.
 """
 
 import sys
@@ -21,7 +23,8 @@ from research.command import main
 from research.data.unpaired import TEST, write
 
 FONTS = Path("/usr/share/fonts/opentype/noto")
-SIDE, BASELINE = 24, 21  # pixels; in these fonts a square character ends 0.12 of its side below the baseline
+# pixels; in these fonts a square character ends 0.12 of its side below the baseline
+SIDE, BASELINE = 24, 21
 
 
 def code_points(font: Path) -> set[int]:
@@ -61,7 +64,9 @@ def convert(fonts: Mapping[str, Path], out: Path, test: int = TEST) -> dict[str,
 
 @dataclass
 class Glyphs(Common):
-    """Make folders of characters in two typefaces: OUT/NAME to train, OUT/NAME-test with the same characters."""
+    """Make folders of characters in two typefaces: OUT/NAME to train, OUT/NAME-test with the same
+    characters.
+    """
 
     module: ClassVar[str] = "research.data.glyphs"
 
@@ -75,7 +80,9 @@ class Glyphs(Common):
     """Number of test pairs."""
 
     def run(self) -> int:
-        for folder, count in convert({"sans": self.sans, "serif": self.serif}, self.out, self.test).items():
+        for folder, count in convert(
+            {"sans": self.sans, "serif": self.serif}, self.out, self.test
+        ).items():
             print(f"{folder}: {count} characters")
         return DONE
 

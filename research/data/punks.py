@@ -1,8 +1,9 @@
 """Faces of 24×24 pixels in several colourings: ``python -m research.data.punks FOLDER OUT``.
 
-FOLDER is ``collection`` of the repository cryptopunksnotdead/awesome-24px (CC0): punks.png is a sheet of 10,000 faces,
-goldenpunks.png and halloweenpunks.png have the same faces in other colours. ``OUT/punks`` has one half of the training
-faces, the other two have the other half. ``OUT/NAME-test`` have the same faces, which no training folder has.
+FOLDER is ``collection`` of the repository cryptopunksnotdead/awesome-24px (CC0): punks.png is a
+sheet of 10,000 faces, goldenpunks.png and halloweenpunks.png have the same faces in other colours.
+``OUT/punks`` has one half of the training faces, the other two have the other half.
+``OUT/NAME-test`` have the same faces, which no training folder has.
 """
 
 import sys
@@ -33,20 +34,26 @@ def tiles(sheet: Path) -> list[Image.Image]:
         raise ValueError(f"FOLDER must hold {sheet.name}, got '{sheet.parent}'")
     image = read_image(sheet, PAPER)
     if image.width % SIDE or image.height % SIDE:
-        raise ValueError(f"{sheet} must have sides that are multiples of {SIDE}, got {image.width}×{image.height}")
+        raise ValueError(
+            f"{sheet} must have sides that are multiples of {SIDE}, got {image.width}×{image.height}"
+        )
     tops, lefts = range(0, image.height, SIDE), range(0, image.width, SIDE)
     return [image.crop((left, top, left + SIDE, top + SIDE)) for top in tops for left in lefts]
 
 
 def convert(folder: Path, out: Path, test: int = TEST) -> dict[str, int]:
-    """:func:`research.data.unpaired.write` the faces of all sheets, named by their number on the sheet."""
+    """:func:`research.data.unpaired.write` the faces of all sheets, named by their number on the
+    sheet.
+    """
     styles = {style: tiles(folder / f"{style}.png") for style in STYLES}
     return write(out, [f"{number:04}" for number in range(len(styles[STYLES[0]]))], styles, test)
 
 
 @dataclass
 class Punks(Common):
-    """Make folders of 24×24 PNGs of sheets of faces: OUT/NAME to train, OUT/NAME-test with the same faces."""
+    """Make folders of 24×24 PNGs of sheets of faces: OUT/NAME to train, OUT/NAME-test with the same
+    faces.
+    """
 
     module: ClassVar[str] = "research.data.punks"
 

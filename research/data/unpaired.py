@@ -20,27 +20,37 @@ def unrepeated(*styles: Sequence[bytes]) -> list[int]:
     """
     counts = [Counter(style) for style in styles]
     drawn = enumerate(zip(*styles, strict=True))
-    return [i for i, looks in drawn if all(count[one] == 1 for count, one in zip(counts, looks, strict=True))]
+    return [
+        i
+        for i, looks in drawn
+        if all(count[one] == 1 for count, one in zip(counts, looks, strict=True))
+    ]
 
 
 def divided(positions: Sequence[int], test: int) -> tuple[list[int], list[int], list[int]]:
-    """``test`` positions for pairs, and two halves of the rest, in an order that is drawn once and for all.
+    """``test`` positions for pairs, and two halves of the rest, in an order that is drawn once and
+    for all.
 
     Raises:
         ValueError: fewer than ``test`` + 2 positions.
     """
     if len(positions) < test + 2:
-        raise ValueError(f"test must be at most the {len(positions)} different drawings less 2, got {test}")
+        raise ValueError(
+            f"test must be at most the {len(positions)} different drawings less 2, got {test}"
+        )
     order = random.Random(0).sample(positions, len(positions))
     half = (len(order) + test) // 2
     return order[:test], order[test:half], order[half:]
 
 
-def write(out: Path, names: Sequence[str], styles: Mapping[str, Sequence[Image.Image]], test: int) -> dict[str, int]:
-    """Write ``out/STYLE`` for training and ``out/STYLE-test``, and return how many images are in each.
+def write(
+    out: Path, names: Sequence[str], styles: Mapping[str, Sequence[Image.Image]], test: int
+) -> dict[str, int]:
+    """Write ``out/STYLE`` for training and ``out/STYLE-test``, and return how many images are in
+    each.
 
-    The first style has one half of the training drawings and all others have the other half. The test folders have the
-    same names. Drawings that are repeated in a style are left out.
+    The first style has one half of the training drawings and all others have the other half. The
+    test folders have the same names. Drawings that are repeated in a style are left out.
 
     Args:
         out: the folder to write; made if need be.

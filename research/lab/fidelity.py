@@ -1,4 +1,6 @@
-"""Scores of images by torch-fidelity, on features of a function: Fréchet distance, precision and recall."""
+"""Scores of images by torch-fidelity, on features of a function: Fréchet distance, precision and
+recall.
+"""
 
 from collections.abc import Callable
 
@@ -25,7 +27,9 @@ class Listed(Dataset):
         return self.raw[i]
 
 
-def scores(samples: Num[Tensor, "n c h w"], reference: Num[Tensor, "m c h w"], features: ToFeatures) -> dict:
+def scores(
+    samples: Num[Tensor, "n c h w"], reference: Num[Tensor, "m c h w"], features: ToFeatures
+) -> dict:
     """``frechet_inception_distance`` (no FID: of these features), ``precision`` and ``recall``."""
 
     class Users(torch_fidelity.FeatureExtractorBase):

@@ -1,7 +1,9 @@
-"""Means over seeds with standard errors, paired differences of two methods, and their tests as one family.
+"""Means over seeds with standard errors, paired differences of two methods, and their tests as one
+family.
 
-Over the examples of one training a standard error says which of two models is better; which *method* is better is a
-question to several trainings of each (seeds). Several verdicts at once need Holm's adjustment (:func:`holm`).
+Over the examples of one training a standard error says which of two models is better; which
+*method* is better is a question to several trainings of each (seeds). Several verdicts at once need
+Holm's adjustment (:func:`holm`).
 """
 
 import math
@@ -30,7 +32,8 @@ def over_seeds(values: Sequence[float], alone: float = math.nan) -> tuple[float,
 class Difference:
     """A mean difference of so many pairs of seeds, and Student's test of it.
 
-    Its errors are over seeds (NaN for one), and over what all seeds share, such as test examples (NaN: nothing).
+    Its errors are over seeds (NaN for one), and over what all seeds share, such as test examples
+    (NaN: nothing).
     """
 
     difference: float
@@ -40,13 +43,21 @@ class Difference:
 
     @property
     def standard_error(self) -> float:
-        """Both errors together, √(a² + b²), as they have different causes. NaN where neither is known."""
-        known = [e for e in (self.standard_error_over_seeds, self.standard_error_shared) if not math.isnan(e)]
+        """Both errors together, √(a² + b²), as they have different causes. NaN where neither is
+        known.
+        """
+        known = [
+            e
+            for e in (self.standard_error_over_seeds, self.standard_error_shared)
+            if not math.isnan(e)
+        ]
         return math.hypot(*known) if known else math.nan
 
     @property
     def p(self) -> float:
-        """Two-sided p of Student's t with seeds − 1 degrees of freedom; NaN for one seed, 1 where a run diverged."""
+        """Two-sided p of Student's t with seeds − 1 degrees of freedom; NaN for one seed, 1 where a
+        run diverged.
+        """
         if self.seeds < 2:
             return math.nan
         if not math.isfinite(self.difference):
@@ -68,18 +79,22 @@ def paired_by_examples(
     groups: Int[np.ndarray, " n"] | None = None,
     added: float = 0.0,
 ) -> Difference:
-    """a − b over seeds, whose runs share the examples; ``added`` is an error of the mean beside that over examples."""
+    """a − b over seeds, whose runs share the examples; ``added`` is an error of the mean beside
+    that over examples.
+    """
     of_groups = None if groups is None else torch.from_numpy(groups)
     _, error = mean_and_error(torch.from_numpy((a - b).mean(0)), of_groups)
     return paired(a.mean(1).tolist(), b.mean(1).tolist(), math.hypot(error, added))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's adjusted p of each: those up to 5 % are wrong, one or more of them, with a chance of at most 5 %.
+    """Holm's adjusted p of each: those up to 5 % are wrong, one or more of them, with a chance of
+    at most 5 %.
 
     It holds however the tests depend on each other. NaN, no test, stays NaN and does not count.
 
-    Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure", Scand. J. Statist. 6, 65–70.
+    Source: Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure", Scand. J. Statist.
+    6, 65–70.
 
     >>> holm([0.01, 0.04, 0.03])
     [0.03, 0.06, 0.06]
@@ -93,12 +108,17 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def judged(differences: Sequence[Difference], tested: Sequence[bool] | None = None) -> list[dict]:
-    """The differences of a loss as one family, each as JSON can hold it: errors, p, Holm's p, and the verdict.
+    """The differences of a loss as one family, each as JSON can hold it: errors, p, Holm's p, and
+    the verdict.
 
-    A verdict is "better" (less) or "worse" where Holm's p is at most 5 %, else "undecided"; and "untested" for one
-    seed, and where ``tested`` is False, which leaves a difference out of the family.
+    A verdict is "better" (less) or "worse" where Holm's p is at most 5 %, else "undecided"; and
+    "untested" for one seed, and where ``tested`` is False, which leaves a difference out of the
+    family.
     """
-    ps = [d.p if t else math.nan for d, t in zip(differences, tested or [True] * len(differences), strict=True)]
+    ps = [
+        d.p if t else math.nan
+        for d, t in zip(differences, tested or [True] * len(differences), strict=True)
+    ]
     rows = []
     for d, p, p_holm in zip(differences, ps, holm(ps), strict=True):
         numbers = {

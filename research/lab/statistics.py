@@ -21,13 +21,20 @@ def judged_as_planned(differences: Sequence[Difference], planned: int) -> list[d
 
 
 def interval(row: Mapping[str, Any]) -> tuple[float, float]:
-    """The 95 % interval of a judged difference by Student's t over its seeds; infinite for one seed."""
-    half = student.ppf(0.975, row["seeds"] - 1) * row["standard_error"] if row["seeds"] > 1 else math.inf
+    """The 95 % interval of a judged difference by Student's t over its seeds; infinite for one
+    seed.
+    """
+    half = (
+        student.ppf(0.975, row["seeds"] - 1) * row["standard_error"]
+        if row["seeds"] > 1
+        else math.inf
+    )
     return row["difference"] - half, row["difference"] + half
 
 
 def word(row: Mapping[str, Any], margin: float) -> str:
-    """The name of a judged difference of a loss by its interval, a margin that counts, and Holm's p.
+    """The name of a judged difference of a loss by its interval, a margin that counts, and Holm's
+    p.
 
     >>> word({"difference": -0.05, "standard_error": 0.01, "seeds": 5, "p_holm": 0.01}, 0.01)
     'gain'
@@ -39,7 +46,8 @@ def word(row: Mapping[str, Any], margin: float) -> str:
 
 
 def cells_of(row: Mapping[str, Any], margin: float, form: str) -> tuple[str, str, str, str]:
-    """Cells of a judged difference: the difference with its error, its 95 % interval, Holm's p, and the word.
+    """Cells of a judged difference: the difference with its error, its 95 % interval, Holm's p, and
+    the word.
 
     >>> row = {"difference": -0.05, "standard_error": 0.01, "seeds": 5, "p_holm": 0.01}
     >>> cells_of(row, 0.01, ".2f")
@@ -57,12 +65,16 @@ def share_error(share: float, n: int) -> float:
 
 
 def crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """The continuous ranked probability score of the draws (k, entries), for each entry: E|x − y| − ½ E|x − x'|.
+    """The continuous ranked probability score of the draws (k, entries), for each entry: E|x − y| −
+    ½ E|x − x'|.
 
     The latter is over pairs of different draws; for k = 1 the score is |x − y|.
 
-    Source: Gneiting & Raftery 2007, "Strictly Proper Scoring Rules, Prediction, and Estimation", eq. 21.
+    Source: Gneiting & Raftery 2007, "Strictly Proper Scoring Rules, Prediction, and Estimation",
+    eq. 21.
     """
     k = len(draws)
-    pairs = (np.sort(draws, 0) * (2 * np.arange(1, k + 1) - k - 1)[:, None]).sum(0) / max(1, k * (k - 1))
+    pairs = (np.sort(draws, 0) * (2 * np.arange(1, k + 1) - k - 1)[:, None]).sum(0) / max(
+        1, k * (k - 1)
+    )
     return np.abs(draws - truth).mean(0) - pairs

@@ -13,7 +13,9 @@ convolution = partial(nn.Conv1d, kernel_size=3, padding="same", padding_mode="ci
 
 
 class Block(nn.Module):
-    """h + W₂ silu((1 + a) · W₁ norm(h) + b), W₁ and W₂ convolutions on a circle, a and b by the level of noise."""
+    """h + W₂ silu((1 + a) · W₁ norm(h) + b), W₁ and W₂ convolutions on a circle, a and b by the
+    level of noise.
+    """
 
     def __init__(self, width: int, dilation: int):
         super().__init__()
@@ -26,7 +28,8 @@ class Block(nn.Module):
 
 
 class Convolutions(nn.Module):
-    """(z (B, points), level) → (B, points), 0 at first: residual convolutions on a circle, in places of a few points.
+    """(z (B, points), level) → (B, points), 0 at first: residual convolutions on a circle, in
+    places of a few points.
 
     Args:
         width: channels, also of the level's embedding.

@@ -1,11 +1,12 @@
-"""The ten tasks of the benchmark sbibm (Lueckmann et al. 2021): indm.DensityEstimator beside sbi; see sbibm.md.
+"""The ten tasks of the benchmark sbibm (Lueckmann et al. 2021): indm.DensityEstimator beside sbi;
+see sbibm.md.
 
     python -m research.posteriors sbibm --home HOME    # goes on where it stopped
 
-Tasks, observations, reference draws and the C2ST come from the package. SIR and Lotka–Volterra are solved by SciPy
-in place of Julia, and their counts are seen as logarithms. Parameters in a box are given to all methods as numbers of
-the whole line. ``--home`` keeps the simulations and the table ``sbibm.csv``, which has a row for each task, seed and
-method.
+Tasks, observations, reference draws and the C2ST come from the package. SIR and Lotka–Volterra are
+solved by SciPy in place of Julia, and their counts are seen as logarithms. Parameters in a box are
+given to all methods as numbers of the whole line. ``--home`` keeps the simulations and the table
+``sbibm.csv``, which has a row for each task, seed and method.
 """
 
 import argparse
@@ -47,22 +48,30 @@ RIVALS: dict[str, Fit] = {
     "fmpe": functools.partial(study.vector_field, kind="FMPE"),
     "npse": functools.partial(study.vector_field, kind="NPSE"),
 }
-FREE = ", no box"  # a rival that sees parameters as they are; its draws outside the prior are rejected
+# a rival that sees parameters as they are; its draws outside the prior are rejected
+FREE = ", no box"
 CONTROLS = {name + FREE: RIVALS[name] for name in ("npe nsf", "fmpe", "npse")}
 METHODS = (OWN, *RIVALS, *CONTROLS)
 PARENTS: dict[str, Fit] = {  # beside the linear diffusion that OWN is; within the same seconds
     "flow": functools.partial(study.flow_first, corrected=False),
     "flow first": study.flow_first,
 }
-SEEDS = {OWN: (0, 1, 2)} | dict.fromkeys(RIVALS, (0, 1)) | dict.fromkeys((*CONTROLS, *PARENTS), (0,))
-OBSERVATIONS = {"two_moons": 10, "gaussian_mixture": 10}  # how many; of the others 3, as their C2ST takes minutes
+SEEDS = (
+    {OWN: (0, 1, 2)} | dict.fromkeys(RIVALS, (0, 1)) | dict.fromkeys((*CONTROLS, *PARENTS), (0,))
+)
+# how many; of the others 3, as their C2ST takes minutes
+OBSERVATIONS = {"two_moons": 10, "gaussian_mixture": 10}
 FRESH = 1_000  # pairs, not fitted, for the mean log p
 CHECKED = 300  # pairs among these, for a picture of the calibration
 BOTH = {"c2st": "C2ST", "log_p": "log q"}
 SIDES = ("linear diffusion", "flow", "flow first")
-SHOWN = {"c2st": 3, "log_p": 2, "fit_cpu_seconds": 0, "outside": 2}  # numbers of the tables, and their digits
-TOLERANCE, MOST_STEPS = 1e-8, 100_000  # tolerance of the ODEs; steps between two of their save points
-PUBLISHED = {  # C2ST at 10,000 simulations of NPE and of the best sequential method, over observations 1–10 and 1–3
+# numbers of the tables, and their digits
+SHOWN = {"c2st": 3, "log_p": 2, "fit_cpu_seconds": 0, "outside": 2}
+# tolerance of the ODEs; steps between two of their save points
+TOLERANCE, MOST_STEPS = 1e-8, 100_000
+# C2ST at 10,000 simulations of NPE and of the best sequential method, over observations 1–10 and
+# 1–3
+PUBLISHED = {
     "two_moons": ((0.606, 0.586), (0.554, 0.537)),
     "slcp": ((0.901, 0.894), (0.713, 0.703)),
     "slcp_distractors": ((0.970, 0.974), (0.931, 0.921)),
@@ -83,7 +92,9 @@ def sir(u: Array, t: float, contact: float, recovery: float) -> tuple[float, ...
     return -new, new - recovery * infected, recovery * infected
 
 
-def lotka_volterra(u: Array, t: float, birth: float, eaten: float, death: float, fed: float) -> tuple[float, ...]:
+def lotka_volterra(
+    u: Array, t: float, birth: float, eaten: float, death: float, fed: float
+) -> tuple[float, ...]:
     """The rates of prey and predators."""
     prey, predators = u
     return birth * prey - eaten * prey * predators, fed * prey * predators - death * predators
@@ -93,14 +104,18 @@ RATES = {"sir": sir, "lotka_volterra": lotka_volterra}
 
 
 class Solver:
-    """The ODE of a task at its save points, called as the task calls the one of diffeqtorch, which needs Julia."""
+    """The ODE of a task at its save points, called as the task calls the one of diffeqtorch, which
+    needs Julia.
+    """
 
     jl = SimpleNamespace(eval=lambda code: None)
 
     def __init__(self, rates: Any, every: float):
         self.rates, self.every = rates, every
 
-    def __call__(self, start: torch.Tensor, span: torch.Tensor, theta: torch.Tensor) -> tuple[torch.Tensor, Array]:
+    def __call__(
+        self, start: torch.Tensor, span: torch.Tensor, theta: torch.Tensor
+    ) -> tuple[torch.Tensor, Array]:
         """The states (numbers, times) from ``start``, and the times."""
         first, last = span.tolist()
         times = np.linspace(first, last, round((last - first) / self.every) + 1)
@@ -127,10 +142,15 @@ def pairs(task: Any, n: int, seed: int, home: Path) -> tuple[Array, Array]:
     with FileLock(path.with_suffix(".lock")):
         if not path.exists():
             torch.manual_seed(seed)
-            with mock.patch.object(torch, "load", functools.partial(torch.load, weights_only=False)):  # the package's
+            # the package's
+            with mock.patch.object(
+                torch, "load", functools.partial(torch.load, weights_only=False)
+            ):
                 theta = task.get_prior()(num_samples=n)
                 x = task.get_simulator()(theta)
-            atomic.whole(path, atomic.arrays_into({"theta": theta.double().numpy(), "x": x.double().numpy()}))
+            atomic.whole(
+                path, atomic.arrays_into({"theta": theta.double().numpy(), "x": x.double().numpy()})
+            )
         with np.load(path) as found:
             return found["theta"], found["x"]
 
@@ -151,13 +171,17 @@ def seen(name: str, x: Array) -> Array:
 
 
 def boxed(fit: Fit, interval: Array) -> Fit:
-    """A method whose θ are mapped from their intervals (2, d) to the line, by normal quantiles or logarithms."""
+    """A method whose θ are mapped from their intervals (2, d) to the line, by normal quantiles or
+    logarithms.
+    """
 
     def fitted(theta: Array, x: Array, seed: int, seconds: float) -> study.Fitted:
         inner = fit(to_line(theta, interval), x, seed, seconds)
         return study.Fitted(
             lambda x, n, seed: from_line(inner.draw(x, n, seed), interval),
-            lambda theta, x: inner.log_prob(to_line(theta, interval), x) + log_slope(theta, interval).sum(1),
+            lambda theta, x: (
+                inner.log_prob(to_line(theta, interval), x) + log_slope(theta, interval).sum(1)
+            ),
             inner.setting,
         )
 
@@ -168,18 +192,26 @@ def fit_of(method: str, task: Any) -> Fit:
     """A method for a task, which knows the intervals of its prior."""
     if method == OWN:
         return functools.partial(study.indm, bounds=prior(task).bounds)
-    return CONTROLS[method] if method in CONTROLS else boxed((RIVALS | PARENTS)[method], prior(task).interval)
+    return (
+        CONTROLS[method]
+        if method in CONTROLS
+        else boxed((RIVALS | PARENTS)[method], prior(task).interval)
+    )
 
 
 def judged(task: Any, fitted: study.Fitted, observation: int, draws: int) -> dict[str, float]:
-    """The C2ST at an observation, the share of draws outside the prior, and the CPU seconds of both parts."""
+    """The C2ST at an observation, the share of draws outside the prior, and the CPU seconds of both
+    parts.
+    """
     from sbibm.metrics.c2st import c2st
 
     start = time.process_time()
     x = seen(task.name, task.get_observation(observation)[0].double().numpy())
     drawn, share = study.within(functools.partial(inside, task), fitted, x, draws)
     middle = time.process_time()
-    value = c2st(task.get_reference_posterior_samples(observation)[:draws], torch.from_numpy(drawn).float())
+    value = c2st(
+        task.get_reference_posterior_samples(observation)[:draws], torch.from_numpy(drawn).float()
+    )
     seconds = {"draw_cpu_seconds": middle - start, "c2st_cpu_seconds": time.process_time() - middle}
     return {"c2st": value.item(), "outside": 1 - share} | seconds
 
@@ -188,7 +220,8 @@ def trained(name: str, seed: int, method: str, o: argparse.Namespace) -> dict[st
     """The record of one training."""
     task = task_of(name)
     theta, x = pairs(task, o.simulations + FRESH, seed, o.home)
-    x, limit = seen(name, x), o.seconds if method in (OWN, *PARENTS) else math.inf  # the others stop by themselves
+    # the others stop by themselves
+    x, limit = seen(name, x), o.seconds if method in (OWN, *PARENTS) else math.inf
     start = time.process_time()
     fitted = fit_of(method, task)(theta[:-FRESH], x[:-FRESH], seed, limit)
     spent = time.process_time() - start
@@ -215,13 +248,18 @@ def summary(rows: Sequence[dict[str, Any]], key: str, digits: int) -> str:
 
 
 def markdown(table: Records, key: str) -> str:
-    """A number of the tasks that were run: means over seeds and observations of the methods, and what was published."""
+    """A number of the tasks that were run: means over seeds and observations of the methods, and
+    what was published.
+    """
     lines = []
     for name, published in PUBLISHED.items():
         found = [table.at(task=name, method=method).rows() for method in METHODS]
         if any(found):
             known = [f"{ten if name in OBSERVATIONS else three:.3f}" for ten, three in published]
-            cells = [summary([row for row in rows if row[key] is not None], key, SHOWN[key]) for rows in found]
+            cells = [
+                summary([row for row in rows if row[key] is not None], key, SHOWN[key])
+                for rows in found
+            ]
             seeds = f"{len(found[0])}, {min(map(len, found[1 : 1 + len(RIVALS)]))}"
             lines.append([name, seeds, *cells, *(known if key == "c2st" else ())])
     columns = ("published NPE", "published sequential") if key == "c2st" else ()
@@ -229,22 +267,39 @@ def markdown(table: Records, key: str) -> str:
 
 
 def parents_table(table: Records) -> str:
-    """C2ST and log q of the linear diffusion, a flow and both, by task and seconds: seed 0, means over observations."""
+    """C2ST and log q of the linear diffusion, a flow and both, by task and seconds: seed 0, means
+    over observations.
+    """
     lines = []
-    for name, seconds in itertools.product(PUBLISHED, sorted({row["seconds"] for row in table.rows()})):
-        found = [table.at(task=name, seconds=seconds, method=method, seed=0).rows() for method in (OWN, *PARENTS)]
+    for name, seconds in itertools.product(
+        PUBLISHED, sorted({row["seconds"] for row in table.rows()})
+    ):
+        found = [
+            table.at(task=name, seconds=seconds, method=method, seed=0).rows()
+            for method in (OWN, *PARENTS)
+        ]
         if any(found[1:]):
-            lines.append([name, f"{seconds:g}", *(summary(rows, key, SHOWN[key]) for key in BOTH for rows in found)])
-    return in_table("task", "seconds", *(f"{key} {m}" for key in BOTH.values() for m in SIDES), rows=lines)
+            lines.append(
+                [
+                    name,
+                    f"{seconds:g}",
+                    *(summary(rows, key, SHOWN[key]) for key in BOTH for rows in found),
+                ]
+            )
+    return in_table(
+        "task", "seconds", *(f"{key} {m}" for key in BOTH.values() for m in SIDES), rows=lines
+    )
 
 
 def calibrated(name: str, o: argparse.Namespace) -> str:
-    """Draw the calibration of a posterior of a task whose prior is a box, on pairs that were not fitted."""
+    """Draw the calibration of a posterior of a task whose prior is a box, on pairs that were not
+    fitted.
+    """
     task = task_of(name)
     theta, x = pairs(task, o.simulations + FRESH, 0, o.home)
-    posterior = PosteriorEstimator(tuple(prior(task).interval), max_seconds=o.seconds, random_state=0).fit(
-        theta[:-FRESH], x[:-FRESH]
-    )
+    posterior = PosteriorEstimator(
+        tuple(prior(task).interval), max_seconds=o.seconds, random_state=0
+    ).fit(theta[:-FRESH], x[:-FRESH])
     found = posterior.calibration(theta[-CHECKED:], x[-CHECKED:], 100)
     found.plot(o.calibrate / f"calibration-{name}.png")
     return f"{name}\n{found}"
@@ -252,16 +307,26 @@ def calibrated(name: str, o: argparse.Namespace) -> str:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
-        "research.posteriors sbibm", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        "research.posteriors sbibm",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--home", type=Path, required=True, help="folder of the simulations and the table")
+    parser.add_argument(
+        "--home", type=Path, required=True, help="folder of the simulations and the table"
+    )
     parser.add_argument("--tasks", nargs="+", choices=PUBLISHED, default=list(PUBLISHED))
     parser.add_argument("--methods", nargs="+", choices=(*METHODS, *PARENTS), default=METHODS)
     parser.add_argument("--simulations", type=int, default=10_000)
-    parser.add_argument("--draws", type=int, default=10_000, help="of the reference and of the estimate")
-    parser.add_argument("--seconds", type=float, default=120.0, help="CPU seconds of indm's fit, at most")
     parser.add_argument(
-        "--calibrate", type=Path, help="draw pictures of the calibration on tasks into this folder instead"
+        "--draws", type=int, default=10_000, help="of the reference and of the estimate"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="CPU seconds of indm's fit, at most"
+    )
+    parser.add_argument(
+        "--calibrate",
+        type=Path,
+        help="draw pictures of the calibration on tasks into this folder instead",
     )
     o = command.parsed(parser, arguments)
     for package in ("sbibm", "sbi"):
@@ -272,7 +337,9 @@ def main(arguments: list[str]) -> None:
         for name in o.tasks:
             print(calibrated(name, o))
         return
-    table = Records(o.home / "sbibm.csv").at(simulations=o.simulations, draws=o.draws, seconds=o.seconds)
+    table = Records(o.home / "sbibm.csv").at(
+        simulations=o.simulations, draws=o.draws, seconds=o.seconds
+    )
     for name, method in itertools.product(o.tasks, o.methods):
         for seed in SEEDS[method]:
             cell = table.at(task=name, seed=seed, method=method)

@@ -1,6 +1,8 @@
-"""Approximate posteriors p(θ|x) from simulated pairs: indm.DensityEstimator, and NPE, FMPE and NPSE of sbi.
+"""Approximate posteriors p(θ|x) from simulated pairs: indm.DensityEstimator, and NPE, FMPE and NPSE
+of sbi.
 
-Each training has its seconds of the processor on one thread, but FMPE and NPSE, which end by themselves.
+Each training has its seconds of the processor on one thread, but FMPE and NPSE, which end by
+themselves.
 """
 
 import copy
@@ -29,7 +31,9 @@ QUIET: dict[str, Any] = {  # options of sbi's trainers
 
 @dataclass
 class Fitted:
-    """An approximate posterior: ``draw(x, n, seed)`` and ``log_prob(theta, x)``, x one observation or one for each."""
+    """An approximate posterior: ``draw(x, n, seed)`` and ``log_prob(theta, x)``, x one observation
+    or one for each.
+    """
 
     draw: Callable[[Array, int, int], Array]
     log_prob: Callable[[Array, Array], Array]
@@ -39,7 +43,10 @@ class Fitted:
 def indm(theta: Array, x: Array, seed: int, seconds: float, **options: Any) -> Fitted:
     with mock.patch.object(time, "perf_counter", time.process_time):
         found = DensityEstimator(max_seconds=seconds, random_state=seed, **options).fit(theta, c=x)
-    setting = {"steps": found.n_steps_, "components": [m.score.backbone.components for m in found.models_]}
+    setting = {
+        "steps": found.n_steps_,
+        "components": [m.score.backbone.components for m in found.models_],
+    }
     return Fitted(lambda x, n, seed: found.sample(n, seed, c=x), found.score_samples, setting)
 
 
@@ -49,14 +56,18 @@ def as_floats(*parts: Array) -> list[torch.Tensor]:
 
 
 def npe(theta: Array, x: Array, seed: int, seconds: float, flow: str = "maf") -> Fitted:
-    """Neural posterior estimation as sbi has it by default; it ends when time does, and keeps its best epoch."""
+    """Neural posterior estimation as sbi has it by default; it ends when time does, and keeps its
+    best epoch.
+    """
     from sbi.inference import NPE
 
     deadline = time.process_time() + seconds
 
     class Timed(NPE):
         def _converged(self, epoch: int, stop_after_epochs: int) -> bool:
-            return super()._converged(epoch, stop_after_epochs if time.process_time() < deadline else 0)
+            return super()._converged(
+                epoch, stop_after_epochs if time.process_time() < deadline else 0
+            )
 
     torch.manual_seed(seed)
     trainer = Timed(density_estimator=flow, **QUIET)
@@ -76,7 +87,9 @@ def npe(theta: Array, x: Array, seed: int, seconds: float, flow: str = "maf") ->
 
 
 def vector_field(theta: Array, x: Array, seed: int, seconds: float, kind: str) -> Fitted:
-    """FMPE or NPSE of sbi with their defaults, until they stop by themselves; their log p is not computed."""
+    """FMPE or NPSE of sbi with their defaults, until they stop by themselves; their log p is not
+    computed.
+    """
     from sbi import inference
 
     torch.manual_seed(seed)
@@ -85,17 +98,25 @@ def vector_field(theta: Array, x: Array, seed: int, seconds: float, kind: str) -
 
     def draw(x: Array, n: int, seed: int) -> Array:
         torch.manual_seed(seed)
-        return posterior.sample((n,), torch.from_numpy(x[None]).float(), show_progress_bars=False).double().numpy()
+        return (
+            posterior.sample((n,), torch.from_numpy(x[None]).float(), show_progress_bars=False)
+            .double()
+            .numpy()
+        )
 
     unknown = np.full(len(theta), math.nan)
-    return Fitted(draw, lambda theta, x: unknown[: len(theta)], {"epochs": trainer.summary["epochs_trained"]})
+    return Fitted(
+        draw, lambda theta, x: unknown[: len(theta)], {"epochs": trainer.summary["epochs_trained"]}
+    )
 
 
 BATCH, RATE, PATIENCE = 256, 1e-3, 20  # epochs without a better validation end it
 
 
 def spline_flow(theta: Array, x: Array, seed: int, seconds: float) -> tuple[Any, float]:
-    """A neural spline flow of θ given x by maximum likelihood, and its mean log p of a tenth, which ends the fit."""
+    """A neural spline flow of θ given x by maximum likelihood, and its mean log p of a tenth, which
+    ends the fit.
+    """
     import zuko
 
     torch.manual_seed(seed)
@@ -120,7 +141,9 @@ def spline_flow(theta: Array, x: Array, seed: int, seconds: float) -> tuple[Any,
 
 
 def flow_first(theta: Array, x: Array, seed: int, seconds: float, corrected: bool = True) -> Fitted:
-    """A spline flow for half of the seconds, and behind it the diffusion of its latents for the rest; or the flow."""
+    """A spline flow for half of the seconds, and behind it the diffusion of its latents for the
+    rest; or the flow.
+    """
     began, units, own = time.process_time(), StandardScaler().fit(x), StandardScaler().fit(theta)
     share = seconds / 2 if corrected else seconds
     flow, value = spline_flow(own.transform(theta), units.transform(x), seed, share)
@@ -132,7 +155,9 @@ def flow_first(theta: Array, x: Array, seed: int, seconds: float, corrected: boo
         transform = flow(at).transform
         out, slope = (transform.inv if back else transform).call_and_ladj(inputs)
         out = out.double().numpy()
-        return own.inverse_transform(out) if back else out, slope.double().numpy() - np.log(own.scale_).sum()
+        return own.inverse_transform(out) if back else out, slope.double().numpy() - np.log(
+            own.scale_
+        ).sum()
 
     latents, spent = mapped(theta, x)[0], time.process_time() - began
     if corrected:
@@ -152,11 +177,16 @@ def flow_first(theta: Array, x: Array, seed: int, seconds: float, corrected: boo
     return Fitted(lambda x, n, seed: mapped(inner.draw(x, n, seed), x, True)[0], log_prob, setting)
 
 
-def within(inside: Callable[[Array], Array], fitted: Fitted, x: Array, n: int) -> tuple[Array, float]:
-    """``n`` draws within the prior, and the share of all that are; below a share of 5 %, draws outside fill them up."""
+def within(
+    inside: Callable[[Array], Array], fitted: Fitted, x: Array, n: int
+) -> tuple[Array, float]:
+    """``n`` draws within the prior, and the share of all that are; below a share of 5 %, draws
+    outside fill them up.
+    """
     kept, count, tried = [], 0, 0
     while count < n and tried < MOST_TRIES * n:
-        tenths = min(10, math.ceil(11 * (1 - count / n) * max(tried, n) / max(count, 1)))  # tenths of n to draw
+        # tenths of n to draw
+        tenths = min(10, math.ceil(11 * (1 - count / n) * max(tried, n) / max(count, 1)))
         theta = fitted.draw(x, math.ceil(n * tenths / 10), tried)
         kept.append(theta[inside(theta)])
         count, tried = count + len(kept[-1]), tried + len(theta)

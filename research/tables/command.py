@@ -1,4 +1,6 @@
-"""The parts that the commands of studies of tables share: options, one thread, and seconds of the processor."""
+"""The parts that the commands of studies of tables share: options, one thread, and seconds of the
+processor.
+"""
 
 import argparse
 import time
@@ -14,12 +16,20 @@ from threadpoolctl import threadpool_limits
 from research.records import RECORDS
 
 
-def parser(command: str, text: str | None, seconds: float, **repeats: Sequence[int]) -> argparse.ArgumentParser:
-    """A parser of ``--seconds`` of a fit, ``--records``, and the options ``repeats``, numbers such as seeds."""
+def parser(
+    command: str, text: str | None, seconds: float, **repeats: Sequence[int]
+) -> argparse.ArgumentParser:
+    """A parser of ``--seconds`` of a fit, ``--records``, and the options ``repeats``, numbers such
+    as seeds.
+    """
     made = argparse.ArgumentParser(
-        f"python -m research.{command}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
+        f"python -m research.{command}",
+        description=text,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    made.add_argument("--seconds", type=float, default=seconds, help="CPU seconds of a fit, at most")
+    made.add_argument(
+        "--seconds", type=float, default=seconds, help="CPU seconds of a fit, at most"
+    )
     made.add_argument("--records", type=Path, default=RECORDS, help="folder of the table")
     for name, numbers in repeats.items():
         made.add_argument(f"--{name}", type=int, nargs="+", default=list(numbers))

@@ -1,9 +1,10 @@
-"""Methods that the studies of tables share: indm.DensityEstimator, flows of zuko, estimators of scikit-learn.
+"""Methods that the studies of tables share: indm.DensityEstimator, flows of zuko, estimators of
+scikit-learn.
 
-Each is fitted to rows to train, is chosen on rows to validate, and gives log p of test rows in nats of a row of the raw
-table. Discrete columns get uniform noise, and a row's value is the log of its mean density over the same 4 points of
-the noise for every method. The flows choose their rate by validation, each with an equal share of the seconds, and
-keep their best validated state.
+Each is fitted to rows to train, is chosen on rows to validate, and gives log p of test rows in nats
+of a row of the raw table. Discrete columns get uniform noise, and a row's value is the log of its
+mean density over the same 4 points of the noise for every method. The flows choose their rate by
+validation, each with an equal share of the seconds, and keep their best validated state.
 """
 
 import copy
@@ -65,7 +66,9 @@ class Space:
         return (X - self.mean) / self.std
 
     def drawn(self, X: Array, repeats: int = 1) -> Array:
-        return np.concatenate([self(X + self.noise(X)) for _ in range(repeats if self.discrete else 1)])
+        return np.concatenate(
+            [self(X + self.noise(X)) for _ in range(repeats if self.discrete else 1)]
+        )
 
     def log_volume(self, X: Array) -> Array:
         """log|det ∂z/∂x| at rows."""
@@ -73,10 +76,12 @@ class Space:
 
     def log_prob(self, X: Array, density: LogDensity) -> Array:
         """log p of raw rows from the log-density of z."""
-        return over_noise(X, self.discrete, lambda rows: density(self(rows)) + self.log_volume(rows))
+        return over_noise(
+            X, self.discrete, lambda rows: density(self(rows)) + self.log_volume(rows)
+        )
 
 
-# ── Methods: (rows to train, to validate, their space, seed, seconds) → log p of rows, the setting ───────────────────
+# ── Methods: (rows to train, to validate, their space, seed, seconds) → log p of rows, the setting
 
 Fitted = tuple[LogDensity, dict[str, Any]]
 
@@ -121,7 +126,8 @@ def flow(
 ) -> Callable[..., Fitted]:
     """A flow that ``make`` makes for standardised rows, and its log-density at rows.
 
-    ``rates`` have equal shares of the seconds; after ``patience`` of one without a better validation the next is tried.
+    ``rates`` have equal shares of the seconds; after ``patience`` of one without a better
+    validation the next is tried.
     """
 
     def fit(train: Array, valid: Array, space: Space, seed: int, seconds: float) -> Fitted:
@@ -149,7 +155,9 @@ def flow(
                         best, best_at = (value, copy.deepcopy(model), setting), spent
         _, chosen, setting = best
         if chosen is None:
-            raise Diverged(f"no finite validation in {seconds:g} s: it needs more --seconds, or it diverges")
+            raise Diverged(
+                f"no finite validation in {seconds:g} s: it needs more --seconds, or it diverges"
+            )
 
         @torch.no_grad()
         def density(z: Array) -> Array:
@@ -160,8 +168,12 @@ def flow(
     return fit
 
 
-def of_zuko(kind: str, options: dict[str, Any] | None = None, **training: Any) -> Callable[..., Fitted]:
-    """A flow of zuko, by default of three transforms with two hidden layers of 64; ``training`` is of :func:`flow`."""
+def of_zuko(
+    kind: str, options: dict[str, Any] | None = None, **training: Any
+) -> Callable[..., Fitted]:
+    """A flow of zuko, by default of three transforms with two hidden layers of 64; ``training`` is
+    of :func:`flow`.
+    """
     options = {"transforms": 3, "hidden_features": (64, 64)} | (options or {})
 
     def make(z: torch.Tensor) -> Flow:
@@ -183,7 +195,8 @@ def chosen_from(
 ) -> Callable[..., Fitted]:
     """The estimator of scikit-learn with the largest ``value``, by default by validation.
 
-    Up a ladder it stops where the next rung is worse, or would end after the seconds if it took twice as long.
+    Up a ladder it stops where the next rung is worse, or would end after the seconds if it took
+    twice as long.
     """
 
     def fit(train: Array, valid: Array, space: Space, seed: int, seconds: float) -> Fitted:
@@ -212,11 +225,18 @@ def gaussian_mixture(setting: dict[str, Any], seed: int) -> GaussianMixture:
     return GaussianMixture(random_state=seed, **setting)
 
 
-DIVERGED, NOT_FINITE = 1e6, -1e10  # nats of a row: a difference that is not shown; values below are not log-densities
+# nats of a row: a difference that is not shown; values below are not log-densities
+DIVERGED, NOT_FINITE = 1e6, -1e10
 
 
 def measured(
-    fit: Callable[..., Fitted], train: Array, valid: Array, test: Array, space: Space, seed: int, seconds: float
+    fit: Callable[..., Fitted],
+    train: Array,
+    valid: Array,
+    test: Array,
+    space: Space,
+    seed: int,
+    seconds: float,
 ) -> dict[str, Any]:
     """The record of a method: its setting, log p of the test rows, and what both took."""
     start = time.process_time()
@@ -234,14 +254,20 @@ def measured(
 
 
 def over_splits(nats: Array) -> tuple[float, float]:
-    """Mean of (seeds, rows) and √(a² + b²): a over seeds, each with its own split and training, b over test rows."""
+    """Mean of (seeds, rows) and √(a² + b²): a over seeds, each with its own split and training, b
+    over test rows.
+    """
     mean, seeds = over_seeds(nats.mean(1).tolist())
     _, rows = mean_and_error(torch.from_numpy(nats.ravel()))
     return mean, rows if math.isnan(seeds) else math.hypot(seeds, rows)
 
 
 def beside(nats: dict[str, Array], base: str) -> list[str]:
-    """Mean log p of ``base``, and what rows of the others have beyond it, ± over both: (seeds, rows) of each."""
+    """Mean log p of ``base``, and what rows of the others have beyond it, ± over both: (seeds,
+    rows) of each.
+    """
     others = [over_splits(nats[name] - nats[base]) for name in nats if name != base]
-    shown = (with_error(*other, "+.2f") if abs(other[0]) <= DIVERGED else "diverged" for other in others)
+    shown = (
+        with_error(*other, "+.2f") if abs(other[0]) <= DIVERGED else "diverged" for other in others
+    )
     return [with_error(*over_splits(nats[base]), ".2f"), *shown]

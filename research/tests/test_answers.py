@@ -1,4 +1,6 @@
-"""Translations with known answers: controls against closed forms, marks by counts, and a study of seconds."""
+"""Translations with known answers: controls against closed forms, marks by counts, and a study of
+seconds.
+"""
 
 import sys
 
@@ -60,7 +62,10 @@ def test_a_share_is_found_again_by_a_count():
     ranks = np.array([np.argsort(row).tolist().index(i) for i, row in enumerate(apart)])
     found = recall(result, truth)
     for k in (1, 5):
-        assert found[f"recall_{k}"] == pytest.approx((ranks < k).mean()) and 0 < found[f"recall_{k}"] < 1
+        assert (
+            found[f"recall_{k}"] == pytest.approx((ranks < k).mean())
+            and 0 < found[f"recall_{k}"] < 1
+        )
 
 
 class Bright(extractor.FeatureNetwork):
@@ -82,10 +87,19 @@ def test_marks_of_the_truth_and_of_a_shift():
     dark, bright = images(30, 0, 60), images(30, 1, 200)
     exam = answers.Exam(dark, bright, Bright(), Bright())
     best, shifted = exam.marks(bright), exam.marks(bright - 8)
-    assert best["rmse"] == 0 and best["pixels_recall_1"] == 1 and best["taken"] == 1 and best["images"] == 30
+    assert (
+        best["rmse"] == 0
+        and best["pixels_recall_1"] == 1
+        and best["taken"] == 1
+        and best["images"] == 30
+    )
     assert shifted["rmse"] == pytest.approx(8) and shifted["rmse_levels"] == pytest.approx([8] * 30)
     copy = exam.marks(dark)
-    assert copy["taken"] == 0 and copy["rmse"] == pytest.approx(np.mean(copy["rmse_levels"])) and copy["rmse"] > 100
+    assert (
+        copy["taken"] == 0
+        and copy["rmse"] == pytest.approx(np.mean(copy["rmse_levels"]))
+        and copy["rmse"] > 100
+    )
     assert copy["features_recall_5"] < 1
 
 
@@ -96,7 +110,9 @@ def test_the_table_has_both_errors_and_the_family_the_better_control(tmp_path):
     for seed, rmse in enumerate(([10.0, 12.0], [11.0, 15.0])):
         row = {"rmse": sum(rmse) / 2, "rmse_standard_error": 3.0, "rmse_levels": rmse}
         here.at(method="indm", seed=seed).add(one | row)
-        here.at(method="linear", seed=seed).add(one | row | {"rmse_levels": [r + 2 + seed for r in rmse]})
+        here.at(method="linear", seed=seed).add(
+            one | row | {"rmse_levels": [r + 2 + seed for r in rmse]}
+        )
     for method, level in (("source", 40.0), ("histogram", 20.0), ("colours", 30.0)):
         here.at(method=method, seed=0).add(
             one | {"rmse": level, "rmse_standard_error": 1.0, "rmse_levels": [level] * 2}
@@ -104,7 +120,9 @@ def test_the_table_has_both_errors_and_the_family_the_better_control(tmp_path):
     rows = [line.strip("| ").split(" | ") for line in answers.table(here).splitlines()]
     assert rows[2][:4] == ["two INDMs", "2", "2.0", f"12 ± {np.hypot(1, 3):.1g}"]
     assert rows[4][:4] == ["source as it is", "1", "0.0", "40 ± 1"] and rows[4][-1] == "–"
-    linear, control = (line.strip("| ").split(" | ") for line in answers.family_table(made).splitlines()[2:])
+    linear, control = (
+        line.strip("| ").split(" | ") for line in answers.family_table(made).splitlines()[2:]
+    )
     assert linear[:4] == ["goldenpunks", "two INDMs − two linear diffusions", "2", "-2.50 ± 0.50"]
     assert control[1] == "two INDMs − best control" and control[3].startswith("-8.00")
     assert answers.family_table(of("nothing")).count("\n") == 1
@@ -113,21 +131,42 @@ def test_the_table_has_both_errors_and_the_family_the_better_control(tmp_path):
 @pytest.fixture
 def drawings(tmp_path):
     """A folder of unpaired faces: every face in B is a face of A with other colours."""
-    styles = {"punks": images(40, 0), "goldenpunks": images(40, 0).flip(1), "halloweenpunks": 255 - images(40, 0)}
-    pictures = {style: [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in each] for style, each in styles.items()}
+    styles = {
+        "punks": images(40, 0),
+        "goldenpunks": images(40, 0).flip(1),
+        "halloweenpunks": 255 - images(40, 0),
+    }
+    pictures = {
+        style: [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in each]
+        for style, each in styles.items()
+    }
     write(tmp_path / "faces", [f"{i:02}" for i in range(40)], pictures, 8)
     return tmp_path / "faces"
 
 
 @pytest.mark.filterwarnings("ignore:the run ended after")
 def test_a_study_goes_on_where_it_stopped(drawings, tmp_path, monkeypatch, capsys):
-    small = {"net.channels": 8, "net.multipliers": [1], "net.attention": [], "flow.width": 8, "train.batch_size": 4}
+    small = {
+        "net.channels": 8,
+        "net.multipliers": [1],
+        "net.attention": [],
+        "flow.width": 8,
+        "train.batch_size": 4,
+    }
     monkeypatch.setattr(answers, "ALIKE", answers.ALIKE | small)
     monkeypatch.setattr(answers, "EVALUATIONS", 4)
     monkeypatch.setattr(answers, "general_features", Bright)
     monkeypatch.setattr(answers, "load_or_train", lambda folder, data, progress: Bright())
     monkeypatch.setattr(costs, "ROUNDS", 4)
-    words = ["answers", "punks", str(drawings), "--out", str(tmp_path / "runs"), "--records", str(tmp_path / "records")]
+    words = [
+        "answers",
+        "punks",
+        str(drawings),
+        "--out",
+        str(tmp_path / "runs"),
+        "--records",
+        str(tmp_path / "records"),
+    ]
     monkeypatch.setattr(sys, "argv", ["x", *words, "--steps", "2", "--seeds", "1"])
     answers.main()
     said = capsys.readouterr().out
@@ -135,9 +174,15 @@ def test_a_study_goes_on_where_it_stopped(drawings, tmp_path, monkeypatch, capsy
     assert len(made.rows()) == 2 * len(answers.METHODS) and "| one bridge | 1 |" in said
     cycles = {row["method"]: "cycle" in row for row in made.rows()}
     assert cycles == {method: method in ("indm", "linear", "bridge") for method in answers.METHODS}
-    runs = sorted(path.name for path in (tmp_path / "runs" / "punks" / "runs").iterdir() if path.is_dir())
+    runs = sorted(
+        path.name for path in (tmp_path / "runs" / "punks" / "runs").iterdir() if path.is_dir()
+    )
     assert runs == sorted(
-        [f"{kind}-{style}-0" for kind in ("indm", "linear") for style in ("punks", "goldenpunks", "halloweenpunks")]
+        [
+            f"{kind}-{style}-0"
+            for kind in ("indm", "linear")
+            for style in ("punks", "goldenpunks", "halloweenpunks")
+        ]
         + [f"bridge-punks-{style}-0" for style in ("goldenpunks", "halloweenpunks")]
     )
     assert (tmp_path / "runs" / "punks" / "goldenpunks.png").exists()

@@ -40,7 +40,9 @@ def data(tmp_path_factory):
             header = np.array([2048 + array.ndim, *array.shape], ">u4").tobytes()
             (fashion / f"{part}-{name}-ubyte").write_bytes(header + array.tobytes())
     for i in range(120):
-        Image.fromarray(random.integers(0, 256, (64, 64, 4), np.uint8)).save(emoji / f"{0x1F400 + i:x}.png")
+        Image.fromarray(random.integers(0, 256, (64, 64, 4), np.uint8)).save(
+            emoji / f"{0x1F400 + i:x}.png"
+        )
     return root
 
 
@@ -59,7 +61,11 @@ def options(out, data=None):
 
 def numbers(value):
     if isinstance(value, dict | list):
-        return [n for part in (value.values() if isinstance(value, dict) else value) for n in numbers(part)]
+        return [
+            n
+            for part in (value.values() if isinstance(value, dict) else value)
+            for n in numbers(part)
+        ]
     return [value] if isinstance(value, int | float) else []
 
 
@@ -70,7 +76,10 @@ def check_done(out):
     assert {part["status"] for part in summary.values()} == {"done"}, summary
     assert len(numbers(summary)) > 60 and all(map(math.isfinite, numbers(summary)))
     table = (out / "summary.md").read_text()
-    assert table.count("| done |") == len(gpu.PARTS) and "![folder-sample](folder/samples.png)" in table
+    assert (
+        table.count("| done |") == len(gpu.PARTS)
+        and "![folder-sample](folder/samples.png)" in table
+    )
     assert (out / "folder" / "samples.png").exists()
     return summary
 
@@ -89,21 +98,40 @@ def test_every_part_is_done_once_also_where_it_was_killed(tmp_path, data, quick,
     os.killpg(group, signal.SIGKILL)
     assert exit_code(group) == -signal.SIGKILL
     before = {path: path.read_text() for path in (tmp_path / "records").glob("*.json")}
-    assert json.loads(before.pop(tmp_path / "records" / "fashion-mnist-train.json"))["why"] == "killed"
+    assert (
+        json.loads(before.pop(tmp_path / "records" / "fashion-mnist-train.json"))["why"] == "killed"
+    )
     assert len(before) == 6
 
     assert gpu.main(arguments) == 0
     summary = check_done(tmp_path)
-    assert all(path.read_text() == text for path, text in before.items()), "what was done is not done again"
-    assert "before" in json.loads((tmp_path / "fashion-mnist" / "versions.json").read_text()), "it was resumed"
+    assert all(path.read_text() == text for path, text in before.items()), (
+        "what was done is not done again"
+    )
+    assert "before" in json.loads((tmp_path / "fashion-mnist" / "versions.json").read_text()), (
+        "it was resumed"
+    )
     monkeypatch.setattr(parts, "do", None)
-    assert gpu.main(arguments) == 0 and json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert (
+        gpu.main(arguments) == 0 and json.loads((tmp_path / "summary.json").read_text()) == summary
+    )
 
 
 @pytest.mark.long
 def test_the_whole_rehearsal(tmp_path, data):
     """The rehearsal runs as a program, with torch.compile and reports."""
-    command = [sys.executable, gpu.__file__, "--data", data, "--out", tmp_path, "--device", "cpu", "--scale", "0.01"]
+    command = [
+        sys.executable,
+        gpu.__file__,
+        "--data",
+        data,
+        "--out",
+        tmp_path,
+        "--device",
+        "cpu",
+        "--scale",
+        "0.01",
+    ]
     subprocess.run(command, check=True, env=os.environ | {"PYTHONPATH": str(parts.ROOT)})
     check_done(tmp_path)
 
@@ -113,13 +141,19 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
     assert gpu.main(["--data", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert {part["status"] for part in summary.values()} == {"skipped"}
-    assert "built without CUDA" in summary["device"]["why"] and summary["tests"]["why"] == "device is not done"
+    assert (
+        "built without CUDA" in summary["device"]["why"]
+        and summary["tests"]["why"] == "device is not done"
+    )
     assert summary["folder-train"]["why"] == "device is not done"
     (tmp_path / "out" / "records" / "device.json").write_text('{"status": "done"}')
     trainings = [part for part in gpu.PARTS if part.name.startswith("folder")]
     assert do_all(trainings, options(tmp_path / "out", tmp_path)) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert summary["folder-train"]["why"] == f"missing data: {tmp_path}/emoji (make gpu-data DATA={tmp_path})"
+    assert (
+        summary["folder-train"]["why"]
+        == f"missing data: {tmp_path}/emoji (make gpu-data DATA={tmp_path})"
+    )
     assert summary["folder-sample"]["why"] == "folder-train is not done"
 
     there = importlib.metadata.version
@@ -131,9 +165,15 @@ def test_what_is_missing_is_named(tmp_path, monkeypatch):
 
     monkeypatch.setattr(importlib.metadata, "version", version)
     assert [text.split(">")[0] for text in parts.missing(frozenset())] == ["filelock", "tyro"]
-    assert [text.split(">")[0] for text in parts.missing(parts.SELDOM)] == ["filelock", "scipy", "tyro"]
+    assert [text.split(">")[0] for text in parts.missing(parts.SELDOM)] == [
+        "filelock",
+        "scipy",
+        "tyro",
+    ]
     why = Part("", print).lacks(options(tmp_path, tmp_path))
-    assert why.endswith(f" -m pip install --no-index --find-links {tmp_path}/wheels 'filelock>=4.3' 'tyro>=1.0,<2'")
+    assert why.endswith(
+        f" -m pip install --no-index --find-links {tmp_path}/wheels 'filelock>=4.3' 'tyro>=1.0,<2'"
+    )
 
 
 def test_a_part_that_fails_is_tried_again(tmp_path, capsys):

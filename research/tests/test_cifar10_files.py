@@ -22,7 +22,9 @@ def folder(tmp_path):
         for row in range(10):
             for y in range(32):
                 for x in range(32):
-                    canvas.putpixel((32 * y + x, row), tuple(images[10 * batch + row, :, y, x].tolist()))
+                    canvas.putpixel(
+                        (32 * y + x, row), tuple(images[10 * batch + row, :, y, x].tolist())
+                    )
         canvas.save(place / f"cifar10_batch_{batch}.png")
     np.save(place / "images.npy", images)
     write_labels(place, [i % 10 for i in range(30)])
@@ -37,10 +39,17 @@ def test_every_pixel_and_label_arrives(folder, tmp_path):
     path = convert(folder, tmp_path / "new" / "out", **SMALL)
     made, images = np.load(path), np.load(folder / "images.npy")
     assert made["x"].dtype == np.uint8 and np.array_equal(made["x"], images)
-    assert made["labels"].tolist() == [i % 10 for i in range(30)] and made["sizes"].tolist() == [20, 10]
+    assert made["labels"].tolist() == [i % 10 for i in range(30)] and made["sizes"].tolist() == [
+        20,
+        10,
+    ]
     data = Packed(root=path.parent, valid=5).data()
-    assert (len(data.train), len(data.valid)) == (15, 5) and np.array_equal(data.test.tensor.numpy(), images[20:])
-    assert data.labels["test"].tolist() == list(range(10)) and data.notes[0].endswith("first 10 test images")
+    assert (len(data.train), len(data.valid)) == (15, 5) and np.array_equal(
+        data.test.tensor.numpy(), images[20:]
+    )
+    assert data.labels["test"].tolist() == list(range(10)) and data.notes[0].endswith(
+        "first 10 test images"
+    )
 
 
 def test_files_that_do_not_fit(folder, tmp_path):

@@ -12,7 +12,11 @@ from research.data.emoji import concept, is_flag, load_emoji, split_by_concept
 
 SPLITS = ("train", "valid", "test")
 TONES = ("1f3fb", "1f3fc", "1f3fd", "1f3fe", "1f3ff")
-RUNNERS = ["1f3c3", *(f"1f3c3-{tone}-200d-2640-fe0f-200d-27a1-fe0f" for tone in TONES), "1f3c3-200d-2642-fe0f"]
+RUNNERS = [
+    "1f3c3",
+    *(f"1f3c3-{tone}-200d-2640-fe0f-200d-27a1-fe0f" for tone in TONES),
+    "1f3c3-200d-2642-fe0f",
+]
 SHOWN = {  # what is drawn → names of its drawings, written down by hand
     "runner": RUNNERS,
     "farmer": [f"{who}-{tone}-200d-1f33e" for who in ("1f468", "1f469", "1f9d1") for tone in TONES],
@@ -43,7 +47,9 @@ OWNER = {name: what for what, names in SHOWN.items() for name in names}
 
 @pytest.fixture(scope="module")
 def packages(tmp_path_factory):
-    """Two packages of the same names and other drawings: opaque, half transparent and clear pixels of one colour."""
+    """Two packages of the same names and other drawings: opaque, half transparent and clear pixels
+    of one colour.
+    """
     root, random = tmp_path_factory.mktemp("emoji"), np.random.default_rng(0)
     for package in ("google", "twitter"):
         folder = root / package / "package" / "img" / package / "64"
@@ -62,28 +68,44 @@ def test_what_is_shown_is_in_one_split_and_once_to_validate_and_test(seed):
     parts = split_by_concept(names, seed)
     shown = {part: [OWNER[names[i]] for i in positions] for part, positions in parts.items()}
     train, valid, test = (set(shown[part]) for part in SPLITS)
-    assert not (train & valid or train & test or valid & test) and train | valid | test == set(SHOWN)
-    assert len(shown["valid"]) == len(valid) and len(shown["test"]) == len(test), "one image of each"
-    assert sorted(names[i] for i in parts["train"]) == sorted(name for what in train for name in SHOWN[what])
+    assert not (train & valid or train & test or valid & test) and train | valid | test == set(
+        SHOWN
+    )
+    assert len(shown["valid"]) == len(valid) and len(shown["test"]) == len(test), (
+        "one image of each"
+    )
+    assert sorted(names[i] for i in parts["train"]) == sorted(
+        name for what in train for name in SHOWN[what]
+    )
     assert 2 <= len(valid) < len(test) < len(train)
     backwards = split_by_concept(names[::-1], seed)
-    for part, positions in parts.items():  # the order of the names does not decide which example is where
+    # the order of the names does not decide which example is where
+    for part, positions in parts.items():
         assert [names[i] for i in positions] == [names[::-1][i] for i in backwards[part]]
     assert split_by_concept(names, seed, 3)["train"].tolist() == parts["train"].tolist()[:3]
 
 
 def test_things_are_told_apart_and_flags_of_one_pattern_are_not():
     names = {what: {concept(name) for name in names} for what, names in SHOWN.items()}
-    assert all(len(found) == 1 for found in names.values()) and len(set.union(*names.values())) == len(SHOWN)
-    assert [len({concept(code(c)) for c in pattern.split()}) for pattern in PATTERNS] == [1] * len(PATTERNS)
+    assert all(len(found) == 1 for found in names.values()) and len(
+        set.union(*names.values())
+    ) == len(SHOWN)
+    assert [len({concept(code(c)) for c in pattern.split()}) for pattern in PATTERNS] == [1] * len(
+        PATTERNS
+    )
     assert len({concept(code(c)) for pattern in PATTERNS for c in pattern.split()}) == len(PATTERNS)
-    assert [concept(f"{tone}") for tone in (*TONES, "2640-fe0f")] == [""] * 6  # the modifiers themselves
+    # the modifiers themselves
+    assert [concept(f"{tone}") for tone in (*TONES, "2640-fe0f")] == [""] * 6
     assert not any(map(is_flag, OWNER)) and all(map(is_flag, FLAGS))
 
 
 def test_packages_have_the_same_splits_of_their_own_images(packages):
     google, twitter = (load_emoji(path=packages / name) for name in ("google", "twitter"))
-    assert google.fingerprint == twitter.fingerprint and google.shape == twitter.shape == (3, 32, 32)
+    assert google.fingerprint == twitter.fingerprint and google.shape == twitter.shape == (
+        3,
+        32,
+        32,
+    )
     for part in SPLITS:
         one, other = getattr(google, part), getattr(twitter, part)
         assert [file.name for file in one.files] == [file.name for file in other.files]
@@ -112,7 +134,10 @@ def test_flags_are_apart(packages):
         data = load_emoji(path=packages / "twitter", flags=flags, size=64)
         found[flags] = {file.stem for part in SPLITS for file in getattr(data, part).files}
     assert found["only"] <= set(FLAGS) and found["without"] <= set(OWNER)
-    assert found["only"] <= found["with"] and found["without"] <= found["with"] == found["only"] | found["without"]
+    assert (
+        found["only"] <= found["with"]
+        and found["without"] <= found["with"] == found["only"] | found["without"]
+    )
     assert len(found["only"]) > 20
 
 

@@ -1,4 +1,6 @@
-"""The extractor of features: what it learns, that it is repeatable, and that its distances order what is worse."""
+"""The extractor of features: what it learns, that it is repeatable, and that its distances order
+what is worse.
+"""
 
 import pytest
 import torch
@@ -67,7 +69,10 @@ def test_saved_and_loaded_it_is_the_same(extractor, digits, tmp_path):
     assert torch.equal(loaded.features(raw), extractor.features(raw))
     assert loaded.provenance == extractor.provenance
     loaded.save(tmp_path / "again")
-    assert Extractor.load(tmp_path / "again").provenance["weights_sha256"] == extractor.provenance["weights_sha256"]
+    assert (
+        Extractor.load(tmp_path / "again").provenance["weights_sha256"]
+        == extractor.provenance["weights_sha256"]
+    )
 
 
 def test_what_cannot_be_loaded_says_why(extractor, digits, tmp_path):
@@ -85,12 +90,18 @@ def test_training_moves_images_by_one_pixel(digits):
     raw, generator = stack(digits.test, 4), torch.Generator().manual_seed(0)
     moved = {tuple(shifted(raw, generator).flatten().tolist()) for _ in range(80)}
     expected = nn.functional.pad(raw.float(), (1, 1, 1, 1), mode="replicate")
-    windows = {tuple(expected[..., i : i + 8, j : j + 8].flatten().tolist()) for i in range(3) for j in range(3)}
+    windows = {
+        tuple(expected[..., i : i + 8, j : j + 8].flatten().tolist())
+        for i in range(3)
+        for j in range(3)
+    }
     assert moved == windows
 
 
 def test_wrong_arguments_are_named(extractor):
-    with pytest.raises(ValueError, match=r"raw must be n images of shape \(1, 8, 8\), got .*\(2, 1, 9, 8\)"):
+    with pytest.raises(
+        ValueError, match=r"raw must be n images of shape \(1, 8, 8\), got .*\(2, 1, 9, 8\)"
+    ):
         extractor.features(torch.zeros(2, 1, 9, 8))
     with pytest.raises(ValueError, match="at least 8"):
         Extractor((1, 7, 8), 17, 10)

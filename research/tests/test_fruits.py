@@ -1,4 +1,6 @@
-"""The folder that is made of Fruits-360: which frames, of what size, and that its kinds stay together."""
+"""The folder that is made of Fruits-360: which frames, of what size, and that its kinds stay
+together.
+"""
 
 import itertools
 
@@ -15,7 +17,9 @@ KINDS = list(itertools.chain(*fruits.NAMES.values()))
 
 @pytest.fixture
 def films(tmp_path):
-    """Four frames of each kind, a square of 60 pixels on white that is of the kind's own grey level."""
+    """Four frames of each kind, a square of 60 pixels on white that is of the kind's own grey
+    level.
+    """
     folder = tmp_path / "fruits-360"
     for i, kind in enumerate(KINDS):
         picture = np.full((100, 100, 3), 255, np.uint8)
@@ -35,14 +39,25 @@ def test_frames_are_thinned_and_shrunk_by_the_mean_of_their_pixels(films, tmp_pa
     out = tmp_path / "out"
     assert main(fruits.Fruits, [str(films), str(out), "--most", "6"]) == 0
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 20 and said[1] == "avocado: 6 frames, 2 kinds" and said[4] == "coconut: 4 frames, 1 kind"
+    assert (
+        len(said) == 20
+        and said[1] == "avocado: 6 frames, 2 kinds"
+        and said[4] == "coconut: 4 frames, 1 kind"
+    )
     frames = sorted(path.name for path in (out / "avocado" / "Avocado").iterdir())
-    assert frames == ["0_100.png", "10_100.png", "2_100.png"], "three of four, in the order of the turns"
+    assert frames == ["0_100.png", "10_100.png", "2_100.png"], (
+        "three of four, in the order of the turns"
+    )
     with Image.open(out / "avocado" / "Avocado" / "0_100.png") as image:
         pixels = np.asarray(image).astype(float)
-    assert main(fruits.Fruits, [str(films), str(tmp_path / "between"), "--most", "6", "--between"]) == 0
+    assert (
+        main(fruits.Fruits, [str(films), str(tmp_path / "between"), "--most", "6", "--between"])
+        == 0
+    )
     others = sorted(path.name for path in (tmp_path / "between" / "avocado" / "Avocado").iterdir())
-    assert others == ["r_1_100.png"] and "coconut: 0 frames" in capsys.readouterr().out, "what is left"
+    assert others == ["r_1_100.png"] and "coconut: 0 frames" in capsys.readouterr().out, (
+        "what is left"
+    )
     level = 3 * KINDS.index("Avocado")
     assert pixels.shape == (32, 32, 3)
     np.testing.assert_allclose(pixels[10:22, 10:22], level, atol=3)

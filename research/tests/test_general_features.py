@@ -18,12 +18,16 @@ def features():
 
 @torch.no_grad()
 def test_the_network_knows_what_is_on_photographs(features):
-    """A Chinese palace and a flower, cut to squares: the classes of ImageNet that come nearest to them."""
+    """A Chinese palace and a flower, cut to squares: the classes of ImageNet that come nearest to
+    them.
+    """
     found = []
     for photo in load_sample_images().images:
         side = min(photo.shape[:2])
         top, left = ((n - side) // 2 for n in photo.shape[:2])
-        square = torch.from_numpy(photo[top : top + side, left : left + side].copy()).permute(2, 0, 1)
+        square = torch.from_numpy(photo[top : top + side, left : left + side].copy()).permute(
+            2, 0, 1
+        )
         found.append(features(square[None]).argmax().item())
     assert found == [PALACE, DAISY]
 
@@ -36,7 +40,9 @@ def test_features_take_grey_images_of_any_size_and_levels(features):
     assert few.shape == (3, features.size) and few.std(0).mean() > 0
 
 
-@pytest.mark.parametrize("n, stride, pads", [(8, 1, (1, 1)), (8, 2, (0, 1)), (9, 2, (1, 1)), (7, 2, (1, 1))])
+@pytest.mark.parametrize(
+    "n, stride, pads", [(8, 1, (1, 1)), (8, 2, (0, 1)), (9, 2, (1, 1)), (7, 2, (1, 1))]
+)
 def test_what_is_odd_in_the_padding_is_right_and_below(n, stride, pads):
     convolution, x = SameConv(2, 3, 3, stride, bias=False), torch.randn(1, 2, n, n)
     wanted = F.conv2d(F.pad(x, (*pads, *pads)), convolution.weight, stride=stride)

@@ -37,23 +37,37 @@ def test_markers_are_replaced_and_the_rest_is_kept():
 def test_a_page_has_what_the_records_give(page):
     text = page.read_text("utf-8")
     markers = len(MARKED.findall(text))
-    assert text.count("<!-- table ") + text.count("<!-- value ") == text.count("<!-- end -->") == markers
+    assert (
+        text.count("<!-- table ") + text.count("<!-- value ")
+        == text.count("<!-- end -->")
+        == markers
+    )
     for kind, what, found in MARKED.findall(text):
         made = with_tables(f"<!-- {kind} {what} --><!-- end -->", shown)
-        assert made == f"<!-- {kind} {what} -->{found}<!-- end -->", f"make records writes {what} into {name(page)}"
+        assert made == f"<!-- {kind} {what} -->{found}<!-- end -->", (
+            f"make records writes {what} into {name(page)}"
+        )
 
 
 def test_every_table_is_on_a_page():
-    on_pages = {what.partition(":")[0] for page in PAGES for _, what, _ in MARKED.findall(page.read_text("utf-8"))}
+    on_pages = {
+        what.partition(":")[0]
+        for page in PAGES
+        for _, what, _ in MARKED.findall(page.read_text("utf-8"))
+    }
     assert on_pages == SHOWN.keys()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_no_number_with_an_error_stands_outside_markers(page):
-    assert errors_outside(page.read_text("utf-8")) == [], "it comes from a record: research/README.md, Records"
+    assert errors_outside(page.read_text("utf-8")) == [], (
+        "it comes from a record: research/README.md, Records"
+    )
 
 
-@pytest.mark.parametrize("text", ["NELBO 1.9 ± 0.1", "| 1.9 ± .1 |", "    1.9 ±0.1", "each ± 0.011"])
+@pytest.mark.parametrize(
+    "text", ["NELBO 1.9 ± 0.1", "| 1.9 ± .1 |", "    1.9 ±0.1", "each ± 0.011"]
+)
 def test_a_number_with_an_error_is_seen(text):
     marked = f"<!-- value x -->{text}<!-- end -->"
     assert errors_outside(f"a\n{text}\n{marked}\n") == [text] and not errors_outside(marked)
@@ -63,7 +77,9 @@ def test_a_number_with_an_error_is_seen(text):
 def test_pictures_of_studies_are_shown_on_a_page():
     pages = " ".join(page.read_text("utf-8") for page in STUDIES)
     pictures = {path.name for path in (ROOT / "research" / "figures").iterdir()}
-    assert pictures == set(re.findall(r"\]\([^)]*figures/([^)/]+)\)", pages)) - {"translation-bridge.png"}
+    assert pictures == set(re.findall(r"\]\([^)]*figures/([^)/]+)\)", pages)) - {
+        "translation-bridge.png"
+    }
 
 
 def test_the_error_of_a_table_of_numbers_is_over_splits_and_rows():
@@ -93,7 +109,9 @@ def test_readers_with_any_colour_vision_tell_the_methods_apart():
 
 
 def test_a_mixture_behind_power_transforms_has_what_readme_says_of_the_small_table():
-    """Components and floor by the last 40 of the rows to fit; the Jacobian of the powers by differences."""
+    """Components and floor by the last 40 of the rows to fit; the Jacobian of the powers by
+    differences.
+    """
     table = load_breast_cancer().data
     units = table[:400].std(0)
     rows, test = table[:400] / units, table[400:] / units

@@ -58,14 +58,19 @@ def test_a_network_is_rounded_once_and_the_rest_is_as_it_was(run):
     for name, value in model.state_dict().items():
         assert stored[name].dtype == (torch.bfloat16 if name in network else value.dtype)
         wanted = value.bfloat16().float() if name in network else value
-        assert loaded.state_dict()[name].dtype == value.dtype and torch.equal(loaded.state_dict()[name], wanted)
+        assert loaded.state_dict()[name].dtype == value.dtype and torch.equal(
+            loaded.state_dict()[name], wanted
+        )
     size, full = ((folder / "model.safetensors").stat().st_size for folder in (rounded, run))
-    assert full - size == pytest.approx(2 * sum(model.state_dict()[name].numel() for name in network), abs=100)
+    assert full - size == pytest.approx(
+        2 * sum(model.state_dict()[name].numel() for name in network), abs=100
+    )
 
 
 def test_the_nearest_training_image_is_found_mirrored_and_shifted():
     train, test = smooth(300, 0), smooth(100, 1)
-    canvas = smooth(100, 2, side=14)  # a sample is a shifted cut of what a training image is cut from
+    # a sample is a shifted cut of what a training image is cut from
+    canvas = smooth(100, 2, side=14)
     train[:100] = canvas[..., 1:-1, 1:-1]
     samples = canvas[..., 2:, :-2].flip(3)
     found = copies.nearest(samples, train)
@@ -73,7 +78,12 @@ def test_the_nearest_training_image_is_found_mirrored_and_shifted():
     brighter = copies.nearest((samples.float() * 0.5 + 20).round(), train)
     assert torch.equal(brighter.number, torch.arange(100)) and brighter.similarity.min() > 0.99
     honest, of_test = copies.nearest(smooth(100, 3), train), copies.nearest(test, train)
-    assert copies.check(honest, of_test)["near"] <= copies.MOST < copies.check(found, of_test)["near"] == 1.0
+    assert (
+        copies.check(honest, of_test)["near"]
+        <= copies.MOST
+        < copies.check(found, of_test)["near"]
+        == 1.0
+    )
     plain = torch.full((1, 3, 12, 12), 7)
     assert copies.nearest(plain, train).similarity.item() == 0.0
 
@@ -84,7 +94,9 @@ def test_planted_copies_stop_a_model(tmp_path):
     numbers = pretrained.check_of_copies(samples, data, others, tmp_path / "neighbours.png")
     assert numbers["near"] <= copies.MOST and numbers["images"] == numbers["test_images"] == 100
     samples[:6] = stack(data.train)[:6]
-    with pytest.raises(ValueError, match=r"of the samples are near a training image: look at .*neighbours\.png"):
+    with pytest.raises(
+        ValueError, match=r"of the samples are near a training image: look at .*neighbours\.png"
+    ):
         pretrained.check_of_copies(samples, data, others, tmp_path / "neighbours.png")
 
 
@@ -99,7 +111,9 @@ def test_unseen_images_are_of_films_that_were_trained_on(tmp_path):
     (found, c), train = pretrained.unseen(data, tmp_path / "between"), stack(data.train)
     kinds = found[:, 0, 0, 0] // 40
     assert len(found) == len(train) and not torch.isin(found, train).any()
-    assert set(kinds.tolist()) == set((train // 40).unique().tolist()) and torch.equal(c, kinds.long() % 2)
+    assert set(kinds.tolist()) == set((train // 40).unique().tolist()) and torch.equal(
+        c, kinds.long() % 2
+    )
     test, c = pretrained.unseen(data, None)
     assert torch.equal(test, stack(data.test)) and torch.equal(c, data.labels["test"])
 
@@ -122,15 +136,20 @@ class Brightness(FeatureNetwork):
 def test_the_share_of_samples_of_the_class_that_was_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("INDM_DATA", str(tmp_path))
     generator = torch.Generator().manual_seed(0)
-    levels = torch.randint(0, 100, (40, 1, 1, 1), generator=generator) + torch.tensor([0, 150]).repeat(20).view(
-        -1, 1, 1, 1
-    )
+    levels = torch.randint(0, 100, (40, 1, 1, 1), generator=generator) + torch.tensor(
+        [0, 150]
+    ).repeat(20).view(-1, 1, 1, 1)
     raw = levels.expand(-1, 1, 8, 8).to(torch.uint8)
     c = torch.tensor([0, 1]).repeat(20)
     c[:10] = 1 - c[:10]
     found = pretrained.agreement(raw, c, Brightness(), raw)
-    assert found["agreement"] == 0.75 and found["agreement_standard_error"] == pytest.approx((0.75 * 0.25 / 40) ** 0.5)
-    assert found["frechet_distance"] == pytest.approx(0, abs=1e-6) and found["recall"] == found["precision"] == 1.0
+    assert found["agreement"] == 0.75 and found["agreement_standard_error"] == pytest.approx(
+        (0.75 * 0.25 / 40) ** 0.5
+    )
+    assert (
+        found["frechet_distance"] == pytest.approx(0, abs=1e-6)
+        and found["recall"] == found["precision"] == 1.0
+    )
 
 
 def test_a_run_is_shipped_and_its_samples_are_drawn_by_name(run, small, tmp_path, monkeypatch):
@@ -148,8 +167,14 @@ def test_a_run_is_shipped_and_its_samples_are_drawn_by_name(run, small, tmp_path
     assert list(numbers["classes"]["rows"]) == ["samples, w = 1", "samples, w = 2", "test images"]
     pretrained.banner(run.with_name("digits-rounded"), tmp_path / "banner.png", each=2)
     with Image.open(tmp_path / "banner.png") as picture:
-        assert picture.size == (10 * (2 * 8 + 6) + 6, 2 * (2 * 8 + 6) + 6), "a column for each class"
-    assert numbers["steps"] == 2 and numbers["copies"]["images"] == 60 and numbers["nelbo"]["bits_per_dim"] > 0
+        assert picture.size == (10 * (2 * 8 + 6) + 6, 2 * (2 * 8 + 6) + 6), (
+            "a column for each class"
+        )
+    assert (
+        numbers["steps"] == 2
+        and numbers["copies"]["images"] == 60
+        and numbers["nelbo"]["bits_per_dim"] > 0
+    )
     before = (folder / "model.safetensors").read_bytes()
     shutil.rmtree(folder)
     pretrained.ship(run, tmp_path, tmp_path / "shipped")

@@ -1,4 +1,6 @@
-"""A table of records: what is written comes back, a row is made once, and several processes may write."""
+"""A table of records: what is written comes back, a row is made once, and several processes may
+write.
+"""
 
 import multiprocessing
 
@@ -18,11 +20,17 @@ def test_what_is_written_comes_back(tmp_path):
     table.at(data="digits", seed=2).add(RECORD)
     table.at(data="digits", seed=1).add({"nelbo": [1.0, 0.1]})
     one, two = table.at(data="digits").rows()
-    assert one == {"data": "digits", "seed": 1, "nelbo": [1.0, 0.1]}, "what a row lacks is not in it"
+    assert one == {"data": "digits", "seed": 1, "nelbo": [1.0, 0.1]}, (
+        "what a row lacks is not in it"
+    )
     for column in ("nelbo_nats", "nll_nats"):
         np.testing.assert_allclose(two.pop(column), RECORD[column], rtol=1e-6)
-    assert two == {"data": "digits", "seed": 2} | {k: v for k, v in RECORD.items() if not k.endswith("_nats")}
-    assert len((tmp_path / "table.csv").read_text().splitlines()) == 4, "a line a row, but for the one break of a text"
+    assert two == {"data": "digits", "seed": 2} | {
+        k: v for k, v in RECORD.items() if not k.endswith("_nats")
+    }
+    assert len((tmp_path / "table.csv").read_text().splitlines()) == 4, (
+        "a line a row, but for the one break of a text"
+    )
 
 
 def test_a_row_is_made_once_and_found_by_any_of_its_columns(tmp_path):
@@ -55,5 +63,9 @@ def test_processes_that_write_into_one_table_lose_nothing(tmp_path):
     for writer in writers:
         writer.join()
     rows = Records(path).rows()
-    assert [(row["seed"], row["part"]) for row in rows] == [(seed, part) for seed in range(3) for part in range(5)]
-    np.testing.assert_allclose([row["test_bits"][0] for row in rows], [s + p / 10 for s in range(3) for p in range(5)])
+    assert [(row["seed"], row["part"]) for row in rows] == [
+        (seed, part) for seed in range(3) for part in range(5)
+    ]
+    np.testing.assert_allclose(
+        [row["test_bits"][0] for row in rows], [s + p / 10 for s in range(3) for p in range(5)]
+    )

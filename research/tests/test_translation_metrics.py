@@ -20,7 +20,9 @@ def test_two_classes_keep_every_image_under_its_label(sides):
         for label, side in enumerate(sides):
             own = stack(getattr(side, part))
             kept = getattr(both, part).tensor[both.labels[part] == label]
-            assert sorted(map(tuple, kept.flatten(1).tolist())) == sorted(map(tuple, own.flatten(1).tolist()))
+            assert sorted(map(tuple, kept.flatten(1).tolist())) == sorted(
+                map(tuple, own.flatten(1).tolist())
+            )
     assert both.labels["train"][:40].float().mean() not in (0, 1)  # mixed, not one class first
 
 
@@ -34,8 +36,12 @@ def test_recall_is_that_of_a_count_and_a_tie_finds_nothing():
     for k in (1, 5, 10):
         share = (place < k).mean()
         assert found[f"recall_{k}"] == pytest.approx(share) and 0 < share < 1
-        assert found[f"recall_{k}_standard_error"] == pytest.approx((share * (1 - share) / 40) ** 0.5)
-    assert recall(truth.roll(1, 0), truth)["recall_1"] == 0 and recall(truth, truth)["recall_1"] == 1
+        assert found[f"recall_{k}_standard_error"] == pytest.approx(
+            (share * (1 - share) / 40) ** 0.5
+        )
+    assert (
+        recall(truth.roll(1, 0), truth)["recall_1"] == 0 and recall(truth, truth)["recall_1"] == 1
+    )
     alike = recall(truth[:9], truth[:1].expand(9, -1))
     assert [alike[f"recall_{k}"] for k in (1, 5, 10)] == [0, 0, 1]
 

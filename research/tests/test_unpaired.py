@@ -1,4 +1,6 @@
-"""Characters in two typefaces and faces in three colourings: no pair in training, and test pairs that none has seen."""
+"""Characters in two typefaces and faces in three colourings: no pair in training, and test pairs
+that none has seen.
+"""
 
 from pathlib import Path
 
@@ -20,7 +22,9 @@ def names(folder):
 
 
 def check_folders(out, first, *others):
-    """The training folder of the first style shares no name with any other folder; nor do test and training ones."""
+    """The training folder of the first style shares no name with any other folder; nor do test and
+    training ones.
+    """
     tested = names(out / f"{first}-test")
     for style in others:
         assert names(out / f"{style}-test") == tested
@@ -40,8 +44,14 @@ def test_every_position_is_in_one_part_and_halves_are_alike(count, test):
 
 def test_a_drawing_that_one_style_repeats_is_in_no_folder(tmp_path):
     levels = {"a": [10, 20, 30, 40, 50], "b": [1, 2, 3, 3, 5]}
-    assert unrepeated(*(list(map(bytes, zip(each, strict=True))) for each in levels.values())) == [0, 1, 4]
-    styles = {style: [Image.new("L", (24, 24), level) for level in each] for style, each in levels.items()}
+    assert unrepeated(*(list(map(bytes, zip(each, strict=True))) for each in levels.values())) == [
+        0,
+        1,
+        4,
+    ]
+    styles = {
+        style: [Image.new("L", (24, 24), level) for level in each] for style, each in levels.items()
+    }
     assert write(tmp_path, list("vwxyz"), styles, 1) == {"a": 1, "a-test": 1, "b": 1, "b-test": 1}
     check_folders(tmp_path, "a", "b")
     assert set.union(*(names(tmp_path / folder) for folder in ("a", "b", "a-test"))) == set("vwz")
@@ -51,7 +61,10 @@ def test_a_drawing_that_one_style_repeats_is_in_no_folder(tmp_path):
 
 
 def test_characters_are_those_of_both_fonts_and_named_by_their_code(tmp_path, capsys):
-    fonts = {"sans": TYPEFACES / "DejaVuSansDisplay.ttf", "serif": TYPEFACES / "DejaVuSerifDisplay.ttf"}
+    fonts = {
+        "sans": TYPEFACES / "DejaVuSansDisplay.ttf",
+        "serif": TYPEFACES / "DejaVuSerifDisplay.ttf",
+    }
     shared = set.intersection(*map(glyphs.code_points, fonts.values()))
     flags = [word for name, file in fonts.items() for word in (f"--{name}", str(file))]
     assert main(glyphs.Glyphs, [str(tmp_path), "--test", "2", *flags]) == 0
@@ -65,7 +78,9 @@ def test_characters_are_those_of_both_fonts_and_named_by_their_code(tmp_path, ca
 
 
 def test_a_character_stands_on_its_baseline_in_the_middle():
-    pixels = np.asarray(glyphs.draw("I", ImageFont.truetype(str(TYPEFACES / "DejaVuSans.ttf"), glyphs.SIDE)))
+    pixels = np.asarray(
+        glyphs.draw("I", ImageFont.truetype(str(TYPEFACES / "DejaVuSans.ttf"), glyphs.SIDE))
+    )
     rows, columns = np.nonzero(pixels < 128)
     assert rows.max() == glyphs.BASELINE - 1 and pixels[0, 0] == 255 and pixels.min() < 50
     assert (columns.min() + columns.max()) / 2 == pytest.approx((glyphs.SIDE - 1) / 2, abs=1)
@@ -73,7 +88,9 @@ def test_a_character_stands_on_its_baseline_in_the_middle():
 
 @pytest.fixture
 def sheets(tmp_path):
-    """Twelve faces in four columns: a square on nothing, by number, and in each style of another colour."""
+    """Twelve faces in four columns: a square on nothing, by number, and in each style of another
+    colour.
+    """
     folder = tmp_path / "collection"
     folder.mkdir()
     for channel, style in enumerate(punks.STYLES):
@@ -97,7 +114,9 @@ def test_faces_are_tiles_on_plain_paper(sheets, tmp_path, capsys):
         for path in (out / style).iterdir():
             pixels = np.asarray(Image.open(path))
             assert tuple(pixels[0, 0]) == (0x63, 0x85, 0x96)
-            assert pixels[12, 12].tolist() == [(100 + int(path.stem)) * (i == channel) for i in range(3)]
+            assert pixels[12, 12].tolist() == [
+                (100 + int(path.stem)) * (i == channel) for i in range(3)
+            ]
 
 
 def test_what_is_not_there_is_named(sheets, tmp_path):

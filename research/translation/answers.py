@@ -1,11 +1,12 @@
 """Translations between styles of the same drawings, against the true counterparts; see answers.md.
 
-    python -m research.translation answers glyphs FOLDER    # what has no row yet; stopped and started again, it goes on
-    python -m research.translation answers punks FOLDER
+    python -m research.translation answers glyphs FOLDER    # what has no row yet; stopped and
+    started again, it goes on python -m research.translation answers punks FOLDER
 
-FOLDER is what ``research.data.glyphs`` or ``research.data.punks`` has written. Each method of each seed is a job: it
-trains what it needs, translates the test images of A and adds a row to ``translation-answers.csv``. Models and
-results stay in ``--out``, with pictures of the results of the first seed.
+FOLDER is what ``research.data.glyphs`` or ``research.data.punks`` has written. Each method of each
+seed is a job: it trains what it needs, translates the test images of A and adds a row to
+``translation-answers.csv``. Models and results stay in ``--out``, with pictures of the results of
+the first seed.
 """
 
 import argparse
@@ -80,7 +81,9 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Task:
-    """A translation from style ``a`` to style ``b`` in so many seeds; each linear model makes ``steps`` steps."""
+    """A translation from style ``a`` to style ``b`` in so many seeds; each linear model makes
+    ``steps`` steps.
+    """
 
     a: str
     b: str
@@ -93,10 +96,12 @@ STUDIES = {
     "punks": (Task("punks", "goldenpunks", 3, 1000), Task("punks", "halloweenpunks", 3, 1000)),
 }
 CONTROL = "best control"
-FAMILY = tuple((task.b, "indm", other) for task in STUDIES["punks"] for other in ("linear", CONTROL))
+FAMILY = tuple(
+    (task.b, "indm", other) for task in STUDIES["punks"] for other in ("linear", CONTROL)
+)
 
 
-# ── Trainings ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Trainings ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
@@ -119,16 +124,22 @@ class Lab:
         return Records(self.records / "translation-answers-costs.csv").at(data=self.task.a)
 
     def recipe(self, kind: str, style: str, seed: int = 0, steps: int = 1000) -> recipes.Recipe:
-        """The recipe of a model of one style ("indm" or "linear"), or of a "bridge" from ``style`` to the task's B."""
+        """The recipe of a model of one style ("indm" or "linear"), or of a "bridge" from ``style``
+        to the task's B.
+        """
         paths = {"data.path": str(self.data / style), "data_b.path": str(self.data / self.task.b)}
         budget = {"train.seed": seed, "train.steps": steps}
         pair = recipes.override(recipes.load("translate-folders"), ALIKE | paths | budget)
         if kind == "bridge":
             return recipes.resolve(as_bridge(pair))
-        return recipes.resolve(recipes.override(sides_of(pair)["a"], LINEAR if kind == "linear" else {}))
+        return recipes.resolve(
+            recipes.override(sides_of(pair)["a"], LINEAR if kind == "linear" else {})
+        )
 
     def steps(self, kind: str) -> int:
-        """The number of steps that cost as much as one linear model, or two for a bridge; costs are measured once."""
+        """The number of steps that cost as much as one linear model, or two for a bridge; costs are
+        measured once.
+        """
         if kind == "linear":
             return self.task.steps
 
@@ -172,28 +183,37 @@ def cpu_seconds(runs: Sequence[Path]) -> float:
 def route_of(method: str, runs: list[Path]) -> Route:
     """The method's way from A to B."""
     if method == "sdedit":
-        return open_runs(runs, method="sdedit").route(method="sdedit", strength=STRENGTH, steps=EVALUATIONS)
+        return open_runs(runs, method="sdedit").route(
+            method="sdedit", strength=STRENGTH, steps=EVALUATIONS
+        )
     return open_runs(runs).route(steps=EVALUATIONS)
 
 
 def translated(route: Route, source: Grey) -> tuple[Grey, dict[str, Any]]:
-    """The translation of images, its evaluations and parameters, and the error of A → B → A where there is a way back.
+    """The translation of images, its evaluations and parameters, and the error of A → B → A where
+    there is a way back.
 
-    ``cycle`` is the root mean square over an image, ``cycle_max`` the largest error of all pixels, before rounding.
+    ``cycle`` is the root mean square over an image, ``cycle_max`` the largest error of all pixels,
+    before rounding.
     """
     x = route.source(source)
     there = route.translate(source, generator=torch.Generator().manual_seed(0))
     models = {id(leg.model): leg.model for leg in route.legs}
-    row: dict[str, Any] = {"nfe": there.nfe, "parameters": sum(map(count_parameters, models.values()))}
+    row: dict[str, Any] = {
+        "nfe": there.nfe,
+        "parameters": sum(map(count_parameters, models.values())),
+    }
     if not any(leg.noise for leg in route.legs):
         some = thinned(range(len(x)), CYCLED)
         error = (route.back().follow(there.end[some]).end - x[some]) * route.models[0].scaling.scale
-        row["cycle"], row["cycle_standard_error"] = mean_and_error(error.flatten(1).square().mean(1).sqrt())
+        row["cycle"], row["cycle_standard_error"] = mean_and_error(
+            error.flatten(1).square().mean(1).sqrt()
+        )
         row["cycle_max"] = error.abs().max().item()
     return route.models[1].scaling.to_data(there.x), row
 
 
-# ── Controls ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Controls ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def pixels_of(images: Grey) -> Float[np.ndarray, "pixels channels"]:
@@ -214,7 +234,8 @@ def histogram_matched(source: Grey, a: Grey, b: Grey) -> Grey:
 
 
 def colours_transferred(source: Grey, a: Grey, b: Grey) -> Grey:
-    """The source under the affine map of colours that is optimal transport of pixel Gaussians from ``a`` to ``b``.
+    """The source under the affine map of colours that is optimal transport of pixel Gaussians from
+    ``a`` to ``b``.
 
     Source: Pitié & Kokaram 2007, "The linear Monge-Kantorovitch colour mapping", eq. 4.
     """
@@ -224,7 +245,9 @@ def colours_transferred(source: Grey, a: Grey, b: Grey) -> Grey:
     return as_images((pixels_of(source) - mean_a) @ matrix + mean_b, source)
 
 
-def moments(pixels: Float[np.ndarray, "n k"]) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
+def moments(
+    pixels: Float[np.ndarray, "n k"],
+) -> tuple[Float[np.ndarray, " k"], Float[np.ndarray, "k k"]]:
     return pixels.mean(0), np.atleast_2d(np.cov(pixels.T))
 
 
@@ -234,12 +257,16 @@ def power(matrix: Float[np.ndarray, "k k"], exponent: float) -> Float[np.ndarray
     return (basis * values**exponent) @ basis.T
 
 
-# ── Measures ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Measures ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def images_in(folder: Path, most: int = MOST) -> Grey:
-    """At most ``most`` images of a folder, equally far apart in the order of their names, as grey levels."""
-    return torch.stack([read_image(str(file)) for file in thinned(sorted(folder.glob("*.png")), most)])
+    """At most ``most`` images of a folder, equally far apart in the order of their names, as grey
+    levels.
+    """
+    return torch.stack(
+        [read_image(str(file)) for file in thinned(sorted(folder.glob("*.png")), most)]
+    )
 
 
 @dataclass(frozen=True)
@@ -262,10 +289,12 @@ class Exam:
         return self.network.features(self.truth)
 
     def marks(self, result: Grey) -> dict[str, Any]:
-        """Marks of translations of ``source``, each a mean over images with its ``…_standard_error``.
+        """Marks of translations of ``source``, each a mean over images with its
+        ``…_standard_error``.
 
-        ``rmse``: root mean square error of an image in grey levels; ``rmse_levels`` has one for each image.
-        ``pixels_recall_K``, ``features_recall_K``: see :func:`research.translation.metrics.recall`.
+        ``rmse``: root mean square error of an image in grey levels; ``rmse_levels`` has one for
+        each image. ``pixels_recall_K``, ``features_recall_K``: see
+        :func:`research.translation.metrics.recall`.
         ``taken``: the share that the judge takes for B.
         """
         error = rms_distance(result, self.truth)
@@ -277,7 +306,11 @@ class Exam:
             "pixels": (double(result).flatten(1), double(self.truth).flatten(1)),
             "features": (self.network.features(result), self.truth_features),
         }
-        return marks | {f"{kind}_{key}": value for kind, pair in pairs.items() for key, value in recall(*pair).items()}
+        return marks | {
+            f"{kind}_{key}": value
+            for kind, pair in pairs.items()
+            for key, value in recall(*pair).items()
+        }
 
 
 def exam_of(lab: Lab) -> Exam:
@@ -289,18 +322,24 @@ def exam_of(lab: Lab) -> Exam:
     a, b = (lab.data / f"{style}-test" for style in (lab.task.a, lab.task.b))
     if {file.name for file in a.iterdir()} != {file.name for file in b.iterdir()}:
         raise ValueError(f"{a} and {b} must have files of the same names")
-    sides = [load_data("folder", path=lab.data / style, size=SIDE) for style in (lab.task.a, lab.task.b)]
+    sides = [
+        load_data("folder", path=lab.data / style, size=SIDE) for style in (lab.task.a, lab.task.b)
+    ]
     judge = load_or_train(lab.out / f"judge-{lab.task.b}", two_classes(*sides), progress=False)
     return Exam(images_in(a), images_in(b), judge, general_features())
 
 
-# ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Jobs ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def controlled(lab: Lab, method: str, source: Grey) -> Grey:
     """The results of a control."""
     a, b = (images_in(lab.data / style) for style in (lab.task.a, lab.task.b))
-    makers = {"source": lambda *_: source, "histogram": histogram_matched, "colours": colours_transferred}
+    makers = {
+        "source": lambda *_: source,
+        "histogram": histogram_matched,
+        "colours": colours_transferred,
+    }
     return makers[method](source, a, b)
 
 
@@ -318,8 +357,15 @@ def job(lab: Lab, exam: Exam, method: str, seed: int) -> dict[str, Any]:
     place = results(lab, method, seed)
     place.parent.mkdir(parents=True, exist_ok=True)
     torch.save(result.to(torch.uint8), place)
-    judged_by = {key: exam.judge.provenance[f"test_{key}"] for key in ("accuracy", "accuracy_standard_error")}
-    return exam.marks(result) | row | {f"judge_{key}": value for key, value in judged_by.items()} | made_by(seed)
+    judged_by = {
+        key: exam.judge.provenance[f"test_{key}"] for key in ("accuracy", "accuracy_standard_error")
+    }
+    return (
+        exam.marks(result)
+        | row
+        | {f"judge_{key}": value for key, value in judged_by.items()}
+        | made_by(seed)
+    )
 
 
 def results(lab: Lab, method: str, seed: int) -> Path:
@@ -332,7 +378,9 @@ def study(lab: Lab) -> None:
     exam = exam_of(lab)
     for seed in range(lab.task.seeds):
         for method in METHODS if seed == 0 else TRAINED:
-            row = lab.table.at(method=method, seed=seed).kept(functools.partial(job, lab, exam, method, seed))
+            row = lab.table.at(method=method, seed=seed).kept(
+                functools.partial(job, lab, exam, method, seed)
+            )
             marks = (f"{key} {row[key]:.3g}" for key in COLUMNS if key in row)
             print(lab.task.b, seed, METHODS[method], *marks, flush=True)
     picture(lab, exam, ("source", *TRAINED, *CONTROLS), lab.out / f"{lab.task.b}.png")
@@ -340,7 +388,9 @@ def study(lab: Lab) -> None:
 
 
 def picture(lab: Lab, exam: Exam, methods: Iterable[str], path: Path) -> None:
-    """Write to ``path`` a row of each method's results for some sources in the first seed, and a row of the truth."""
+    """Write to ``path`` a row of each method's results for some sources in the first seed, and a
+    row of the truth.
+    """
     some = thinned(range(len(exam.truth)), SHOWN)
     made = {METHODS[method]: torch.load(results(lab, method, 0))[some] for method in methods}
     rows = made | {"truth": exam.truth[some]}
@@ -348,21 +398,36 @@ def picture(lab: Lab, exam: Exam, methods: Iterable[str], path: Path) -> None:
     save_pixels(sheet([panel], LEVELS), path)
 
 
-# ── Tables ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Tables ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def table(made: Records) -> str:
-    """Markdown, a row for each method: means over trainings ± √(a² + b²), a over trainings and b over images."""
+    """Markdown, a row for each method: means over trainings ± √(a² + b²), a over trainings and b
+    over images.
+    """
     rows = []
     for method, name in METHODS.items():
         if found := made.at(method=method).rows():
-            minutes = sum(row["cpu_seconds"] for row in found) / len(found) / 60 if method in TRAINED else 0
-            rows.append((name, len(found), f"{minutes:.1f}", *(with_both_errors(found, key) for key in COLUMNS)))
+            minutes = (
+                sum(row["cpu_seconds"] for row in found) / len(found) / 60
+                if method in TRAINED
+                else 0
+            )
+            rows.append(
+                (
+                    name,
+                    len(found),
+                    f"{minutes:.1f}",
+                    *(with_both_errors(found, key) for key in COLUMNS),
+                )
+            )
     return in_table("method", "trainings", "CPU minutes", *COLUMNS.values(), rows=rows)
 
 
 def with_both_errors(found: Sequence[Mapping[str, Any]], key: str) -> str:
-    """The mean over trainings and its error, which also has that over the images that all share; "–" for none."""
+    """The mean over trainings and its error, which also has that over the images that all share;
+    "–" for none.
+    """
     if key not in found[0]:
         return "–"
     mean, trainings = over_seeds([row[key] for row in found], 0.0)
@@ -371,14 +436,18 @@ def with_both_errors(found: Sequence[Mapping[str, Any]], key: str) -> str:
 
 
 def errors(made: Records, method: str) -> Float[np.ndarray, "seeds n"]:
-    """The error of each image, grey levels, a row for each seed; of the control with the smallest mean."""
+    """The error of each image, grey levels, a row for each seed; of the control with the smallest
+    mean.
+    """
     names = CONTROLS if method == CONTROL else (method,)
     each = [np.array([row["rmse_levels"] for row in made.at(method=name).rows()]) for name in names]
     return min(each, key=np.mean)
 
 
 def family_table(made: Records) -> str:
-    """Markdown: the planned tests of the RMSE of two INDMs against linear diffusions and the best control."""
+    """Markdown: the planned tests of the RMSE of two INDMs against linear diffusions and the best
+    control.
+    """
     found = {}
     for data, method, other in FAMILY:
         here = made.at(data=data)
@@ -402,14 +471,20 @@ def family_table(made: Records) -> str:
 
 @indm.trust("research")
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", choices=["answers"])
     parser.add_argument("data", choices=list(STUDIES))
     parser.add_argument("folder", type=Path, help="of the images")
-    parser.add_argument("--out", type=Path, default=Path("runs/answers"), help="where runs and results are kept")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/answers"), help="where runs and results are kept"
+    )
     parser.add_argument("--records", type=Path, default=RECORDS, help="folder of the tables")
     parser.add_argument("--steps", type=int, help="of a linear model, in place of the study's")
-    parser.add_argument("--seeds", type=int, help="trainings of each method, in place of the study's")
+    parser.add_argument(
+        "--seeds", type=int, help="trainings of each method, in place of the study's"
+    )
     o = parser.parse_args()
     torch.set_num_threads(1)
     for task in STUDIES[o.data]:

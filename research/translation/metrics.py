@@ -15,17 +15,26 @@ RECALL = (1, 5, 10)  # how many of the nearest may be the counterpart
 
 
 def two_classes(a: Data, b: Data) -> Data:
-    """The images of both data sets as one, of the classes A and B: what tells them apart can be learned from it."""
+    """The images of both data sets as one, of the classes A and B: what tells them apart can be
+    learned from it.
+    """
     parts: dict[str, Any] = {}
     labels: dict[str, Tensor] = {}
     for part in ("train", "valid", "test"):
         sets = [stack(getattr(data, part), 10_000) for data in (a, b)]
         parts[part] = InMemory(torch.cat(sets))
-        labels[part] = torch.cat([torch.full((len(images),), label) for label, images in enumerate(sets)])
+        labels[part] = torch.cat(
+            [torch.full((len(images),), label) for label, images in enumerate(sets)]
+        )
     order = torch.randperm(len(labels["train"]), generator=torch.Generator().manual_seed(0))
     parts["train"], labels["train"] = InMemory(parts["train"].tensor[order]), labels["train"][order]
     notes = [f"0: {note}" for note in a.notes] + [f"1: {note}" for note in b.notes]
-    about: dict[str, Any] = {"scaling": a.scaling, "shape": a.shape, "labels": labels, "classes": ("A", "B")}
+    about: dict[str, Any] = {
+        "scaling": a.scaling,
+        "shape": a.shape,
+        "labels": labels,
+        "classes": ("A", "B"),
+    }
     return Data(name=f"{a.name} and {b.name}", notes=notes, **about, **parts)
 
 
@@ -34,8 +43,11 @@ def rms_distance(a: Images, b: Images) -> Float[Tensor, " n"]:
     return (double(a) - double(b)).flatten(1).square().mean(1).sqrt()
 
 
-def recall(result: Float[Tensor, "n features"], truth: Float[Tensor, "n features"]) -> dict[str, float]:
-    """``recall_K``, the share of rows of ``result`` whose row of ``truth`` is among the K nearest of all, and errors.
+def recall(
+    result: Float[Tensor, "n features"], truth: Float[Tensor, "n features"]
+) -> dict[str, float]:
+    """``recall_K``, the share of rows of ``result`` whose row of ``truth`` is among the K nearest
+    of all, and errors.
 
     Example: the second is nearer to the counterpart of the first.
 
@@ -46,16 +58,22 @@ def recall(result: Float[Tensor, "n features"], truth: Float[Tensor, "n features
 
 
 def found_again(apart: Num[Tensor, "n n"]) -> dict[str, float]:
-    """``recall_K`` and its ``…_standard_error`` of a matrix of distances, whose counterparts are on the diagonal."""
+    """``recall_K`` and its ``…_standard_error`` of a matrix of distances, whose counterparts are on
+    the diagonal.
+    """
     nearer, shares = others_as_near(apart), {}
     for k in RECALL:
         share = (nearer < k).double().mean().item()
-        shares[f"recall_{k}"], shares[f"recall_{k}_standard_error"] = share, share_error(share, len(apart))
+        shares[f"recall_{k}"], shares[f"recall_{k}_standard_error"] = (
+            share,
+            share_error(share, len(apart)),
+        )
     return shares
 
 
 def others_as_near(apart: Num[Tensor, "n n"]) -> Int[Tensor, " n"]:
-    """The number of other columns that are at most as far as the own one, for each row of a matrix of distances.
+    """The number of other columns that are at most as far as the own one, for each row of a matrix
+    of distances.
 
     Example:
 

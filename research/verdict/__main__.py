@@ -1,11 +1,13 @@
 """The study's commands.
 
-    python -m research.verdict joint    # laws of known density, while nothing else runs; see joint.md
-    python -m research.verdict losses ROOT   # estimators of the bound; costs first, while nothing else runs; losses.md
-    python -m research.verdict silenced HOME   # networks behind flows; silenced.md
+    python -m research.verdict joint    # laws of known density, while nothing else runs; see
+    joint.md
+    python -m research.verdict losses ROOT   # estimators of the bound; costs first, while nothing
+    else runs; losses.md python -m research.verdict silenced HOME   # networks behind flows;
+    silenced.md
 
-``ROOT`` is the folder of ``cifar10.npz`` and ``emoji``, ``HOME`` the one of the real tables. Killed and started again,
-they go on; pays.py and dial.py have commands of their own.
+``ROOT`` is the folder of ``cifar10.npz`` and ``emoji``, ``HOME`` the one of the real tables. Killed
+and started again, they go on; pays.py and dial.py have commands of their own.
 """
 
 import sys

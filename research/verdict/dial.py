@@ -1,4 +1,5 @@
-"""Where does a flow pay on tables? One property of a law of known density is turned; dial.md has the design.
+"""Where does a flow pay on tables? One property of a law of known density is turned; dial.md has
+the design.
 
     python -m research.verdict.dial ridge      # the trainings of this dial that have no row yet
     python -m research.verdict.dial figure     # the curves of all dials
@@ -44,7 +45,8 @@ from research.verdict.losses import plain_loss
 
 TRAIN, TEST = 24_000, 4096  # rows
 BATCH = 256  # network evaluations of a step, rows of a step of the flow alone
-WARMUP, FALL, DECAY, CLIP = 100, 0.5, 0.999, 1.0  # steps of the rise of a rate, share of the run of its fall
+# steps of the rise of a rate, share of the run of its fall
+WARMUP, FALL, DECAY, CLIP = 100, 0.5, 0.999, 1.0
 STEPS = 1000  # steps of linear diffusion: their cost is the budget of every training
 TUNED, SEEDS = 0, (1, 2, 3)
 FIRST = 0.75  # share of the budget in which a flow that comes first is trained
@@ -83,7 +85,8 @@ class Ridge:
 
 @dataclass(frozen=True)
 class Atom:
-    """Entries in (0, 1) that are black with probability ``share``, uniform in the lowest of 256 levels.
+    """Entries in (0, 1) that are black with probability ``share``, uniform in the lowest of 256
+    levels.
 
     The others are w + (1 − w) sigmoid(u), w = 1/256, where u ~ N(0, Σ), Σ_ij = 0.7^|i − j|.
     """
@@ -106,7 +109,9 @@ class Atom:
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Rows (n, columns), float64."""
         u = torch.randn(n, self.columns, generator=generator, dtype=torch.float64)
-        smooth = self.width + (1 - self.width) * (u @ torch.linalg.cholesky(self.covariance).T).sigmoid()
+        smooth = (
+            self.width + (1 - self.width) * (u @ torch.linalg.cholesky(self.covariance).T).sigmoid()
+        )
         black, level = torch.rand(2, n, self.columns, generator=generator, dtype=torch.float64)
         return torch.where(black < self.share, self.width * level, smooth)
 
@@ -118,11 +123,17 @@ class Atom:
         atom = math.log(self.share / self.width) if self.share else -math.inf
         of_entries = torch.where(smooth, math.log(1 - self.share) - slope, atom).sum(1)
         kept = smooth.double()
-        covariance = self.covariance * kept[:, :, None] * kept[:, None] + torch.diag_embed(1 - kept)  # 1 where black
+        # 1 where black
+        covariance = self.covariance * kept[:, :, None] * kept[:, None] + torch.diag_embed(1 - kept)
         factor = torch.linalg.cholesky(covariance)
         white = torch.linalg.solve_triangular(factor, u[:, :, None], upper=False)[:, :, 0]
         log_det = factor.diagonal(dim1=1, dim2=2).log().sum(1)
-        return of_entries - log_det - 0.5 * (white**2).sum(1) - 0.5 * math.log(2 * math.pi) * kept.sum(1)
+        return (
+            of_entries
+            - log_det
+            - 0.5 * (white**2).sum(1)
+            - 0.5 * math.log(2 * math.pi) * kept.sum(1)
+        )
 
 
 Law = Ridge | Atom
@@ -141,7 +152,9 @@ TUNED_ON = Ridge(0.1, 4)
 
 @dataclass(frozen=True)
 class Rows:
-    """Standardised rows: ``train`` and ``test`` (B, d), and log p of the latter in these units, (TEST,)."""
+    """Standardised rows: ``train`` and ``test`` (B, d), and log p of the latter in these units,
+    (TEST,).
+    """
 
     train: Tensor
     test: Tensor
@@ -205,9 +218,13 @@ def model_of(variant: Variant, d: int) -> INDM:
     return INDM(flow_of(variant.flow, d), ScoreModel(network, VPSDE()), shape=(d,))
 
 
-def gradients(model: INDM, loss: Callable, x: Tensor, rows: int, generator: torch.Generator) -> dict[str, Tensor]:
+def gradients(
+    model: INDM, loss: Callable, x: Tensor, rows: int, generator: torch.Generator
+) -> dict[str, Tensor]:
     """The gradients of ``loss`` at ``rows`` random rows of ``x``; its terms."""
-    value, terms = loss(model, x[torch.randint(len(x), (rows,), generator=generator)], generator=generator)
+    value, terms = loss(
+        model, x[torch.randint(len(x), (rows,), generator=generator)], generator=generator
+    )
     value.backward()
     return terms
 
@@ -215,12 +232,20 @@ def gradients(model: INDM, loss: Callable, x: Tensor, rows: int, generator: torc
 def descent_of(model: INDM, rates: tuple[float, float]) -> Descent:
     """Flow and score in training at their rates; 0 leaves a part as it is."""
     parts = zip(("flow", "score"), (model.flow, model.score), rates, strict=True)
-    groups = [{"name": name, "params": list(part.parameters()), "lr": rate} for name, part, rate in parts if rate]
+    groups = [
+        {"name": name, "params": list(part.parameters()), "lr": rate}
+        for name, part, rate in parts
+        if rate
+    ]
     return Descent(model, torch.optim.Adam(groups, betas=(0.9, 0.99), fused=True), DECAY, CLIP)
 
 
-def descended(model: INDM, rates: tuple[float, float], shares: Iterable[float], *arguments) -> Descent:
-    """``model`` after a step at each of ``shares`` of the run; :func:`gradients` takes the other arguments."""
+def descended(
+    model: INDM, rates: tuple[float, float], shares: Iterable[float], *arguments
+) -> Descent:
+    """``model`` after a step at each of ``shares`` of the run; :func:`gradients` takes the other
+    arguments.
+    """
     descent = descent_of(model, rates)
     for progress in shares:
         factor = learning_rate_factor(descent.step, progress, WARMUP, FALL)
@@ -228,7 +253,9 @@ def descended(model: INDM, rates: tuple[float, float], shares: Iterable[float], 
     return descent
 
 
-def trained(variant: Variant, rates: tuple[float, float], x: Tensor, costs: dict[str, float], seed: int) -> INDM:
+def trained(
+    variant: Variant, rates: tuple[float, float], x: Tensor, costs: dict[str, float], seed: int
+) -> INDM:
     """A model of rows ``x`` (B, d) whose training costs as much as STEPS steps of linear diffusion."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -236,9 +263,13 @@ def trained(variant: Variant, rates: tuple[float, float], x: Tensor, costs: dict
     if not variant.first:
         (cost,) = (costs[name] for name, known in VARIANTS.items() if known == variant)
         steps = round(budget / cost)
-        return descended(model, rates, course(steps), variant.loss, x, variant.rows, generator).ema.model
+        return descended(
+            model, rates, course(steps), variant.loss, x, variant.rows, generator
+        ).ema.model
     steps = round(variant.first * budget / costs["flow alone"])
-    model = descended(model, (rates[0], 0.0), course(steps), flow_loss, x, BATCH, generator).ema.model
+    model = descended(
+        model, (rates[0], 0.0), course(steps), flow_loss, x, BATCH, generator
+    ).ema.model
     if variant.first == 1:
         return model
     with torch.no_grad():
@@ -259,13 +290,17 @@ def measured_costs(d: int) -> dict[str, float]:
             rows = BATCH if variant.first else variant.rows
             model = model_of(variant, d)
             descent = descent_of(model, variant.rates[0])
-            steps[name] = partial(descent.advance, partial(gradients, model, variant.loss, x, rows, generator), 0.01)
+            steps[name] = partial(
+                descent.advance, partial(gradients, model, variant.loss, x, rows, generator), 0.01
+            )
     return {name: median(values) for name, values in seconds_in_turns(steps).items()}
 
 
 @torch.no_grad()
 def gaps(model: INDM, rows: Rows) -> dict[str, list[float]]:
-    """Mean over test rows, with its error, of log p − log p of the model, in nats: the bound's, and the flow's own."""
+    """Mean over test rows, with its error, of log p − log p of the model, in nats: the bound's, and
+    the flow's own.
+    """
     reference = GaussianReference.fit(model.encode(rows.train)[0])
     generator = torch.Generator().manual_seed(DRAWS)
     bound = nelbo(model, rows.test, times=TIMES, reference=reference, generator=generator).total
@@ -273,18 +308,27 @@ def gaps(model: INDM, rows: Rows) -> dict[str, list[float]]:
     return {name: list(mean_and_error(value + rows.log_prob)) for name, value in values.items()}
 
 
-def made(law: Law, variant: Variant, rates: tuple[float, float], costs: dict[str, float], seed: int) -> dict:
+def made(
+    law: Law, variant: Variant, rates: tuple[float, float], costs: dict[str, float], seed: int
+) -> dict:
     """The row of a training."""
     rows, start = Rows.of(law, seed), time.process_time()
     model = trained(variant, rates, rows.train, costs, seed)
     seconds = time.process_time() - start
     measured = gaps(model, rows)
     gap = measured["flow" if variant.first == 1 else "nelbo"]
-    return {"gap": gap[0], "error": gap[1], "flow_gap": measured["flow"][0], "cpu_seconds": seconds} | made_by(seed)
+    return {
+        "gap": gap[0],
+        "error": gap[1],
+        "flow_gap": measured["flow"][0],
+        "cpu_seconds": seconds,
+    } | made_by(seed)
 
 
 def run(dial: str, table: Records, costs: Records, seeds: Sequence[int] = SEEDS) -> None:
-    """The trainings that have no row yet: those that choose rates first, then one seed after another."""
+    """The trainings that have no row yet: those that choose rates first, then one seed after
+    another.
+    """
 
     def gap(dial: str, law: Law, name: str, rates: tuple[float, float], seed: int) -> float:
         cost = costs.at(columns=law.columns).kept(lambda: measured_costs(law.columns) | made_by(0))
@@ -293,7 +337,11 @@ def run(dial: str, table: Records, costs: Records, seeds: Sequence[int] = SEEDS)
 
     def best(name: str) -> tuple[float, float]:
         first, *others = VARIANTS[name].rates
-        return min((first, *others), key=lambda rates: gap("ridge", TUNED_ON, name, rates, TUNED)) if others else first
+        return (
+            min((first, *others), key=lambda rates: gap("ridge", TUNED_ON, name, rates, TUNED))
+            if others
+            else first
+        )
 
     chosen = {name: best(name) for name in VARIANTS}
     for seed in seeds:
@@ -322,7 +370,11 @@ def markdown(table: Records, dial: str) -> str:
     cells = counted(table, dial)
     names = [name for name in VARIANTS if any(name in by for by in cells.values())]
     rows = [
-        [setting, *(with_spread(by.get(name, [])) for name in names), max(map(len, by.values()), default=0)]
+        [
+            setting,
+            *(with_spread(by.get(name, [])) for name in names),
+            max(map(len, by.values()), default=0),
+        ]
         for setting, by in cells.items()
     ]
     return in_table("σ" if dial.startswith("ridge") else "share", *names, "seeds", rows=rows)
@@ -330,8 +382,13 @@ def markdown(table: Records, dial: str) -> str:
 
 def tuning(table: Records) -> str:
     """Gaps of seed TUNED in nats, by learning rates."""
-    found = sorted(table.at(seed=TUNED).rows(), key=lambda row: ([*VARIANTS].index(row["variant"]), row["rates"]))
-    rows = [(row["variant"], *map("{:g}".format, row["rates"]), f"{row['gap']:.3f}") for row in found]
+    found = sorted(
+        table.at(seed=TUNED).rows(),
+        key=lambda row: ([*VARIANTS].index(row["variant"]), row["rates"]),
+    )
+    rows = [
+        (row["variant"], *map("{:g}".format, row["rates"]), f"{row['gap']:.3f}") for row in found
+    ]
     return in_table("variant", "rate of the flow", "of the score", "gap, nats", rows=rows)
 
 
@@ -340,23 +397,48 @@ def cost_table(costs: Records) -> str:
     rows = []
     for name in (name for name, variant in VARIANTS.items() if variant.first in (0, 1)):
         cells = [(row[name], STEPS * row["linear"] / row[name]) for row in costs.rows()]
-        rows.append([name, *(part for cost, steps in cells for part in (f"{1000 * cost:.1f}", f"{steps:,.0f}"))])
-    titles = [f"{row['columns']} columns, {what}" for row in costs.rows() for what in ("ms a step", "steps")]
+        rows.append(
+            [
+                name,
+                *(
+                    part
+                    for cost, steps in cells
+                    for part in (f"{1000 * cost:.1f}", f"{steps:,.0f}")
+                ),
+            ]
+        )
+    titles = [
+        f"{row['columns']} columns, {what}"
+        for row in costs.rows()
+        for what in ("ms a step", "steps")
+    ]
     return in_table("variant", *titles, rows=rows)
 
 
 def trials() -> str:
-    """Trainings before the design, which chose it: gaps in nats, with the flow's own likelihood too."""
+    """Trainings before the design, which chose it: gaps in nats, with the flow's own likelihood
+    too.
+    """
     rows = [
         (row["what"], row["loss"], *(f"{row[name]:g}" for name in ("flow_rate", "score_rate", "steps", "seconds")),
          *(f"{row[name]:.3f}" if name in row else "" for name in ("gap", "own")))
         for row in Records(RECORDS / "verdict-dial-trials.csv").rows()
     ]  # fmt: skip
-    titles = "model", "loss", "rate of the flow", "of the score", "steps", "CPU s", "gap", "of the flow alone"
+    titles = (
+        "model",
+        "loss",
+        "rate of the flow",
+        "of the score",
+        "steps",
+        "CPU s",
+        "gap",
+        "of the flow alone",
+    )
     return in_table(*titles, rows=rows)
 
 
-LOOKS: dict[str, tuple[str, str, dict[str, str]]] = {  # each variant's method, addition to its name, marks
+# each variant's method, addition to its name, marks
+LOOKS: dict[str, tuple[str, str, dict[str, str]]] = {
     "linear": ("linear diffusion", "", {"fmt": "o-"}),
     "spline": ("INDM (spline)", "", {"fmt": "o-"}),
     "flow alone": ("flow alone", "", {"fmt": "o-"}),
@@ -369,7 +451,9 @@ LOOKS: dict[str, tuple[str, str, dict[str, str]]] = {  # each variant's method, 
 
 @styled
 def figure(table: Records) -> None:
-    """Draw one panel for each dial and one curve for each variant: means over seeds with two standard errors."""
+    """Draw one panel for each dial and one curve for each variant: means over seeds with two
+    standard errors.
+    """
     dials = [dial for dial in DIALS if any(counted(table, dial).values())]
     drawing = Figure(figsize=(4 * len(dials), 4))
     panels = drawing.subplots(1, len(dials), squeeze=False)[0]
@@ -377,8 +461,14 @@ def figure(table: Records) -> None:
         cells = counted(table, dial)
         for name, (method, addition, marks) in LOOKS.items():
             settings = [setting for setting, by in cells.items() if name in by]
-            means, errors = np.array([over_seeds(cells[setting][name]) for setting in settings]).reshape(-1, 2).T
-            axes.errorbar(settings, means, 2 * errors, color=METHODS[method], label=method + addition, **marks)
+            means, errors = (
+                np.array([over_seeds(cells[setting][name]) for setting in settings])
+                .reshape(-1, 2)
+                .T
+            )
+            axes.errorbar(
+                settings, means, 2 * errors, color=METHODS[method], label=method + addition, **marks
+            )
         axes.set(title=TITLES[dial], yscale="log")
         if dial == "atom":
             axes.set_xlabel("atom: share of this value")
@@ -407,7 +497,9 @@ class Dial(Common):
             figure(table)
             return DONE
         if self.name not in DIALS:
-            raise ValueError(f"NAME must be one of {', '.join([*DIALS, 'figure'])}, got {self.name!r}")
+            raise ValueError(
+                f"NAME must be one of {', '.join([*DIALS, 'figure'])}, got {self.name!r}"
+            )
         torch.set_num_threads(1)
         run(self.name, table, Records(RECORDS / "verdict-dial-costs.csv"), self.seeds)
         print(markdown(table, self.name))

@@ -1,4 +1,6 @@
-"""Paired differences of test bounds over seeds, tested as one family of a planned size by Holm's method."""
+"""Paired differences of test bounds over seeds, tested as one family of a planned size by Holm's
+method.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,16 +15,20 @@ Member = tuple[str, str, str]  # data, variant, baseline
 Bits = Float[np.ndarray, "seeds n"]
 
 
-def family(planned: Sequence[Member], bits: Mapping[Member, tuple[Bits, Bits]]) -> list[dict[str, Any]]:
-    """Tests of variant − baseline; Holm's adjustment counts every planned member, also those that were not measured.
+def family(
+    planned: Sequence[Member], bits: Mapping[Member, tuple[Bits, Bits]]
+) -> list[dict[str, Any]]:
+    """Tests of variant − baseline; Holm's adjustment counts every planned member, also those that
+    were not measured.
 
     Args:
         planned: the members, fixed before the first training.
-        bits: the bounds of variant and baseline, bits/dim of the same test images in each row, a row for each seed.
+        bits: the bounds of variant and baseline, bits/dim of the same test images in each row, a
+            row for each seed.
 
     Returns:
-        A row for each measured member, in the planned order: ``data``, ``variant``, ``baseline`` and the numbers of
-        :func:`research.lab.seeds.judged`.
+        A row for each measured member, in the planned order: ``data``, ``variant``, ``baseline``
+        and the numbers of :func:`research.lab.seeds.judged`.
 
     Raises:
         ValueError: a measured member that was not planned.
@@ -32,4 +38,7 @@ def family(planned: Sequence[Member], bits: Mapping[Member, tuple[Bits, Bits]]) 
     made = {member: paired_by_examples(*bits[member]) for member in planned if member in bits}
     verdicts = judged_as_planned([*made.values()], len(planned))
     names = ("data", "variant", "baseline")
-    return [dict(zip(names, member, strict=True)) | row for member, row in zip(made, verdicts, strict=True)]
+    return [
+        dict(zip(names, member, strict=True)) | row
+        for member, row in zip(made, verdicts, strict=True)
+    ]

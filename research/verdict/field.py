@@ -1,4 +1,6 @@
-"""The lattice field φ⁴ on a torus: its action, draws by Monte Carlo, and the flow and the network that fit it."""
+"""The lattice field φ⁴ on a torus: its action, draws by Monte Carlo, and the flow and the network
+that fit it.
+"""
 
 import math
 from dataclasses import dataclass
@@ -14,17 +16,19 @@ from indm.tensors import zeroed
 
 SITES = 8  # of each side
 STEP = 1.1  # half the width of a proposal: about half of them are accepted
-CHAINS, WARM, EVERY = 2_000, 600, 40  # chains side by side, sweeps before the first draw and between two of them
+# chains side by side, sweeps before the first draw and between two of them
+CHAINS, WARM, EVERY = 2_000, 600, 40
 
 convolution = partial(nn.Conv2d, kernel_size=3, padding="same", padding_mode="circular")
 
 
 @dataclass(frozen=True)
 class Field:
-    """p(φ) ∝ exp(−S), S = Σ (4 + m²) φ² + λ φ⁴ − φ · (sum of the four neighbours); log p is known up to log Z.
+    """p(φ) ∝ exp(−S), S = Σ (4 + m²) φ² + λ φ⁴ − φ · (sum of the four neighbours); log p is known
+    up to log Z.
 
-    Source: Albergo et al. 2019, "Flow-based generative models for Markov chain Monte Carlo in lattice field theory",
-    https://arxiv.org/abs/1904.12072, whose λ for 8×8 sites is 6.008.
+    Source: Albergo et al. 2019, "Flow-based generative models for Markov chain Monte Carlo in
+    lattice field theory", https://arxiv.org/abs/1904.12072, whose λ for 8×8 sites is 6.008.
     """
 
     coupling: float
@@ -38,12 +42,16 @@ class Field:
 
     @torch.no_grad()
     def draws(self, per_chain: int, seed: int) -> Tensor:
-        """Fields (chains, per_chain, 1, L, L), float64, each with a random sign, which is a symmetry of the law.
+        """Fields (chains, per_chain, 1, L, L), float64, each with a random sign, which is a
+        symmetry of the law.
 
-        Metropolis steps of half of the sites at a time, coloured like a chessboard; the other half are the neighbours.
+        Metropolis steps of half of the sites at a time, coloured like a chessboard; the other half
+        are the neighbours.
         """
         generator = torch.Generator().manual_seed(seed)
-        draw = partial(torch.rand, CHAINS, 1, SITES, SITES, generator=generator, dtype=torch.float64)
+        draw = partial(
+            torch.rand, CHAINS, 1, SITES, SITES, generator=generator, dtype=torch.float64
+        )
         x, place = 2 * draw() - 1, torch.arange(SITES)
         is_black = (place[:, None] + place) % 2 == 0
         kept = []
@@ -70,8 +78,9 @@ def neighbours(x: Tensor) -> Tensor:
 
 
 def memory(fields: Tensor, field: Field) -> dict[str, float]:
-    """Correlation of the action and of the size of the mean field between two draws of a chain that follow each
-    other."""
+    """Correlation of the action and of the size of the mean field between two draws of a chain that
+    follow each other.
+    """
     chains, each = fields.shape[:2]
     rows = fields.flatten(0, 1)
     values = {"action": field.action(rows), "mean": rows.flatten(1).mean(1).abs()}
@@ -83,7 +92,9 @@ def memory(fields: Tensor, field: Field) -> dict[str, float]:
 
 
 class Spectrum(ExactFlow):
-    """z = ifft(fft(x) · exp(s)) of fields on a torus, s real and the same for k and −k: a scale of each frequency."""
+    """z = ifft(fft(x) · exp(s)) of fields on a torus, s real and the same for k and −k: a scale of
+    each frequency.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,7 +104,9 @@ class Spectrum(ExactFlow):
         turned = self.log_scale.flip((0, 1)).roll((1, 1), (0, 1))  # −k
         return 0.5 * (self.log_scale + turned)
 
-    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """z (B, 1, L, L) and log|det|, (B,)."""
         scale = self._even()
         z = torch.fft.ifft2(torch.fft.fft2(x) * scale.exp()).real
@@ -117,7 +130,9 @@ def curve_and_spectrum(x: Tensor) -> Compose:
 
 
 class Block(nn.Module):
-    """h + W₂ silu((1 + a) · W₁ norm(h) + b), W₁ and W₂ convolutions on a torus, a and b by the level of noise."""
+    """h + W₂ silu((1 + a) · W₁ norm(h) + b), W₁ and W₂ convolutions on a torus, a and b by the
+    level of noise.
+    """
 
     def __init__(self, width: int, dilation: int):
         super().__init__()
@@ -149,7 +164,9 @@ class Torus(nn.Module):
 
 @torch.no_grad()
 def log_evidence(field: Field, flow: Flow, draws: int, seed: int) -> tuple[float, float, float]:
-    """log Z from draws of a flow with N(0, I) behind it, its error, and the effective share of the draws."""
+    """log Z from draws of a flow with N(0, I) behind it, its error, and the effective share of the
+    draws.
+    """
     z = torch.randn(draws, 1, SITES, SITES, generator=torch.Generator().manual_seed(seed))
     x = flow.inverse(z)
     again, log_det = flow(x)

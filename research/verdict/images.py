@@ -13,7 +13,8 @@ from indm.workbench.data.base import Data, load_data, stack
 from research.data.cifar10 import Packed
 from research.data.emoji import load_emoji
 
-DIMS = {"clothes-16": 256, "cifar10-16": 768, "digits-8": 64, "emoji-32": 3_072}  # dimensions of an image
+# dimensions of an image
+DIMS = {"clothes-16": 256, "cifar10-16": 768, "digits-8": 64, "emoji-32": 3_072}
 VALID, TEST = 2_000, 2_000  # images of these splits, the first ones, or all where there are fewer
 
 
@@ -50,8 +51,10 @@ def load(name: str, root: Path | None = None) -> Images:
     """The images of a study.
 
     Args:
-        name: "cifar10-16" (means of 2×2 pixels), "cifar10-32", "clothes-16", "digits-8" or "emoji-32".
-        root: the folder of ``cifar10.npz`` (:mod:`research.data.cifar10`) and ``emoji`` (:mod:`research.data.emoji`).
+        name: "cifar10-16" (means of 2×2 pixels), "cifar10-32", "clothes-16", "digits-8" or
+            "emoji-32".
+        root: the folder of ``cifar10.npz`` (:mod:`research.data.cifar10`) and ``emoji``
+            (:mod:`research.data.emoji`).
 
     Raises:
         ValueError: another name.

@@ -1,4 +1,5 @@
-"""Does an INDM beat its flow and linear diffusion on laws of known density? ``python -m research.verdict joint``.
+"""Does an INDM beat its flow and linear diffusion on laws of known density?
+``python -m research.verdict joint``.
 
 joint.md has the design.
 """
@@ -25,7 +26,10 @@ from research.verdict.dial import Atom, Law, Ridge, Rows, descended, flow_of, ga
 from research.verdict.losses import gradient_deviations, plain_loss
 from research.verdict.pays import exact
 
-TABLE, DEVIATIONS = Records(RECORDS / "verdict-joint.csv"), Records(RECORDS / "verdict-joint-deviations.csv")
+TABLE, DEVIATIONS = (
+    Records(RECORDS / "verdict-joint.csv"),
+    Records(RECORDS / "verdict-joint-deviations.csv"),
+)
 DRAWS = 100  # batches, of which the deviation of gradients is
 SECONDS, SEEDS = 25.0, (3, 4)  # CPU seconds of one thread for each training; seeds
 ROWS = 256
@@ -65,7 +69,9 @@ class Moons:
 
     def _arcs(self, a: Tensor) -> Tensor:
         """Points (2, n, 2) of both arcs at angles a (n,)."""
-        return torch.stack([torch.stack([a.cos(), a.sin()], 1), torch.stack([1 - a.cos(), 0.5 - a.sin()], 1)])
+        return torch.stack(
+            [torch.stack([a.cos(), a.sin()], 1), torch.stack([1 - a.cos(), 0.5 - a.sin()], 1)]
+        )
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
         """Rows (n, 2), float64."""
@@ -78,8 +84,14 @@ class Moons:
     def log_prob(self, x: Tensor) -> Tensor:
         """Nats of rows, (B,): the mean over the arcs, by the rule of midpoints."""
         a = math.pi * (torch.arange(ARC, dtype=torch.float64) + 0.5) / ARC
-        arcs, constant = self._arcs(a).flatten(0, 1), math.log(2 * ARC) + math.log(2 * math.pi * self.sigma**2)
-        parts = [(-0.5 * torch.cdist(part, arcs).square() / self.sigma**2).logsumexp(1) for part in x.split(1024)]
+        arcs, constant = (
+            self._arcs(a).flatten(0, 1),
+            math.log(2 * ARC) + math.log(2 * math.pi * self.sigma**2),
+        )
+        parts = [
+            (-0.5 * torch.cdist(part, arcs).square() / self.sigma**2).logsumexp(1)
+            for part in x.split(1024)
+        ]
         return torch.cat(parts) - constant
 
 
@@ -94,7 +106,9 @@ Loss = Callable[[INDM], Callable]  # a loss for a model
 
 @dataclass(frozen=True)
 class Stage:
-    """A share of the processor seconds in which flow and score are trained at their rates; 0 leaves a part as it is."""
+    """A share of the processor seconds in which flow and score are trained at their rates; 0 leaves
+    a part as it is.
+    """
 
     share: float
     loss: Loss
@@ -116,9 +130,15 @@ VARIANTS: dict[str, tuple[str, tuple[Stage, ...]]] = {
     "flow alone": ("coupling", (Stage(1.0, lambda model: flow_loss, (2e-2, 0.0)),)),
     "flow alone, rates of flow first": (
         "coupling",
-        (Stage(0.5, lambda model: flow_loss, (2e-2, 0.0)), Stage(0.5, lambda model: flow_loss, (2e-3, 0.0))),
+        (
+            Stage(0.5, lambda model: flow_loss, (2e-2, 0.0)),
+            Stage(0.5, lambda model: flow_loss, (2e-3, 0.0)),
+        ),
     ),
-    "INDM, plain loss, rates of the manual": ("coupling", (Stage(1.0, lambda model: plain_loss, (4e-3, 4e-3)),)),
+    "INDM, plain loss, rates of the manual": (
+        "coupling",
+        (Stage(1.0, lambda model: plain_loss, (4e-3, 4e-3)),),
+    ),
     "INDM, plain loss": ("coupling", (Stage(1.0, lambda model: plain_loss, (2e-2, 2e-3)),)),
     "INDM": ("coupling", (Stage(1.0, exact(), (2e-2, 2e-3)),)),
     "INDM, pairs and levels": ("coupling", (Stage(1.0, paired, (2e-2, 2e-3), ROWS // 2),)),
@@ -138,7 +158,9 @@ def trained(law: Law | Ring | Moons, variant: str, seed: int) -> tuple[INDM, int
     network = MLP((d,), width=128) if any(stage.rates[1] for stage in stages) else Zero()
     model = INDM(flow_of(flow, d), ScoreModel(network, VPSDE()), shape=(d,))
     for stage in stages:
-        shares = course(deadline=time.process_time() + stage.share * SECONDS, clock=time.process_time)
+        shares = course(
+            deadline=time.process_time() + stage.share * SECONDS, clock=time.process_time
+        )
         descent = descended(model, stage.rates, shares, stage.loss(model), x, stage.rows, generator)
         steps += descent.step
         model.load_state_dict(descent.ema.model.state_dict())
@@ -146,16 +168,27 @@ def trained(law: Law | Ring | Moons, variant: str, seed: int) -> tuple[INDM, int
 
 
 def deviations(seed: int) -> dict[str, dict[str, float]]:
-    """Deviations of the gradients of flow and score on ridges for each loss, in the middle of a training by
-    ``mle_loss``, see :func:`gradient_deviations`."""
+    """Deviations of the gradients of flow and score on ridges for each loss, in the middle of a
+    training by ``mle_loss``, see :func:`gradient_deviations`.
+    """
     torch.manual_seed(seed)
     x, generator = Rows.of(LAWS["ridges"], seed).train, torch.Generator().manual_seed(seed)
     model = INDM(flow_of("coupling", 8), ScoreModel(MLP((8,), width=128), VPSDE()), shape=(8,))
     shares = course(deadline=time.process_time() + SECONDS, clock=time.process_time)
-    descended(model, (2e-2, 2e-3), takewhile(lambda share: share < 0.5, shares), mle_loss, x, ROWS, generator)
+    descended(
+        model,
+        (2e-2, 2e-3),
+        takewhile(lambda share: share < 0.5, shares),
+        mle_loss,
+        x,
+        ROWS,
+        generator,
+    )
     parts = {"flow": model.flow, "score": model.score}
     return {
-        name: gradient_deviations(model, parts, partial(gradients, model, loss(model), x, rows, generator), DRAWS)
+        name: gradient_deviations(
+            model, parts, partial(gradients, model, loss(model), x, rows, generator), DRAWS
+        )
         for name, (loss, rows) in LOSSES.items()
     }
 
@@ -170,13 +203,21 @@ def jobs() -> Iterator[tuple[str, str, int]]:
 
 
 def run(job: tuple[str, str, int]) -> None:
-    """Train one model and write its row: its gap to the true density, by the bound and by the flow alone."""
+    """Train one model and write its row: its gap to the true density, by the bound and by the flow
+    alone.
+    """
     torch.set_num_threads(1)
     law, variant, seed = job
     model, steps = trained(LAWS[law], variant, seed)
     measured = gaps(model, Rows.of(LAWS[law], seed))
     gap, error = measured["nelbo"]
-    row = {"gap": gap, "error": error, "flow_gap": measured["flow"][0], "steps": steps, "seconds": SECONDS}
+    row = {
+        "gap": gap,
+        "error": error,
+        "flow_gap": measured["flow"][0],
+        "steps": steps,
+        "seconds": SECONDS,
+    }
     TABLE.at(law=law, variant=variant, seed=seed).add(row | made_by(seed))
 
 
@@ -195,5 +236,7 @@ def markdown(table: Records) -> str:
     rows = []
     for variant in VARIANTS:
         found = [[row["gap"] for row in table.at(law=law, variant=variant).rows()] for law in LAWS]
-        rows.append((variant, *(with_error(*over_seeds(gaps), ".3f") if gaps else "" for gaps in found)))
+        rows.append(
+            (variant, *(with_error(*over_seeds(gaps), ".3f") if gaps else "" for gaps in found))
+        )
     return in_table("model", *LAWS, rows=rows)

@@ -1,6 +1,8 @@
-"""Effects of a flow on images and on the diffusion: where it moves images, and the coefficients on the data.
+"""Effects of a flow on images and on the diffusion: where it moves images, and the coefficients on
+the data.
 
-Images are grey levels (N, C, H, W). Numbers are what JSON can hold. One seed gives every model the same noise.
+Images are grey levels (N, C, H, W). Numbers are what JSON can hold. One seed gives every model the
+same noise.
 """
 
 import copy
@@ -25,8 +27,11 @@ Numbers = dict[str, Any]
 
 
 def behaviour(model, test: Images, seed: int) -> list[Numbers]:
-    """The :func:`coefficients` of the data-space diffusion along its paths from test images, at each of NOISES."""
-    model = copy.deepcopy(model).double()  # products with J must be exact also where a trained flow is steep
+    """The :func:`coefficients` of the data-space diffusion along its paths from test images, at
+    each of NOISES.
+    """
+    # products with J must be exact also where a trained flow is steep
+    model = copy.deepcopy(model).double()
     generator = make_generator(model.scaling.scale, seed, 3)
     x = model_units(model, test[:PATHS], generator)
     times = times_at(model.sde, NOISES)
@@ -38,10 +43,12 @@ def coefficients(model, x_t: Batch, t: Float[Tensor, ""], generator: torch.Gener
     """The drift f_φ and the volatility G_φ of the data-space diffusion at points x_t of one time.
 
     Returns:
-        ``noise`` σ/α. Of entries, root mean squares in model units: ``drift``, ``drift_beyond_linear`` (of f_φ − f x_t)
-        and ``volatility`` (of G v, v white). With e the eigenvalues of GᵀG: ``anisotropy``: Var(e)/E[e]² over
-        directions and points, 0 for a multiple of a rotation. ``spectrum``: the energy of G v at each spatial frequency
-        relative to g v, see :func:`by_frequency`. Drifts are products of two draws of the probes: they have no bias.
+        ``noise`` σ/α. Of entries, root mean squares in model units: ``drift``,
+        ``drift_beyond_linear`` (of f_φ − f x_t) and ``volatility`` (of G v, v white). With e the
+        eigenvalues of GᵀG: ``anisotropy``: Var(e)/E[e]² over directions and points, 0 for a
+        multiple of a rotation. ``spectrum``: the energy of G v at each spatial frequency relative
+        to g v, see :func:`by_frequency`. Drifts are products of two draws of the probes: they have
+        no bias.
     """
     diffusion, each = NonlinearDiffusion(model), t.to(x_t).expand(len(x_t))
     drifts = [diffusion.drift(x_t, each, generator=generator) for _ in range(2)]
@@ -69,9 +76,9 @@ def displacement(model, test: Images, seed: int) -> Numbers:
     """The displacement Δ = h(x) − x of test images.
 
     Returns:
-        ``size``: √(E‖Δ‖²/E‖x‖²). ``constant``: the share of E‖Δ‖² that is the same for all images. ``frequency``,
-        cycles a pixel, and ``moved`` and ``x``: for each channel the energy of Δ and of x at each, see
-        :func:`by_frequency`.
+        ``size``: √(E‖Δ‖²/E‖x‖²). ``constant``: the share of E‖Δ‖² that is the same for all images.
+        ``frequency``, cycles a pixel, and ``moved`` and ``x``: for each channel the energy of Δ and
+        of x at each, see :func:`by_frequency`.
     """
     x = model_units(model, test, make_generator(model.scaling.scale, seed, 4))
     with evaluation_mode(model):
@@ -80,7 +87,9 @@ def displacement(model, test: Images, seed: int) -> Numbers:
     total = moved.sum().item()
     return {
         "size": math.sqrt(total / energy.sum().item()),
-        "constant": by_frequency(delta.mean(0, keepdim=True)).sum().item() / total if total else 0.0,
+        "constant": by_frequency(delta.mean(0, keepdim=True)).sum().item() / total
+        if total
+        else 0.0,
         "frequency": [band / max(x.shape[2:]) for band in range(moved.shape[1])],
         "moved": moved.tolist(),
         "x": energy.tolist(),
@@ -88,7 +97,9 @@ def displacement(model, test: Images, seed: int) -> Numbers:
 
 
 def by_frequency(v: Float[Tensor, "n c h w"]) -> Float[Tensor, "c bands"]:
-    """The mean energy of each channel at each spatial frequency, in bands of a cycle an image; the sum is E‖v‖²."""
+    """The mean energy of each channel at each spatial frequency, in bands of a cycle an image; the
+    sum is E‖v‖².
+    """
     power = torch.fft.fft2(double(v), norm="ortho").abs().square().mean(0).flatten(1)
     rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64) for side in v.shape[2:])
     band = (torch.hypot(rows[:, None], columns) * max(v.shape[2:])).round().long().flatten()

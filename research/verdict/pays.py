@@ -1,10 +1,11 @@
 """Does a learned nonlinear diffusion pay on images? pays.md has the design.
 
     python -m research.verdict.pays ROOT costs     # of all steps, while nothing else runs
-    python -m research.verdict.pays ROOT           # the search and the trainings that have no row yet
+    python -m research.verdict.pays ROOT           # the search and the trainings that have no row
+    yet
 
-``ROOT`` is the folder of ``cifar10.npz`` and ``emoji``; data sets may follow the command. Killed and started again, it
-goes on.
+``ROOT`` is the folder of ``cifar10.npz`` and ``emoji``; data sets may follow the command. Killed
+and started again, it goes on.
 """
 
 import functools
@@ -39,9 +40,12 @@ from research.verdict.family import family
 from research.verdict.images import DIMS, Images, load
 from research.verdict.measures import behaviour, displacement
 
-SEARCH, COSTS, TABLE = (Records(RECORDS / f"verdict-pays{end}.csv") for end in ("-search", "-costs", ""))
+SEARCH, COSTS, TABLE = (
+    Records(RECORDS / f"verdict-pays{end}.csv") for end in ("-search", "-costs", "")
+)
 STUDIES = ("clothes-16", "cifar10-16", "emoji-32")
-TUNED, STEPS, SEEDS = 300, 1_000, (1, 2, 3, 4, 5)  # steps of linear diffusion, which a training's cost equals
+# steps of linear diffusion, which a training's cost equals
+TUNED, STEPS, SEEDS = 300, 1_000, (1, 2, 3, 4, 5)
 SHORT_AND_LONG, FEW_SEEDS = (300, 3_000), (1, 2, 3)
 BATCH, WARMUP, FALL, DECAY, BETAS = 32, 100, 0.5, 0.999, (0.9, 0.99)
 NOISE_RATE = 3e-3  # rate of learned noise
@@ -51,7 +55,8 @@ MARGIN = 0.01  # bits/dim that count
 FLOW_DRAWS = 8  # draws of the grey levels' noise, for the flow alone
 DESCRIBED = (1, 2, 3)  # seeds of which the diffusion on the data is described
 WIDE = 40  # channels of the larger network, in place of 32
-CURVE_STEPS, CURVE_RATE, CURVE_ENTRIES = 1_000, 3e-2, 20_000  # steps, rate and entries of the fit of the fixed curve
+# steps, rate and entries of the fit of the fixed curve
+CURVE_STEPS, CURVE_RATE, CURVE_ENTRIES = 1_000, 3e-2, 20_000
 
 
 class Scale(ExactFlow):
@@ -63,7 +68,9 @@ class Scale(ExactFlow):
         super().__init__()
         self.log_scale = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         """z and log|det|, (B,)."""
         return self.log_scale.exp() * x, (event_size(x) * self.log_scale).expand(len(x))
 
@@ -74,10 +81,12 @@ class Scale(ExactFlow):
 
 @dataclass(frozen=True)
 class Setting:
-    """The start of the spline, rates of the network, of the spline (or the scale) and of the coupling flow, and whether
-    noises come in pairs."""
+    """The start of the spline, rates of the network, of the spline (or the scale) and of the
+    coupling flow, and whether noises come in pairs.
+    """
 
-    start: str = "identity"  # or "histogram", the spline that makes the histogram of grey levels normal
+    # or "histogram", the spline that makes the histogram of grey levels normal
+    start: str = "identity"
     lr: float = 8e-3
     curve_lr: float = 3e-3
     coupling_lr: float = 1e-3
@@ -89,13 +98,15 @@ class Model:
     """A model of the study: the parts of its flow, whether they are trained, and what is searched.
 
     Args:
-        curve: "", "scale", "spline", "fixed" (the spline that brings single grey levels nearest to N(0, 1)) or "frozen"
-            (the spline of the same seed's model "spline", as it is after its training).
+        curve: "", "scale", "spline", "fixed" (the spline that brings single grey levels nearest to
+            N(0, 1)) or "frozen" (the spline of the same seed's model "spline", as it is after its
+            training).
         coupling: whether a coupling flow follows.
         alone: whether the flow is trained by its own likelihood, without a network.
         channels: of the network.
         after: the model whose setting it starts from.
-        axes: values of the setting that are tried one after the other; the best on validation images stays.
+        axes: values of the setting that are tried one after the other; the best on validation
+            images stays.
     """
 
     curve: str = ""
@@ -146,11 +157,15 @@ class Job:
 
     @property
     def table(self) -> Records:
-        return TABLE.at(data=self.data, model=self.model, noise=self.noise, steps=self.steps, seed=self.seed)
+        return TABLE.at(
+            data=self.data, model=self.model, noise=self.noise, steps=self.steps, seed=self.seed
+        )
 
 
 def jobs() -> Iterator[Job]:
-    """All jobs, whole seeds of a data set first: their differences are then between runs of one machine."""
+    """All jobs, whole seeds of a data set first: their differences are then between runs of one
+    machine.
+    """
     for seed in SEEDS:
         for data in STUDIES:
             yield from (Job(data, model, "uniform", STEPS, seed) for model in MODELS)
@@ -164,13 +179,21 @@ def jobs() -> Iterator[Job]:
             yield from (Job(data, model, "variational", STEPS, seed) for model in OF_NOISE)
 
 
-# ── Training ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Training ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def built(name: str, noise: str, images: Images, seed: int, curve: Tensor | None = None) -> INDM:
-    """A model before its first step; ``curve`` are the parameters of its spline, None for the identity."""
+    """A model before its first step; ``curve`` are the parameters of its spline, None for the
+    identity.
+    """
     model, shape = MODELS[name], images.shape
-    net = {"name": "unet", "channels": model.channels, "multipliers": [1, 2, 2], "blocks": 1, "attention": [8]}
+    net = {
+        "name": "unet",
+        "channels": model.channels,
+        "multipliers": [1, 2, 2],
+        "blocks": 1,
+        "attention": [8],
+    }
     tables: dict[str, Any] = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": net}
     if noise != "uniform":
         tables["dequantization"] = {"name": noise}
@@ -189,8 +212,12 @@ def built(name: str, noise: str, images: Images, seed: int, curve: Tensor | None
 
 
 def exact(pairs: bool = False, levels: bool = False) -> Callable[[INDM], Callable[..., Any]]:
-    """``mle_loss`` for a model, with pairs of noises and noise levels by gradients where they are asked for."""
-    return lambda model: partial(mle_loss, pairs=pairs, noise_levels=NoiseLevels(model.sde) if levels else None)
+    """``mle_loss`` for a model, with pairs of noises and noise levels by gradients where they are
+    asked for.
+    """
+    return lambda model: partial(
+        mle_loss, pairs=pairs, noise_levels=NoiseLevels(model.sde) if levels else None
+    )
 
 
 def loss_of(model: INDM, name: str, setting: Setting) -> Callable[..., Any]:
@@ -201,7 +228,9 @@ def loss_of(model: INDM, name: str, setting: Setting) -> Callable[..., Any]:
 class Fit(Descent):
     """A model in training, by its rates and a loss, by default the study's."""
 
-    def __init__(self, model: INDM, name: str, setting: Setting, loss: Callable[..., Any] | None = None):
+    def __init__(
+        self, model: INDM, name: str, setting: Setting, loss: Callable[..., Any] | None = None
+    ):
         self.loss = TrainingStep(model, Objective(loss or loss_of(model, name, setting)))
         fixed = MODELS[name].is_fixed
         self.use = FlowUse.FROZEN if fixed else FlowUse.TRAINED
@@ -241,7 +270,9 @@ def batches(images: Tensor, seed: int, size: int) -> Iterator[Tensor]:
 
 
 def rows_of(setting: Setting) -> int:
-    """Images of a batch: pairs of noises take half as many, so that the network sees as many noised images."""
+    """Images of a batch: pairs of noises take half as many, so that the network sees as many noised
+    images.
+    """
     return BATCH // 2 if setting.pairs else BATCH
 
 
@@ -255,12 +286,18 @@ def trained(job: Job, setting: Setting) -> tuple[INDM, dict[str, Any]]:
     for progress in course(steps):
         skipped += fit.train_on(next(source), progress)
     spent = time.process_time() - started
-    return fit.ema.model.eval(), {"trained_steps": steps, "cpu_seconds": round(spent, 1), "skipped": skipped}
+    return fit.ema.model.eval(), {
+        "trained_steps": steps,
+        "cpu_seconds": round(spent, 1),
+        "skipped": skipped,
+    }
 
 
 @functools.lru_cache(maxsize=4)
 def fixed_curve(images: Images) -> Tensor:
-    """Parameters of the spline whose values are nearest to N(0, 1): the greatest likelihood of single grey levels."""
+    """Parameters of the spline whose values are nearest to N(0, 1): the greatest likelihood of
+    single grey levels.
+    """
     generator = torch.Generator().manual_seed(0)
     raw = images.train.flatten()
     raw = raw[torch.randint(len(raw), (CURVE_ENTRIES,), generator=generator)][:, None].float()
@@ -268,7 +305,9 @@ def fixed_curve(images: Images) -> Tensor:
     optimizer = torch.optim.Adam(flow.parameters(), lr=CURVE_RATE)
     scaling = indm.Scaling.images(images.levels)
     for n in range(CURVE_STEPS):
-        optimizer.param_groups[0]["lr"] = CURVE_RATE * learning_rate_factor(n, n / CURVE_STEPS, 0, 1.0)
+        optimizer.param_groups[0]["lr"] = CURVE_RATE * learning_rate_factor(
+            n, n / CURVE_STEPS, 0, 1.0
+        )
         z, log_slope = flow(scaling.to_model(raw, generator=generator))
         (0.5 * z.square().sum(1) - log_slope).mean().backward()
         optimizer.step()
@@ -287,30 +326,44 @@ def curve_of(job: Job, setting: Setting) -> Tensor | None:
     return None
 
 
-# ── Costs, search and measures ───────────────────────────────────────────────────────────────────────────────────────
+# ── Costs, search and measures ────────────────────────────────────────────────────────────────────
 
 
 def cost_key(name: str, setting: Setting, noise: str) -> str:
-    return name + (", pairs" if setting.pairs else "") + (f", {noise}" if noise != "uniform" else "")
+    return (
+        name + (", pairs" if setting.pairs else "") + (f", {noise}" if noise != "uniform" else "")
+    )
 
 
 def measured_costs(data: str, noise: str) -> dict[str, float]:
-    """The cost of a step by :func:`cost_key`, relative to linear diffusion; measured once, by processor seconds."""
+    """The cost of a step by :func:`cost_key`, relative to linear diffusion; measured once, by
+    processor seconds.
+    """
 
     def step(name: str, setting: Setting, of: str) -> Step:
         images = images_of(data)
-        fit, source = Fit(built(name, of, images, 0), name, setting), batches(images.train, 0, rows_of(setting))
+        fit, source = (
+            Fit(built(name, of, images, 0), name, setting),
+            batches(images.train, 0, rows_of(setting)),
+        )
         return lambda: fit.train_on(next(source), 0.0)
 
     kinds = [("linear", Setting(), "uniform")]
-    kinds += [(n, Setting(pairs=p), noise) for n in MODELS for p in (False, True) if not (p and MODELS[n].alone)]
+    kinds += [
+        (n, Setting(pairs=p), noise)
+        for n in MODELS
+        for p in (False, True)
+        if not (p and MODELS[n].alone)
+    ]
     steps = {cost_key(*kind): partial(step, *kind) for kind in kinds}
     return kept_costs(COSTS.at(data=data), steps, "linear")
 
 
 def steps_of(job: Job, setting: Setting) -> int:
     """Steps that cost as much as the job's of linear diffusion, of uniform noise and without pairs."""
-    return round(job.steps / measured_costs(job.data, job.noise)[cost_key(job.model, setting, job.noise)])
+    return round(
+        job.steps / measured_costs(job.data, job.noise)[cost_key(job.model, setting, job.noise)]
+    )
 
 
 def bound(name: str, model: INDM, images: Tensor) -> Tensor:
@@ -348,7 +401,11 @@ def trial(data: str, name: str, setting: Setting) -> float:
 
     def made() -> dict[str, Any]:
         model, row = trained(job, setting)
-        return row | {"bits": bits(bound(name, model, images.valid[:VALID_IMAGES]), images)} | made_by(0)
+        return (
+            row
+            | {"bits": bits(bound(name, model, images.valid[:VALID_IMAGES]), images)}
+            | made_by(0)
+        )
 
     return table.kept(made)["bits"]
 
@@ -366,16 +423,22 @@ def run(job: Job) -> None:
         row["scale"] = round(model.flow.log_scale.exp().item(), 4)
     if job.model in ("spline", "coupling", "flow alone") and job.noise == "uniform":
         row["displacement"] = displacement(model, images.test, job.seed)
-    if job.model in ("linear", "spline", "coupling") and job.noise == "uniform" and job.seed in DESCRIBED:
+    if (
+        job.model in ("linear", "spline", "coupling")
+        and job.noise == "uniform"
+        and job.seed in DESCRIBED
+    ):
         row["behaviour"] = behaviour(model, images.test, job.seed)
     job.table.add(row | made_by(job.seed))
 
 
-# ── Tables ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Tables ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def called(difference: Difference, values: list[float], form: str) -> str:
-    """The difference with its error, bold where it exceeds twice that and has one sign in all of several seeds."""
+    """The difference with its error, bold where it exceeds twice that and has one sign in all of
+    several seeds.
+    """
     found = with_error(difference.difference, difference.standard_error, f"+{form}")
     one_sign = min(values) > 0 or max(values) < 0
     large = abs(difference.difference) > 2 * difference.standard_error
@@ -383,18 +446,25 @@ def called(difference: Difference, values: list[float], form: str) -> str:
 
 
 def bits_of(table: Records, data: str, names: Sequence[str], **where: Any) -> dict[str, np.ndarray]:
-    """Bits/dim of the test images by model, (seeds, N), of the seeds that all of them have on one machine."""
+    """Bits/dim of the test images by model, (seeds, N), of the seeds that all of them have on one
+    machine.
+    """
     runs = table.at(data=data, **where).of_common_seeds("model", names)
-    alike = [len({row["machine"] for row in rows}) == 1 for rows in zip(*runs.values(), strict=True)]
+    alike = [
+        len({row["machine"] for row in rows}) == 1 for rows in zip(*runs.values(), strict=True)
+    ]
     dims = DIMS[data] * math.log(2)
     return {
-        name: np.array([row["nelbo_nats"] for row, kept in zip(rows, alike, strict=True) if kept]) / dims
+        name: np.array([row["nelbo_nats"] for row, kept in zip(rows, alike, strict=True) if kept])
+        / dims
         for name, rows in runs.items()
     }
 
 
 def family_table(table: Records) -> str:
-    """The tested differences: with errors over seeds and images, 95 % intervals, Holm's p, and the word."""
+    """The tested differences: with errors over seeds and images, 95 % intervals, Holm's p, and the
+    word.
+    """
     made = {}
     for data, *names in FAMILY:
         bits = bits_of(table, data, names, steps=STEPS, noise="uniform")
@@ -404,34 +474,61 @@ def family_table(table: Records) -> str:
     for row in family(FAMILY, made):
         names = f"{row['variant']} − {row['baseline']}"
         rows.append((row["data"], names, row["seeds"], *cells_of(row, MARGIN, ".4f")))
-    return in_table("data", "difference", "seeds", "bits/dim", "95 % interval", "Holm's p", "is called", rows=rows)
+    return in_table(
+        "data",
+        "difference",
+        "seeds",
+        "bits/dim",
+        "95 % interval",
+        "Holm's p",
+        "is called",
+        rows=rows,
+    )
 
 
 def markdown(table: Records) -> str:
     """Bits/dim of test images by data set, model, noise and budget: means over seeds."""
     kinds = {(row["noise"], row["steps"]) for row in table.rows()}
     rows = []
-    for noise, steps in sorted(kinds, key=lambda kind: (kind[0] != "uniform", kind[1] != STEPS, kind[1])):
+    for noise, steps in sorted(
+        kinds, key=lambda kind: (kind[0] != "uniform", kind[1] != STEPS, kind[1])
+    ):
         for name in MODELS:
-            found = [table.at(data=data, model=name, noise=noise, steps=steps).rows() for data in STUDIES]
+            found = [
+                table.at(data=data, model=name, noise=noise, steps=steps).rows() for data in STUDIES
+            ]
             if any(found):
-                cells = [with_error(*over_seeds([row["bits"] for row in own]), ".4f") if own else "" for own in found]
+                cells = [
+                    with_error(*over_seeds([row["bits"] for row in own]), ".4f") if own else ""
+                    for own in found
+                ]
                 rows.append((f"{steps:,}", noise, name, *cells, max(map(len, found))))
     return in_table("steps", "noise", "model", *STUDIES, "seeds", rows=rows)
 
 
 def behaviour_table(table: Records) -> str:
-    """The displacement by learned flows, and the diffusion on the data at three noise levels: means over seeds."""
+    """The displacement by learned flows, and the diffusion on the data at three noise levels: means
+    over seeds.
+    """
     lines = []
     for data in STUDIES:
         for name in ("spline", "coupling"):
             rows = table.at(data=data, model=name, noise="uniform", steps=STEPS).rows()
             described = [row for row in rows if row.get("behaviour")]
             for level in list(zip(*(row["behaviour"] for row in described), strict=True))[::2]:
-                mean = {key: np.mean([seed[key] for seed in level]) for key in level[0] if key != "spectrum"}
+                mean = {
+                    key: np.mean([seed[key] for seed in level])
+                    for key in level[0]
+                    if key != "spectrum"
+                }
                 size = np.mean([row["displacement"]["size"] for row in described])
                 share = mean["drift_beyond_linear"] / mean["drift"]
-                cells = f"{size:.2f}", f"{mean['noise']:.2g}", f"{share:.2f}", f"{mean['anisotropy']:.2g}"
+                cells = (
+                    f"{size:.2f}",
+                    f"{mean['noise']:.2g}",
+                    f"{share:.2f}",
+                    f"{mean['anisotropy']:.2g}",
+                )
                 lines.append((data, name, *cells, len(described)))
     titles = "displacement", "σ/α", "drift beyond linear", "anisotropy of the volatility", "seeds"
     return in_table("data", "model", *titles, rows=lines)

@@ -1,9 +1,11 @@
-"""Why does the network behind a good flow find nothing, and what mends it? silenced.md has the design.
+"""Why does the network behind a good flow find nothing, and what mends it? silenced.md has the
+design.
 
     python -m research.verdict silenced HOME            # the trainings that have no row yet
     python -m research.verdict silenced HOME figure     # the curves of gain by share of the seconds
 
-``HOME`` has the tables of :mod:`research.data.real_tables` and keeps the flows. Killed and started again, it goes on.
+``HOME`` has the tables of :mod:`research.data.real_tables` and keeps the flows. Killed and started
+again, it goes on.
 """
 
 import copy
@@ -43,7 +45,10 @@ from research.records import RECORDS, Records, Row, made_by
 from research.verdict import field
 from research.verdict.joint import LAWS
 
-TABLE, PLACES = Records(RECORDS / "verdict-silenced.csv"), Records(RECORDS / "verdict-silenced-places.csv")
+TABLE, PLACES = (
+    Records(RECORDS / "verdict-silenced.csv"),
+    Records(RECORDS / "verdict-silenced-places.csv"),
+)
 RATES = (4e-3, 1e-3, 2.5e-4)
 ROWS, MORE_ROWS = 32, 128  # a step
 WARMUP, FALL, DECAY, BETAS, CLIP = 100, 0.5, 0.999, (0.9, 0.99), 1.0
@@ -58,7 +63,13 @@ PATIENCE = 0.25  # share of the seconds after which a rate that is not heard is 
 LEAST_GAIN = 0.01  # nats, above which a network speaks
 WINNER, SEEDS = "restart", (0, 1, 2)
 FIGURE = RECORDS.parent / "figures" / "verdict-silenced.png"
-CURVES = {"rate 0.004": "-", "rate 0.001": "-", "rate 0.00025": "-", "window": "--", "restart": "--"}
+CURVES = {
+    "rate 0.004": "-",
+    "rate 0.001": "-",
+    "rate 0.00025": "-",
+    "window": "--",
+    "restart": "--",
+}
 SDE = VPSDE()
 
 
@@ -84,7 +95,8 @@ class Place:
         flow: makes the flow, from training rows x.
         network: makes the network.
         linear: makes what whitens rows x.
-        flow_rates: of the flow in equal parts of its seconds; none where :mod:`indm.tables.fit` trains it.
+        flow_rates: of the flow in equal parts of its seconds; none where :mod:`indm.tables.fit`
+            trains it.
         flow_seconds, seconds: processor seconds of the flow and of the network.
     """
 
@@ -108,7 +120,9 @@ class Linear(ExactFlow):
         self.register_buffer("mean", x.mean(0))
         self.register_buffer("log_det", -0.5 * variance.log().sum().float())
 
-    def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
         return (x - self.mean) @ self.matrix, self.log_det.expand(len(x))
 
     def inverse_step(self, z: Tensor) -> Tensor:
@@ -132,7 +146,7 @@ class Scaled(nn.Module):
         return scale.reshape(-1, *(1 for _ in z.shape[1:])) * self.network(z, level, *c)
 
 
-# ── Places ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Places ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def without_c(x: Tensor) -> Part:
@@ -162,8 +176,10 @@ def law_rows(name: str, home: Path) -> Rows:
 
 
 def slcp_pairs(n: int, numbers: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """θ (n, 5), uniform in [−3, 3], and x (n, 8), four points of N((θ₁, θ₂), S): deviations θ₃² and θ₄², correlation
-    tanh θ₅ (Lueckmann et al. 2021, "Benchmarking simulation-based inference": simple likelihood, complex posterior)."""
+    """θ (n, 5), uniform in [−3, 3], and x (n, 8), four points of N((θ₁, θ₂), S): deviations θ₃² and
+    θ₄², correlation tanh θ₅ (Lueckmann et al. 2021, "Benchmarking simulation-based inference":
+    simple likelihood, complex posterior).
+    """
     theta = numbers.uniform(-3, 3, (n, 5))
     noise, correlation = numbers.standard_normal((2, n, 4)), np.tanh(theta[:, 4:])
     second = correlation * noise[0] + np.sqrt(1 - correlation**2) * noise[1]
@@ -199,7 +215,15 @@ def vectors(d: int) -> Callable[[], nn.Module]:
 def field_place(coupling: float) -> Place:
     whitening = lambda x: field.Spectrum().whiten(x)  # noqa: E731
     rates = (1e-2, 1e-3)
-    return Place(partial(field_rows, coupling), field.curve_and_spectrum, field.Torus, whitening, rates, 20.0, 40.0)
+    return Place(
+        partial(field_rows, coupling),
+        field.curve_and_spectrum,
+        field.Torus,
+        whitening,
+        rates,
+        20.0,
+        40.0,
+    )
 
 
 def law_place(name: str) -> Place:
@@ -233,7 +257,7 @@ SITES: dict[str, Place] = {
     "kin8nm": table_place("kin8nm", 9),
 }
 
-# ── Flows ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Flows ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 class Joined(nn.Module):
@@ -255,7 +279,10 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # of rows x at c
 
 def descent_of(model: nn.Module, rates: Sequence[tuple[nn.Module, float]]) -> Descent:
     """The parts of a model in training at their rates."""
-    groups = [{"name": str(i), "params": list(part.parameters()), "lr": rate} for i, (part, rate) in enumerate(rates)]
+    groups = [
+        {"name": str(i), "params": list(part.parameters()), "lr": rate}
+        for i, (part, rate) in enumerate(rates)
+    ]
     return Descent(model, torch.optim.Adam(groups, betas=BETAS, fused=True), DECAY, CLIP)
 
 
@@ -296,7 +323,11 @@ def trained_flow(place: Place, rows: Rows) -> Flow:
         for _ in fit.train(training, batch, len(x), fit.FLOW_BATCH, FLOW_STEPS, math.inf):
             pass
         return training.best
-    loss = lambda x, c: fit.flow_nats(given(flow, c) if c.shape[1] else flow, x).mean() / x[0].numel()  # noqa: E731
+
+    def loss(x, c):
+        at_c = given(flow, c) if c.shape[1] else flow
+        return fit.flow_nats(at_c, x).mean() / x[0].numel()
+
     for rate in place.flow_rates:
         descent, start = descent_of(flow, [(flow, rate)]), time.process_time()
         deadline = start + place.flow_seconds / len(place.flow_rates)
@@ -320,11 +351,12 @@ def kept_flow(name: str, home: Path) -> tuple[Flow, Rows]:
     return flow.eval().requires_grad_(False), rows
 
 
-# ── Networks behind flows ───────────────────────────────────────────────────────────────────────────────────────────
+# ── Networks behind flows ─────────────────────────────────────────────────────────────────────────
 
 
 class Bound:
-    """What a network changes of the bound at latents z and conditions c, by the same times and noises each time.
+    """What a network changes of the bound at latents z and conditions c, by the same times and
+    noises each time.
 
     Args:
         pairs: how many pairs of noises, about; several for each row where there are fewer rows.
@@ -336,15 +368,17 @@ class Bound:
         self.z, self.c = (part[: self.rows].repeat_interleave(repeats, 0) for part in (z, c))
         generator = torch.Generator().manual_seed(0)
         levels = NoiseLevels(SDE)
-        self.t, self.weight, self.cell = fit.shuffled_times(levels, len(self.z), generator, uniform=True)
+        self.t, self.weight, self.cell = fit.shuffled_times(
+            levels, len(self.z), generator, uniform=True
+        )
         self.noise = torch.randn(self.z.shape, generator=generator)
 
     @torch.no_grad()
     def gains(self, score: ScoreModel) -> tuple[Tensor, float, float]:
         """−change of the bound of each row, nats, the size of f and its spread.
 
-        Of the root mean squares at LEVELS noise levels these are the largest. The size is ‖f‖; the spread is half of
-        ‖f(z + n) − f(z − n)‖, which is 0 where f is a constant.
+        Of the root mean squares at LEVELS noise levels these are the largest. The size is ‖f‖; the
+        spread is half of ‖f(z + n) − f(z − n)‖, which is 0 where f is a constant.
         """
         noise, z, t, c = in_pairs(self.noise, self.z, self.t, self.c)
         found = []
@@ -354,9 +388,14 @@ class Bound:
             change = event_sum(added * (0.5 * added - (noise[i] - known)), added)
             found.append((change, added))
         change, added = (torch.cat(each).unflatten(0, (2, -1)) for each in zip(*found, strict=True))
-        squares = event_sum(added.mean(0).square(), self.z), event_sum(0.25 * (added[0] - added[1]).square(), self.z)
+        squares = (
+            event_sum(added.mean(0).square(), self.z),
+            event_sum(0.25 * (added[0] - added[1]).square(), self.z),
+        )
         level = self.cell * LEVELS // CELLS
-        mean, spread = (torch.stack([square[level == i].mean() for i in range(LEVELS)]) for square in squares)
+        mean, spread = (
+            torch.stack([square[level == i].mean() for i in range(LEVELS)]) for square in squares
+        )
         gains = -(self.weight * change.mean(0)).reshape(self.rows, -1).mean(1)
         return gains, (mean + spread).max().sqrt().item(), spread.max().sqrt().item()
 
@@ -391,7 +430,10 @@ class Attempt:
             rate,
             rows,
         )
-        self.descent, self.loss = descent_of(self.model, [(self.model, rate)]), bound_loss(self.model)
+        self.descent, self.loss = (
+            descent_of(self.model, [(self.model, rate)]),
+            bound_loss(self.model),
+        )
 
     def step(self, share: float) -> None:
         step(self.descent, self.loss, self.latents, self.rows, share)
@@ -405,7 +447,9 @@ class Attempt:
 
 
 class Check(NamedTuple):
-    """A validation: the gain of the average, its error, and of the weights themselves the gain, size and spread."""
+    """A validation: the gain of the average, its error, and of the weights themselves the gain,
+    size and spread.
+    """
 
     gain: float
     error: float
@@ -425,8 +469,8 @@ class Method:
     Args:
         rates: the first, and those to which it goes on with a new network.
         rows: of a step.
-        leaves: when a network is left for the next rate: "dead", or "unheard", which is dead or not heard within
-            PATIENCE of the seconds.
+        leaves: when a network is left for the next rate: "dead", or "unheard", which is dead or not
+            heard within PATIENCE of the seconds.
         scaled: f = s(level) · network.
     """
 
@@ -453,22 +497,29 @@ REMEDIES = {
     "128 rows": Method((4e-3,), MORE_ROWS),
 }
 AFTERWARDS = {  # the winner's restart in batches like those of the estimators, from two rates
-    f"restart from {rate:g}, 128 rows": Method(tuple(rate / 3**i for i in range(5)), MORE_ROWS, "dead")
+    f"restart from {rate:g}, 128 rows": Method(
+        tuple(rate / 3**i for i in range(5)), MORE_ROWS, "dead"
+    )
     for rate in RATES[:2]
 }
 METHODS = SEARCH | SEARCH_MORE | REMEDIES | AFTERWARDS
-REMEDIED = ("field 4.5", "ridges", "magic", "field 6.008", "protein")  # places at which all remedies are tried
+# places at which all remedies are tried
+REMEDIED = ("field 4.5", "ridges", "magic", "field 6.008", "protein")
 
 
 def trained(place: Place, method: Method, seed: int, flow: Flow, rows: Rows) -> Row:
     """The row of a training behind the frozen flow."""
     torch.manual_seed(seed)
-    train, valid, test = ((mapped(flow, part)[0], part[1]) for part in (rows.train, rows.valid, rows.test))
+    train, valid, test = (
+        (mapped(flow, part)[0], part[1]) for part in (rows.train, rows.valid, rows.test)
+    )
     bound, left = Bound(*valid, VALID), list(method.rates)
 
     def made() -> Attempt:
         network = place.network()
-        return Attempt(Scaled(network) if method.scaled else network, train, left.pop(0), method.rows)
+        return Attempt(
+            Scaled(network) if method.scaled else network, train, left.pop(0), method.rows
+        )
 
     attempt, watch, checks = made(), Watch(), []
     best, highest, last, began = None, 0.0, 0.0, 0.0
@@ -491,21 +542,36 @@ def trained(place: Place, method: Method, seed: int, flow: Flow, rows: Rows) -> 
 
 
 def row_of(gain: Tensor, kept: Tensor, sizes: tuple[float, float], checks: list, steps: int) -> Row:
-    """Gains at test rows of the end and of the best validated state, size and spread of the end, and the course: share
-    of the seconds, a :class:`Check` and the rate."""
+    """Gains at test rows of the end and of the best validated state, size and spread of the end,
+    and the course: share of the seconds, a :class:`Check` and the rate.
+    """
     shown = [[float(f"{value:.4g}") for value in check] for check in checks]
-    found = {"gain": mean_and_error(gain), "kept": mean_and_error(kept), "steps": steps, "course": shown}
+    found = {
+        "gain": mean_and_error(gain),
+        "kept": mean_and_error(kept),
+        "steps": steps,
+        "course": shown,
+    }
     return found | dict(zip(("size", "spread"), sizes, strict=True))
 
 
 def diffusion_first(name: str, seed: int, flow: Flow, rows: Rows) -> Row:
-    """The network behind a whitening for half of the seconds that flow and network have together; then a flow from the
-    identity in front of it, and everything is trained. The gain is over the flow of the place."""
+    """The network behind a whitening for half of the seconds that flow and network have together;
+    then a flow from the identity in front of it, and everything is trained. The gain is over the
+    flow of the place.
+    """
     place = SITES[name]
     torch.manual_seed(seed)
     (x, _), seconds = rows.train, 0.5 * (place.flow_seconds + place.seconds)
-    whitening, front = place.linear(x), field.curve_and_spectrum(x).flows[0] if name in FIELDS else place.flow(x)
-    model, checks, steps = Joined(Compose([front, whitening]), ScoreModel(place.network(), SDE)), [], 0
+    whitening, front = (
+        place.linear(x),
+        field.curve_and_spectrum(x).flows[0] if name in FIELDS else place.flow(x),
+    )
+    model, checks, steps = (
+        Joined(Compose([front, whitening]), ScoreModel(place.network(), SDE)),
+        [],
+        0,
+    )
     for stage, rates in enumerate(([(model.score, 4e-3)], [(model.score, 1e-3), (front, 2e-3)])):
         descent, loss, watch, last = descent_of(model, rates), bound_loss(model), Watch(), 0.0
         for share in course(deadline=watch() + seconds, clock=watch):
@@ -514,7 +580,15 @@ def diffusion_first(name: str, seed: int, flow: Flow, rows: Rows) -> Row:
                 last = share
                 with watch:
                     gain, *sizes = gain_over(flow, descent.ema.model.eval(), rows.valid, VALID)
-                checks.append([(stage + share) / 2, *mean_and_error(gain), gain.mean().item(), *sizes, rates[0][1]])
+                checks.append(
+                    [
+                        (stage + share) / 2,
+                        *mean_and_error(gain),
+                        gain.mean().item(),
+                        *sizes,
+                        rates[0][1],
+                    ]
+                )
         model.load_state_dict(descent.ema.model.state_dict())
         steps += descent.step
     gain, *sizes = gain_over(flow, model.eval(), rows.test, TEST)
@@ -529,19 +603,24 @@ def gain_over(flow: Flow, model: Joined, part: Part, pairs: int) -> tuple[Tensor
     return gains + (mapped(flow, part)[1] - nats)[: len(gains)], size, spread
 
 
-# ── The study ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The study ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def described(name: str, home: Path) -> Row:
-    """What is to be found behind the flow of a place: the gain of a mixture on its latents, and the flow's gap to the
-    true density where that is known."""
+    """What is to be found behind the flow of a place: the gain of a mixture on its latents, and the
+    flow's gap to the true density where that is known.
+    """
     flow, rows = kept_flow(name, home)
     parts = [(*mapped(flow, part), part[1]) for part in (rows.train, rows.valid, rows.test)]
     train, valid, test = ((z.flatten(1).double().numpy(), c.double().numpy()) for z, _, c in parts)
     nats, few = parts[2][1], tuple(part[:20_000] for part in train)
     mixture = best_mixture(few, valid, COMPONENTS, 0, time.perf_counter() + MIXTURE_SECONDS)
     gain = torch.from_numpy(mixture.log_prob(*test)) - SDE.prior_log_prob(parts[2][0]).double()
-    found: Row = {"nats": mean_and_error(nats), "mixture": mean_and_error(gain), "components": len(mixture.weight)}
+    found: Row = {
+        "nats": mean_and_error(nats),
+        "mixture": mean_and_error(gain),
+        "components": len(mixture.weight),
+    }
     if name in FIELDS:
         law = field.Field(float(name.split()[1]))
         log_z, error, share = field.log_evidence(law, flow, EVIDENCE_DRAWS, 1)
@@ -558,17 +637,26 @@ def jobs() -> Iterator[tuple[str, str, int]]:
     """Place, method and seed of all trainings, in the order in which they are made."""
     main = ("field 4.5", "ridges", "magic")
     yield from ((place, method, 0) for place in main for method in SEARCH)
-    yield from ((place, method, 0) for method in ("window", "restart", "scaled", FIRST) for place in main)
+    yield from (
+        (place, method, 0) for method in ("window", "restart", "scaled", FIRST) for place in main
+    )
     yield from (("field 6.008", method, 0) for method in (*SEARCH, "restart", "window", "128 rows"))
     yield from (("protein", method, 0) for method in ("restart", *SEARCH, "window"))
     yield from ((place, WINNER, seed) for seed in (1, 2) for place in FIELDS)
-    yield from ((place, method, 0) for place in ("SLCP", "atoms", "kin8nm") for method in (*SEARCH, WINNER))
+    yield from (
+        (place, method, 0) for place in ("SLCP", "atoms", "kin8nm") for method in (*SEARCH, WINNER)
+    )
     yield from (("field 4.5", method, 0) for method in SEARCH_MORE)
     yield from (("field 6.008", method, 0) for method in (FIRST, "scaled"))
     yield from ((place, "128 rows", 0) for place in ("ridges", "magic", "protein"))
     yield from (("protein", method, 0) for method in (FIRST, "scaled"))
     yield from ((place, WINNER, seed) for seed in (1, 2) for place in REMEDIED[1:])
-    yield from ((place, method, seed) for method in AFTERWARDS for seed in SEEDS for place in (*FIELDS, "protein"))
+    yield from (
+        (place, method, seed)
+        for method in AFTERWARDS
+        for seed in SEEDS
+        for place in (*FIELDS, "protein")
+    )
     yield from ((place, "rate 0.001", seed) for seed in SEEDS[1:] for place in (*FIELDS, "protein"))
 
 
@@ -588,12 +676,13 @@ def run(job: tuple[str, str, int], home: Path) -> None:
     cell.add(row | {"cpu_seconds": round(time.process_time() - start, 1)} | made_by(seed))
 
 
-# ── What came out ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What came out ─────────────────────────────────────────────────────────────────────────────────
 
 
 def kept_gain(row: Row) -> tuple[float, float]:
-    """The kept gain and its error: 0 where no validation was above twice its error; after diffusion first that of the
-    end."""
+    """The kept gain and its error: 0 where no validation was above twice its error; after diffusion
+    first that of the end.
+    """
     best = max(row["course"], key=lambda check: check[1])
     is_heard = best[1] > 2 * best[2] or row["method"] == FIRST
     return tuple(row["kept"]) if is_heard else (0.0, 0.0)  # type: ignore[return-value]

@@ -1,6 +1,8 @@
-"""The parts of the tables as the contract tests build them: a new row of ``BUILT_IN`` is built from its name alone.
+"""The parts of the tables as the contract tests build them: a new row of ``BUILT_IN`` is built from
+its name alone.
 
-A part that needs options, or would be slow by default, has a small set in :data:`OPTIONS`; nothing else is listed.
+A part that needs options, or would be slow by default, has a small set in :data:`OPTIONS`; nothing
+else is listed.
 """
 
 from indm.model import build
@@ -59,12 +61,22 @@ def table_of(kind, name):
 
 
 def constructions(kind):
-    """(table, event shape) of every part of that kind, by a name for pytest: one for each shape that the part takes."""
+    """(table, event shape) of every part of that kind, by a name for pytest: one for each shape
+    that the part takes.
+    """
     cases = {}
     for name in BUILT_IN[kind]:
-        fits = [shape for shape in EVENTS.get((kind, name), SHAPES[kind]) if takes(table_of(kind, name), kind, shape)]
-        assert fits, f"{kind} {name!r} takes none of the events {SHAPES[kind]}: give it options in {__file__}"
-        cases |= {f"{name}-{'x'.join(map(str, shape))}": (table_of(kind, name), shape) for shape in fits}
+        fits = [
+            shape
+            for shape in EVENTS.get((kind, name), SHAPES[kind])
+            if takes(table_of(kind, name), kind, shape)
+        ]
+        assert fits, (
+            f"{kind} {name!r} takes none of the events {SHAPES[kind]}: give it options in {__file__}"
+        )
+        cases |= {
+            f"{name}-{'x'.join(map(str, shape))}": (table_of(kind, name), shape) for shape in fits
+        }
     return cases
 
 

@@ -45,7 +45,8 @@ def test_one_condition_is_that_of_all(case):
     _, condition = case
     c = draws(condition, 1)
     assert torch.equal(
-        condition(condition.rows(c[0], 3)), condition(condition.rows(c, 1)).expand(3, *condition.seen_shape)
+        condition(condition.rows(c[0], 3)),
+        condition(condition.rows(c, 1)).expand(3, *condition.seen_shape),
     )
     with pytest.raises(ValueError, match="one for all samples, or 5"):
         condition.rows(draws(condition, 2), 5)

@@ -24,7 +24,9 @@ def files(tmp_path_factory):
     np.save(folder / "vectors.npy", 3 + 2 * random.standard_normal((80, 3)).astype(np.float32))
     (folder / "images").mkdir()
     for i in range(20):
-        Image.fromarray(random.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(folder / "images" / f"{i}.png")
+        Image.fromarray(random.integers(0, 256, (9, 11, 3), dtype=np.uint8)).save(
+            folder / "images" / f"{i}.png"
+        )
     return folder
 
 
@@ -59,7 +61,9 @@ def test_model_units_are_of_order_one_and_lead_back(load):
     x = scaling.to_model(raw, generator=torch.Generator().manual_seed(0))
     assert x.dtype == torch.float32 and 0.2 < x.square().mean().sqrt() < 5
     if scaling.levels:
-        assert not raw.is_floating_point() and int(raw.min()) >= 0 and int(raw.max()) < scaling.levels
+        assert (
+            not raw.is_floating_point() and int(raw.min()) >= 0 and int(raw.max()) < scaling.levels
+        )
         assert torch.equal(scaling.to_data(x).long(), raw.long())
     else:
         torch.testing.assert_close(scaling.to_data(x), raw, rtol=1e-5, atol=1e-5)
@@ -78,4 +82,6 @@ def test_batches_hold_each_example_once(load):
     batches = list(loader(data.train, 7, shuffle=True))
     assert all(len(batch) == 7 for batch in batches[:-1])
     seen = torch.cat(batches).flatten(1)
-    assert sorted(map(tuple, seen.tolist())) == sorted(map(tuple, stack(data.train).flatten(1).tolist()))
+    assert sorted(map(tuple, seen.tolist())) == sorted(
+        map(tuple, stack(data.train).flatten(1).tolist())
+    )

@@ -49,7 +49,12 @@ def test_the_same_generator_gives_the_same_noise_and_each_row_its_own(case):
 
 def test_a_saved_model_has_it(case, tmp_path):
     table, noise, shape = case
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}, "dequantization": table}
+    tables = {
+        "flow": {"name": "identity"},
+        "sde": {"name": "vp"},
+        "net": {"name": "zero"},
+        "dequantization": table,
+    }
     model = indm.build_model(tables, shape, SCALING)
     model.dequantization.load_state_dict(noise.state_dict())
     model.save(tmp_path)
@@ -57,7 +62,9 @@ def test_a_saved_model_has_it(case, tmp_path):
     loaded = indm.INDM.load(tmp_path)
     assert loaded.description() == model.description() and noise.in_words
     with torch.no_grad():
-        pairs = [m.from_data(raw, generator=torch.Generator().manual_seed(2)) for m in (model, loaded)]
+        pairs = [
+            m.from_data(raw, generator=torch.Generator().manual_seed(2)) for m in (model, loaded)
+        ]
     assert all(torch.equal(a, b) for a, b in zip(*pairs, strict=True))
     assert torch.equal(model.scaling.to_data(pairs[0][0]), raw.to(torch.uint8)), (
         "noise leaves no value in another level"

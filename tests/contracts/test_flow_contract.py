@@ -1,6 +1,8 @@
-"""What every flow must do. The flows of the table of parts are here by their rows, with some variants of them.
+"""What every flow must do. The flows of the table of parts are here by their rows, with some
+variants of them.
 
-Against the autograd Jacobian, the flow's own inverse, copies of itself, and other divisions of the same batch.
+Against the autograd Jacobian, the flow's own inverse, copies of itself, and other divisions of the
+same batch.
 """
 
 import copy
@@ -47,7 +49,10 @@ def variant(kind, shape, *arguments, **options):
     return lambda: kind(shape, *arguments, **options), shape
 
 
-FLOWS = {name: (lambda t=table, s=shape: one_map(build(t, "flow", s)), shape) for name, (table, shape) in TABLE.items()}
+FLOWS = {
+    name: (lambda t=table, s=shape: one_map(build(t, "flow", s)), shape)
+    for name, (table, shape) in TABLE.items()
+}
 FLOWS |= {
     "composed": (composed, (3, 4, 6)),
     "second-half": (lambda: SecondHalf(ActNorm(3)), (5, 2, 4)),
@@ -63,11 +68,17 @@ for transform in ("affine", "spline"):
         FLOWS[name] = variant(CouplingFlow, shape, scales=2, depth=1, width=8, transform=transform)
 for activation in ("softplus", "elu", "swish", "lcube"):
     more = {"actnorm": activation == "elu", "squeeze": activation == "elu"}
-    FLOWS[f"residual-rows-{activation}"] = variant(ResidualFlow, (2, 4, 4), (1, 1), 8, "rows", 0.9, activation, **more)
+    FLOWS[f"residual-rows-{activation}"] = variant(
+        ResidualFlow, (2, 4, 4), (1, 1), 8, "rows", 0.9, activation, **more
+    )
 
 
 TRAINABLE = [name for name, (make, _) in FLOWS.items() if any(True for _ in make().parameters())]
-ITERATIVE = [name for name, (make, _) in FLOWS.items() if any(isinstance(m, ResidualBlock) for m in make().modules())]
+ITERATIVE = [
+    name
+    for name, (make, _) in FLOWS.items()
+    if any(isinstance(m, ResidualBlock) for m in make().modules())
+]
 VARIANTS = {  # of a flow whose other rows are tried each time
     "elementwise-channel-2x4x6", "residual-2-spectral",
     "coupling-affine-2", "coupling-affine-5", "coupling-spline-5", "coupling-spline-1x8x8",
@@ -108,7 +119,9 @@ def test_round_trip_in_single_precision(case):
     assert z.shape == x.shape == back.shape and log_det.shape == (3,)
     assert z.dtype == log_det.dtype == back.dtype == torch.float32
     if list(flow.parameters()):
-        assert (z - x).abs().amax() > 0.1, "the parameters should have moved the flow from the identity"
+        assert (z - x).abs().amax() > 0.1, (
+            "the parameters should have moved the flow from the identity"
+        )
     assert (back - x).abs().amax() <= 1e-5
 
 
@@ -121,13 +134,16 @@ def test_other_round_trip(case):
 
 
 def test_log_det_is_that_of_the_autograd_jacobian(case):
-    """In double precision, as its input; the Jacobian also shows that no entry of the event is left as it is, and that
-    of a flow that says so, that it is elementwise."""
+    """In double precision, as its input; the Jacobian also shows that no entry of the event is left
+    as it is, and that of a flow that says so, that it is elementwise.
+    """
     flow, x, _ = case
     perturb(flow).double()
     z, log_det = flow(x.double())
     jacobian = batched_jacobian(flow, x.double())
-    assert not flow.is_elementwise or torch.equal(jacobian, jacobian.diagonal(dim1=1, dim2=2).diag_embed())
+    assert not flow.is_elementwise or torch.equal(
+        jacobian, jacobian.diagonal(dim1=1, dim2=2).diag_embed()
+    )
     sign, expected = torch.linalg.slogdet(jacobian)
     assert z.dtype == log_det.dtype == torch.float64
     assert bool((sign.abs() == 1).all())
@@ -141,8 +157,12 @@ def test_an_inverse_that_is_a_formula_is_differentiable(case, request):
     if flow.inverse_is_formula:
         x = x[:1].double()
         z = perturb(flow).double()(x)[0].detach()
-        inverse = torch.autograd.functional.jacobian(lambda z: flow.solve_inverse(z)[0].flatten(), z).flatten(1)
-        torch.testing.assert_close(inverse @ batched_jacobian(flow, x)[0], torch.eye(x.numel()).double())
+        inverse = torch.autograd.functional.jacobian(
+            lambda z: flow.solve_inverse(z)[0].flatten(), z
+        ).flatten(1)
+        torch.testing.assert_close(
+            inverse @ batched_jacobian(flow, x)[0], torch.eye(x.numel()).double()
+        )
 
 
 def likelihood(flow, x, generator=None):
@@ -153,8 +173,9 @@ def likelihood(flow, x, generator=None):
 
 @trainable
 def test_every_parameter_gets_a_gradient_and_moves(case):
-    """Also where every weight has left its start; by the estimators of training, each of which sees all of the batch
-    once in a while."""
+    """Also where every weight has left its start; by the estimators of training, each of which sees
+    all of the batch once in a while.
+    """
     flow, x, _ = case
     perturb(flow).train()
     before = copy.deepcopy(dict(flow.named_parameters()))
@@ -163,13 +184,17 @@ def test_every_parameter_gets_a_gradient_and_moves(case):
         assert parameter.grad is not None, name
         assert bool(parameter.grad.isfinite().all()) and bool((parameter.grad != 0).any()), name
     torch.optim.AdamW(flow.parameters(), weight_decay=0.0).step()
-    still = [name for name, parameter in flow.named_parameters() if torch.equal(parameter, before[name])]
+    still = [
+        name for name, parameter in flow.named_parameters() if torch.equal(parameter, before[name])
+    ]
     assert not still
 
 
 @trainable
 def test_gradient_is_that_of_finite_differences(case):
-    """Along a random direction in parameter space, through the constraint, with the exact log-determinant."""
+    """Along a random direction in parameter space, through the constraint, with the exact
+    log-determinant.
+    """
     flow, x, _ = case
     perturb(flow).double()
     parameters = list(flow.parameters())
@@ -224,7 +249,9 @@ def test_deep_copy_is_independent(case):
 
 
 def test_samples_do_not_interact(case):
-    """Another order, other neighbours, none at all: a sample's z, log|det| and inverse stay what they are."""
+    """Another order, other neighbours, none at all: a sample's z, log|det| and inverse stay what
+    they are.
+    """
     flow, x, _ = case
     perturb(flow)
     order = torch.tensor([2, 0, 1])
@@ -252,11 +279,15 @@ def test_certificate_has_one_entry_a_sample(case):
     x, residual, iterations, converged = flow.solve_inverse(z)
     assert x.shape == z.shape
     assert residual.shape == iterations.shape == converged.shape == (3,)
-    assert converged.dtype == torch.bool and bool(converged.all()) and iterations.dtype == torch.long
+    assert (
+        converged.dtype == torch.bool and bool(converged.all()) and iterations.dtype == torch.long
+    )
 
 
 @pytest.mark.parametrize(
-    "case", marked([*(name for name in FLOWS if name not in ITERATIVE), "composed", "residual-4"]), indirect=True
+    "case",
+    marked([*(name for name in FLOWS if name not in ITERATIVE), "composed", "residual-4"]),
+    indirect=True,
 )
 def test_a_broken_sample_is_named_and_the_others_are_solved(case):
     flow, z, _ = case
@@ -289,12 +320,14 @@ def test_frozen_is_the_same_map_without_a_gradient(case):
         assert torch.equal(a, b)
 
 
-# ── of the rows of the table alone, as models have them ──────────────────────────────────────────────────────────────
+# ── of the rows of the table alone, as models have them ───────────────────────────────────────────
 
 
 @pytest.fixture(params=TABLE)
 def part(request):
-    """A flow of the table as it is built, codes and estimators and all, far from its start; its table and shape."""
+    """A flow of the table as it is built, codes and estimators and all, far from its start; its
+    table and shape.
+    """
     table, shape = TABLE[request.param]
     torch.manual_seed(3)
     return perturb(build(table, "flow", shape)), table, shape
@@ -302,15 +335,20 @@ def part(request):
 
 def test_saved_and_loaded_it_computes_the_same_bits(part, tmp_path):
     flow, table, shape = part
-    model = indm.build_model({"flow": table, "sde": {"name": "vp"}, "net": {"name": "zero"}}, shape).eval()
+    model = indm.build_model(
+        {"flow": table, "sde": {"name": "vp"}, "net": {"name": "zero"}}, shape
+    ).eval()
     model.flow.load_state_dict(flow.state_dict())
     model.save(tmp_path)
     again, x = indm.INDM.load(tmp_path), torch.randn(3, *shape)
     assert again.description() == model.description()
     state, saved = model.state_dict(), again.state_dict()
-    assert state.keys() == saved.keys() and all(torch.equal(state[name], saved[name]) for name in state)
+    assert state.keys() == saved.keys() and all(
+        torch.equal(state[name], saved[name]) for name in state
+    )
     with torch.no_grad():
         for one, other in zip(
-            *(m.flow(x, generator=torch.Generator().manual_seed(0)) for m in (model, again)), strict=True
+            *(m.flow(x, generator=torch.Generator().manual_seed(0)) for m in (model, again)),
+            strict=True,
         ):
             assert torch.equal(one, other)

@@ -13,11 +13,15 @@ from indm.sde.linear import VPSDE
 from indm.tables.networks import MixtureMLP
 
 NETS = constructions("net")
-trainable = [name for name, case in NETS.items() if list(build(*case[:1], "net", case[1]).parameters())]
+trainable = [
+    name for name, case in NETS.items() if list(build(*case[:1], "net", case[1]).parameters())
+]
 
 
 def moved(module, scale=0.1):
-    """``module`` with noise on every parameter, so that nothing is hidden behind a layer that starts at zero."""
+    """``module`` with noise on every parameter, so that nothing is hidden behind a layer that
+    starts at zero.
+    """
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(scale * torch.randn_like(parameter))
@@ -58,7 +62,8 @@ def test_starts_at_zero_so_that_the_score_is_that_of_standard_normal_latents(nam
     table, shape = NETS[name]
     z = torch.randn(3, *shape)
     output = evaluated(make(table, shape).eval(), z)
-    assert output.shape == z.shape and bool((output.abs() < 1e-3).all())  # 0, but for rounding where it is converted
+    # 0, but for rounding where it is converted
+    assert output.shape == z.shape and bool((output.abs() < 1e-3).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -109,7 +114,11 @@ def test_every_parameter_gets_a_gradient_and_moves(net):
 def test_saved_and_loaded_it_computes_the_same_bits(name, tmp_path):
     """From its description: the constructor's arguments are attributes."""
     table, shape = NETS[name]
-    model = moved(indm.build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": table}, shape))
+    model = moved(
+        indm.build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": table}, shape)
+    )
     model.save(tmp_path)
     z = torch.randn(3, *shape)
-    assert torch.equal(evaluated(model.score.backbone, z), evaluated(INDM.load(tmp_path).score.backbone, z))
+    assert torch.equal(
+        evaluated(model.score.backbone, z), evaluated(INDM.load(tmp_path).score.backbone, z)
+    )

@@ -1,4 +1,6 @@
-"""What every objective of the table of parts must do, on the model that it builds from a small recipe."""
+"""What every objective of the table of parts must do, on the model that it builds from a small
+recipe.
+"""
 
 import math
 from pathlib import Path
@@ -22,7 +24,11 @@ def made(name):
     torch.manual_seed(0)
     objective = objective_of(names.find("objective", name))
     net = {"name": "mlp", "width": 16, "depth": 1} if objective.trains_score else {"name": "zero"}
-    recipe = {"flow": {"name": "coupling", "depth": 2, "width": 8}, "sde": {"name": "vp", "beta_max": 3.0}, "net": net}
+    recipe = {
+        "flow": {"name": "coupling", "depth": 2, "width": 8},
+        "sde": {"name": "vp", "beta_max": 3.0},
+        "net": net,
+    }
     recipe |= OPTIONS["objective"].get(name, {})
     return perturb(build_model(recipe, SHAPE), 0.1).double()
 
@@ -33,19 +39,31 @@ def case(request):
 
 
 def truncations():
-    """(name, ε) of every objective without a truncation, and of those that say they take one, with two."""
-    truncating = [name for name in BUILT_IN["objective"] if objective_of(names.find("objective", name)).truncates]
+    """(name, ε) of every objective without a truncation, and of those that say they take one, with
+    two.
+    """
+    truncating = [
+        name
+        for name in BUILT_IN["objective"]
+        if objective_of(names.find("objective", name)).truncates
+    ]
     assert truncating
-    return [(name, None) for name in BUILT_IN["objective"]] + [(name, eps) for name in truncating for eps in (0.1, 0.9)]
+    return [(name, None) for name in BUILT_IN["objective"]] + [
+        (name, eps) for name in truncating for eps in (0.1, 0.9)
+    ]
 
 
 def value(objective, model, x, **step_arguments):
     known = {"eps": None, "progress": 1.0} | step_arguments
-    return objective(model, x, **{name: given for name, given in known.items() if objective.takes(name)})
+    return objective(
+        model, x, **{name: given for name, given in known.items() if objective.takes(name)}
+    )
 
 
 def draw(n, seed=1):
-    return torch.randn(n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        n, *SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def test_gives_a_loss_and_means_that_are_only_to_be_logged(case):
@@ -88,11 +106,13 @@ def test_is_a_mean_over_the_rows(case):
 @torch.no_grad()
 @pytest.mark.parametrize("case, eps", truncations(), indirect=["case"])
 def test_the_bound_that_it_logs_is_the_one_that_validation_draws(case, monkeypatch, eps):
-    """``nelbo`` is the mean over the batch of the model's bound, whatever weighting the objective trains with; at a
-    truncation, that of the SDE truncated there."""
+    """``nelbo`` is the mean over the batch of the model's bound, whatever weighting the objective
+    trains with; at a truncation, that of the SDE truncated there.
+    """
     objective, model = case
     x, normal = draw(4000), torch.randn
-    monkeypatch.setattr(torch, "randn", lambda *shape, **options: normal(*shape, **options).sign())  # less variance
+    # less variance
+    monkeypatch.setattr(torch, "randn", lambda *shape, **options: normal(*shape, **options).sign())
     logged = torch.stack([value(objective, model, x, eps=eps)[1]["nelbo"] for _ in range(12)])
     model = model.truncated(eps)
     bound = torch.stack([nelbo(model, x, times=4).total.mean() for _ in range(12)])

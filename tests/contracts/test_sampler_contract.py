@@ -1,6 +1,8 @@
-"""What every sampler of the table of parts must do: laws, orders, counts, and independence of the rows of a batch.
+"""What every sampler of the table of parts must do: laws, orders, counts, and independence of the
+rows of a batch.
 
-A new row is tested by what it says of itself: its order, whether it draws noise, whether it chooses its own steps.
+A new row is tested by what it says of itself: its order, whether it draws noise, whether it chooses
+its own steps.
 """
 
 import math
@@ -48,10 +50,11 @@ def name(request):
     return request.param
 
 
-# ── the law and the order ────────────────────────────────────────────────────────────────────────────────────────────
+# ── the law and the order ─────────────────────────────────────────────────────────────────────────
 
-# Steps, and the tolerance on the mean (in standard deviations) and on the covariance (relative) beyond 4.5 standard
-# errors of 10,000 samples: the bias of the step, and for pc that of Langevin (snr² of the variance, by its direction).
+# Steps, and the tolerance on the mean (in standard deviations) and on the covariance (relative)
+# beyond 4.5 standard errors of 10,000 samples: the bias of the step, and for pc that of Langevin
+# (snr² of the variance, by its direction).
 BUDGETS = {
     "ode": (1, 0.005, 0.01),
     "euler-maruyama": (400, 0.01, 0.03),
@@ -79,7 +82,9 @@ def test_every_sampler_reaches_mean_and_covariance(name, sampler):
 
 
 class MovingPrediction(torch.nn.Module):
-    """The score whose E[z_0|z_t] is p(λ) = e^{−(λ − 1)²}, λ = ½ log SNR, whatever z_t is: it rests at T and at ε."""
+    """The score whose E[z_0|z_t] is p(λ) = e^{−(λ − 1)²}, λ = ½ log SNR, whatever z_t is: it rests
+    at T and at ε.
+    """
 
     is_smooth = True
 
@@ -94,14 +99,21 @@ class MovingPrediction(torch.nn.Module):
     def at_eps(self, z):
         """z_ε/σ_ε = z_T/σ_T + ∫ e^λ p(λ) dλ, by the error function."""
         eps, T = (self.sde.eps, self.sde.T)
-        (low, high), sigma = (0.5 * self.sde.log_snr(double(T, eps))).tolist(), self.sde.sigma(double(T, eps))
-        area = 0.5 * math.sqrt(math.pi) * math.exp(1.25) * (math.erf(high - 1.5) - math.erf(low - 1.5))
+        (low, high), sigma = (
+            (0.5 * self.sde.log_snr(double(T, eps))).tolist(),
+            self.sde.sigma(double(T, eps)),
+        )
+        area = (
+            0.5 * math.sqrt(math.pi) * math.exp(1.25) * (math.erf(high - 1.5) - math.erf(low - 1.5))
+        )
         return sigma[1] * (z / sigma[0] + area)
 
 
 @pytest.mark.parametrize("sampler", FIXED_STEPS)
 def test_order_on_a_prediction_that_moves_in_the_middle(name, sampler):
-    """No start and no end blurs the order here: each point more in a multistep formula is one order more."""
+    """No start and no end blurs the order here: each point more in a multistep formula is one order
+    more.
+    """
     sde, scheme, steps = SDES[name](eps=1e-3), make_sampler(sampler), np.array([90, 126, 180])
     score, z = MovingPrediction(sde), double([0.3], [-1.2])
     exact = score.at_eps(z)
@@ -111,13 +123,27 @@ def test_order_on_a_prediction_that_moves_in_the_middle(name, sampler):
 
 @pytest.mark.parametrize("sampler", samplers(lambda sampler: sampler.stochastic))
 def test_weak_order_of_stochastic_samplers(sampler, monkeypatch):
-    """For a Gaussian score a step is affine in z and in its noise: row 0 has neither, row 1 has the start alone, and
-    each other row one noise alone, so that one batch holds the exact moments of the scheme."""
-    score, errors, steps = GaussianScore(VPSDE(), double(0.4), double(0.3)), [], np.array([50, 100, 200])
-    scheme = make_sampler(sampler, **{"snr": 1e-9} if sampler == "pc" else {})  # no corrector to speak of
+    """For a Gaussian score a step is affine in z and in its noise: row 0 has neither, row 1 has the
+    start alone, and each other row one noise alone, so that one batch holds the exact moments of
+    the scheme.
+    """
+    score, errors, steps = (
+        GaussianScore(VPSDE(), double(0.4), double(0.3)),
+        [],
+        np.array([50, 100, 200]),
+    )
+    # no corrector to speak of
+    scheme = make_sampler(sampler, **{"snr": 1e-9} if sampler == "pc" else {})
     for count in steps:
-        drawn = iter(torch.eye(2 + scheme.evaluations_per_step * int(count), dtype=torch.float64)[2:, :, None])
-        monkeypatch.setattr("indm.sampling.stochastic.randn_like", lambda z, generator=None, source=drawn: next(source))
+        drawn = iter(
+            torch.eye(2 + scheme.evaluations_per_step * int(count), dtype=torch.float64)[
+                2:, :, None
+            ]
+        )
+        monkeypatch.setattr(
+            "indm.sampling.stochastic.randn_like",
+            lambda z, generator=None, source=drawn: next(source),
+        )
         z = torch.eye(2 + scheme.evaluations_per_step * int(count), dtype=torch.float64)[1][:, None]
         z, _ = scheme.solve(score, z, steps=int(count))
         mean, variance = score.law(double(score.sde.eps), torch.zeros(1, 1, dtype=torch.float64))
@@ -126,7 +152,7 @@ def test_weak_order_of_stochastic_samplers(sampler, monkeypatch):
     assert slope(steps, errors) == pytest.approx(scheme.order, abs=0.15) and errors[-1] < 0.05
 
 
-# ── one batch ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── one batch ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -146,7 +172,9 @@ def test_no_entry_and_no_row_depends_on_the_others(name, sampler_name, monkeypat
 
     def solved(rows):
         drawn = iter(noise[:, rows])
-        monkeypatch.setattr("indm.sampling.stochastic.randn_like", lambda z, generator=None: next(drawn))
+        monkeypatch.setattr(
+            "indm.sampling.stochastic.randn_like", lambda z, generator=None: next(drawn)
+        )
         return scheme.solve(score, z[rows], steps=6)[0]
 
     whole = solved(slice(None))
@@ -174,7 +202,9 @@ def test_evaluations_are_counted(sampler):
     assert scheme.adaptive or nfe == 7 * scheme.evaluations_per_step
 
 
-@pytest.mark.parametrize("sampler", samplers(lambda sampler: type(sampler).step is not Sampler.step))
+@pytest.mark.parametrize(
+    "sampler", samplers(lambda sampler: type(sampler).step is not Sampler.step)
+)
 def test_one_step_is_what_is_looped_over(sampler):
     """Heun's loop keeps z/α, its step takes z: the same up to rounding."""
     score, scheme = gaussian("vp"), make_sampler(sampler)
@@ -188,18 +218,29 @@ def test_one_step_is_what_is_looped_over(sampler):
 @pytest.mark.parametrize("own", [0.3, 1e-5])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_last_denoising_is_the_posterior_mean_at_eps(name, sampler, own):
-    """By conjugacy, not by Tweedie's formula, at an ε where it shows: the SDE's own, or a raised one."""
+    """By conjugacy, not by Tweedie's formula, at an ε where it shows: the SDE's own, or a raised
+    one.
+    """
     score = gaussian(name, eps=own)
     model = INDM(Identity(), score, shape=(2,))
     rough, smooth = (
-        sample(model, 40, sampler=loose(sampler), steps=6, eps=0.3, last_denoising=on, generator=seeded(0))
+        sample(
+            model,
+            40,
+            sampler=loose(sampler),
+            steps=6,
+            eps=0.3,
+            last_denoising=on,
+            generator=seeded(0),
+        )
         for on in (False, True)
     )
     assert score.sde.eps == own
     t = double(0.3)
     alpha, sigma = score.sde.alpha(t), score.sde.sigma(t)
     precision = 1 / score.variance + alpha**2 / sigma**2
-    expected = (score.mean / score.variance + alpha**2 * rough.double() / sigma**2) / precision  # rough is z_ε/α
+    # rough is z_ε/α
+    expected = (score.mean / score.variance + alpha**2 * rough.double() / sigma**2) / precision
     torch.testing.assert_close(smooth.double(), expected, rtol=1e-4, atol=1e-4)
 
 
@@ -209,7 +250,9 @@ def test_same_seed_same_samples(sampler):
     draws = []
     for seed in (1, 1, 2):
         torch.manual_seed(len(draws))
-        draws.append(sample(model, 6, sampler=loose(sampler), steps=5, batch_size=4, generator=seeded(seed)))
+        draws.append(
+            sample(model, 6, sampler=loose(sampler), steps=5, batch_size=4, generator=seeded(seed))
+        )
     assert torch.equal(draws[0], draws[1]) and not torch.equal(draws[0], draws[2])
 
 

@@ -44,7 +44,9 @@ def test_kernel_solves_the_moment_equations(sde):
     log_alpha = sde.log_alpha(t)
     moved = slope(log_alpha, t) if log_alpha.requires_grad else torch.zeros_like(f)
     torch.testing.assert_close(moved, f, rtol=1e-7, atol=1e-8)
-    torch.testing.assert_close(slope(sde.sigma(t) ** 2, t), 2 * f * sigma**2 + g**2, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(
+        slope(sde.sigma(t) ** 2, t), 2 * f * sigma**2 + g**2, rtol=1e-6, atol=1e-7
+    )
     torch.testing.assert_close(sde.alpha(t), log_alpha.exp())
 
 
@@ -70,8 +72,12 @@ def test_clock(sde):
     """``time`` inverts the log-SNR, which falls at the rate g²/σ²."""
     t = times(sde).requires_grad_()
     torch.testing.assert_close(sde.time(sde.log_snr(t)), t, rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(sde.log_snr(t), 2 * (sde.log_alpha(t) - sde.sigma(t).log()), rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(slope(-sde.log_snr(t), t), (sde.diffusion(t) / sde.sigma(t)) ** 2, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        sde.log_snr(t), 2 * (sde.log_alpha(t) - sde.sigma(t).log()), rtol=1e-9, atol=1e-9
+    )
+    torch.testing.assert_close(
+        slope(-sde.log_snr(t), t), (sde.diffusion(t) / sde.sigma(t)) ** 2, rtol=1e-6, atol=0
+    )
     ends = (-sde.log_snr(torch.tensor([sde.eps, sde.T], dtype=torch.float64))).tolist()
     assert sde.clock_span() == pytest.approx(ends, rel=1e-12) and ends[0] < ends[1]
     assert sde.log_snr_range() == pytest.approx(ends[1] - ends[0], rel=1e-12)
@@ -79,13 +85,18 @@ def test_clock(sde):
 
 def test_transitions_form_a_semigroup_that_carries_the_marginals(sde):
     t, u, s = times(sde).split(8)
-    (a, first), (b, second), (whole, std) = (sde.transition(*pair) for pair in ((t, u), (u, s), (t, s)))
+    (a, first), (b, second), (whole, std) = (
+        sde.transition(*pair) for pair in ((t, u), (u, s), (t, s))
+    )
     torch.testing.assert_close(a * b, whole, rtol=1e-12, atol=0)
     torch.testing.assert_close((b * first) ** 2 + second**2, std**2, rtol=1e-8, atol=0)
     torch.testing.assert_close(whole * sde.alpha(t), sde.alpha(s), rtol=1e-12, atol=0)
-    torch.testing.assert_close((whole * sde.sigma(t)) ** 2 + std**2, sde.sigma(s) ** 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        (whole * sde.sigma(t)) ** 2 + std**2, sde.sigma(s) ** 2, rtol=1e-12, atol=0
+    )
     ratio, std = sde.transition(t.float(), t.float())
-    assert bool((ratio == 1).all()) and bool((std == 0).all())  # not the root of a rounding error below 0
+    # not the root of a rounding error below 0
+    assert bool((ratio == 1).all()) and bool((std == 0).all())
 
 
 def test_perturb_and_the_transition_from_eps_have_one_law(sde):
@@ -123,8 +134,12 @@ def test_prior_is_the_normal_law_that_it_says(sde, shape):
         sde.prior_mean = centre
         law = torch.distributions.Normal(centre.expand(shape), float(sde.prior_std))
         torch.testing.assert_close(sde.prior_log_prob(z), law.log_prob(z).flatten(1).sum(1))
-        draws = sde.prior_sample((2000, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        assert stats.kstest(((draws - centre) / sde.prior_std).flatten().numpy(), "norm").pvalue > 1e-4
+        draws = sde.prior_sample(
+            (2000, *shape), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        assert (
+            stats.kstest(((draws - centre) / sde.prior_std).flatten().numpy(), "norm").pvalue > 1e-4
+        )
 
 
 @pytest.mark.parametrize("importance", [False, True])
@@ -132,7 +147,10 @@ def test_prior_is_the_normal_law_that_it_says(sde, shape):
 @pytest.mark.parametrize("n", [1, 64])
 def test_times_are_drawn_one_in_each_stratum_of_their_law(sde, importance, eps, n):
     generator = torch.Generator().manual_seed(0)
-    draws = [sde.sample_time(n, importance=importance, eps=eps, generator=generator) for _ in range(150 // n + 4)]
+    draws = [
+        sde.sample_time(n, importance=importance, eps=eps, generator=generator)
+        for _ in range(150 // n + 4)
+    ]
     start = sde.eps if eps is None else eps
     for t, weight in draws:
         assert t.shape == weight.shape == (n,)
@@ -140,11 +158,17 @@ def test_times_are_drawn_one_in_each_stratum_of_their_law(sde, importance, eps, 
         low, high = sde.log_snr(torch.tensor([start, sde.T], dtype=torch.float64))
         u = (low - sde.log_snr(t)) / (low - high) if importance else (t - start) / (sde.T - start)
         assert bool(((u.sort().values * n - torch.arange(n) - 0.5).abs() < 0.5 + 2e-3 * n).all())
-        density = -_rate(sde, t) / (high - low) if importance else torch.full_like(t, 1 / (sde.T - start))
+        density = (
+            -_rate(sde, t) / (high - low) if importance else torch.full_like(t, 1 / (sde.T - start))
+        )
         torch.testing.assert_close(weight.double() * density, torch.ones_like(t), rtol=1e-3, atol=0)
     if n == 1:
         positions = torch.cat([t for t, _ in draws]).double()
-        u = (low - sde.log_snr(positions)) / (low - high) if importance else (positions - start) / (sde.T - start)
+        u = (
+            (low - sde.log_snr(positions)) / (low - high)
+            if importance
+            else (positions - start) / (sde.T - start)
+        )
         assert stats.kstest(u.numpy(), "uniform").pvalue > 1e-3
 
 
@@ -156,7 +180,9 @@ def _rate(sde, t):
 
 def test_a_truncated_one_is_a_copy(sde):
     before, raised = sde.eps, truncated(sde, 0.2)
-    assert raised.eps == 0.2 and raised.endpoints(torch.zeros(2, 3))[0].tolist() == pytest.approx([0.2] * 2)
+    assert raised.eps == 0.2 and raised.endpoints(torch.zeros(2, 3))[0].tolist() == pytest.approx(
+        [0.2] * 2
+    )
     for importance in (True, False):
         assert raised.sample_time(64, importance=importance)[0].min() > 0.2 - 1e-6
     assert sde.eps == before
@@ -168,7 +194,9 @@ def test_a_truncated_one_is_a_copy(sde):
 @pytest.mark.parametrize("name", TABLE)
 def test_saved_and_loaded_it_has_the_same_bits(name, tmp_path):
     table, shape = TABLE[name]
-    model = indm.build_model({"flow": {"name": "identity"}, "sde": table, "net": {"name": "zero"}}, shape)
+    model = indm.build_model(
+        {"flow": {"name": "identity"}, "sde": table, "net": {"name": "zero"}}, shape
+    )
     model.sde.prior_mean = torch.randn(shape)
     model.save(tmp_path)
     again, t = indm.INDM.load(tmp_path).sde, torch.linspace(0.01, 1.0, 9)
@@ -186,5 +214,7 @@ def test_its_own_check_finds_a_wrong_log_snr():
 
 def test_an_sde_with_a_coefficient_for_each_entry_is_refused(sde):
     sde.diffusion = lambda t, right=sde.diffusion: right(t)[:, None].expand(-1, 3)
-    with pytest.raises(ValueError, match=r"one number for each time, \(24,\), got \(3,\) for each by diffusion"):
+    with pytest.raises(
+        ValueError, match=r"one number for each time, \(24,\), got \(3,\) for each by diffusion"
+    ):
         check_sde(sde)

@@ -12,9 +12,11 @@ from torch.distributions import Independent, MultivariateNormal, Normal
 
 import indm
 
-A = torch.tensor([[0.5, 0.8, 0.0], [-0.4, 0.2, 0.3], [0.1, 0.0, -0.9]])  # dx/dt = A x, t from 0 to 1
+# dx/dt = A x, t from 0 to 1
+A = torch.tensor([[0.5, 0.8, 0.0], [-0.4, 0.2, 0.3], [0.1, 0.0, -0.9]])
 MATRIX = torch.matrix_exp(A)
-MOVED = MultivariateNormal(torch.zeros(3), MATRIX @ MATRIX.T)  # the law of x(1) where x(0) is N(0, I)
+# the law of x(1) where x(0) is N(0, I)
+MOVED = MultivariateNormal(torch.zeros(3), MATRIX @ MATRIX.T)
 
 
 def draw(n):
@@ -26,7 +28,9 @@ TRACE = A.diagonal().sum()
 
 def of_a_flow(x, trace=TRACE, sign=1.0):
     """log p of x(1), by the base and the integral of the divergence."""
-    base = -0.5 * torch.linalg.solve(MATRIX.to(x), x.T).square().sum(0) - 1.5 * math.log(2 * math.pi)
+    base = -0.5 * torch.linalg.solve(MATRIX.to(x), x.T).square().sum(0) - 1.5 * math.log(
+        2 * math.pi
+    )
     return base - sign * trace.to(x)
 
 
@@ -69,8 +73,11 @@ def test_a_planted_fault_is_found(fault):
 
 def test_faults_of_mass_are_found_from_data_alone():
     for fault in ("a sum over probes that is not divided", "a log-determinant of the wrong sign"):
-        assert {"total mass", "total mass by quadrature"} == failed(indm.audit(FAULTS[fault], x=draw(2000)))
-    assert {"total mass"} == failed(indm.audit(FAULTS["an inverse density"], x=draw(2000)))  # cut: its mass is infinite
+        assert {"total mass", "total mass by quadrature"} == failed(
+            indm.audit(FAULTS[fault], x=draw(2000))
+        )
+    # cut: its mass is infinite
+    assert {"total mass"} == failed(indm.audit(FAULTS["an inverse density"], x=draw(2000)))
     assert not indm.audit(FAULTS["another column"], x=draw(2000)).wrong  # a density, of other data
 
 
@@ -95,7 +102,10 @@ def test_a_density_by_numpy_passes():
 
 
 def test_a_narrower_sampler_is_found():
-    assert failed(indm.audit(of_a_flow, lambda n: 0.8 * draw(n))) <= {"draws follow log p", "draws, by a classifier"}
+    assert failed(indm.audit(of_a_flow, lambda n: 0.8 * draw(n))) <= {
+        "draws follow log p",
+        "draws, by a classifier",
+    }
     assert indm.audit(of_a_flow, lambda n: 0.8 * draw(n)).wrong
 
 
@@ -107,13 +117,19 @@ def test_a_density_above_the_entropy_is_found():
 
 
 def test_a_missing_jacobian_is_found():
-    right = indm.audit(of_a_flow, draw, rescaled=lambda k: lambda x: of_a_flow(x / k) - 3 * math.log(k))
+    right = indm.audit(
+        of_a_flow, draw, rescaled=lambda k: lambda x: of_a_flow(x / k) - 3 * math.log(k)
+    )
     assert not right.wrong
-    assert failed(indm.audit(of_a_flow, draw, rescaled=lambda k: lambda x: of_a_flow(x / k))) == {"change of units"}
+    assert failed(indm.audit(of_a_flow, draw, rescaled=lambda k: lambda x: of_a_flow(x / k))) == {
+        "change of units"
+    }
 
 
 def test_noise_of_a_call_is_found():
-    assert "same call" in failed(indm.audit(lambda x: of_a_flow(x) + 0.1 * torch.randn(len(x)), draw))
+    assert "same call" in failed(
+        indm.audit(lambda x: of_a_flow(x) + 0.1 * torch.randn(len(x)), draw)
+    )
 
 
 def test_dependence_on_other_rows_is_found():
@@ -124,13 +140,17 @@ def test_dependence_on_other_rows_is_found():
 
 
 def test_a_float_of_few_digits_is_found():
-    assert failed(indm.audit(lambda x: of_a_flow(x.bfloat16().to(x) if x.dtype == torch.float64 else x), draw)) == {
-        "other float"
-    }
+    assert failed(
+        indm.audit(lambda x: of_a_flow(x.bfloat16().to(x) if x.dtype == torch.float64 else x), draw)
+    ) == {"other float"}
 
 
 @pytest.mark.parametrize(
-    "log_prob", [lambda x: of_a_flow(x.detach()), lambda x: of_a_flow(torch.cat([x[:, :1].detach(), x[:, 1:]], 1))]
+    "log_prob",
+    [
+        lambda x: of_a_flow(x.detach()),
+        lambda x: of_a_flow(torch.cat([x[:, :1].detach(), x[:, 1:]], 1)),
+    ],
 )
 def test_a_missing_gradient_is_found(log_prob):
     assert failed(indm.audit(log_prob, draw)) == {"gradient in x"}
@@ -160,16 +180,28 @@ def test_our_own_density_passes():
     [
         (lambda: indm.audit(of_a_flow), "sample, law or x must be given"),
         (lambda: indm.audit(of_a_flow, draw, draws=10), "draws must be at least 64, got 10"),
-        (lambda: indm.audit(of_a_flow, x=torch.zeros(3, 3)), "x must be at least 64 rows, got '3 rows'"),
+        (
+            lambda: indm.audit(of_a_flow, x=torch.zeros(3, 3)),
+            "x must be at least 64 rows, got '3 rows'",
+        ),
         (lambda: indm.audit(of_a_flow, draw, batch_size=0), "batch_size must"),
         (lambda: indm.audit(of_a_flow, draw, tolerance=math.nan), "tolerance must"),
         (lambda: indm.audit(of_a_flow, draw, tolerance=-1.0), "tolerance must"),
         (lambda: indm.audit(of_a_flow, lambda n: torch.zeros(n, 3)), r"sample\(n\) must vary"),
-        (lambda: indm.audit(of_a_flow, lambda n: draw(n) * torch.tensor([1, 0, 1])), r"sample\(n\) must vary.* 1 is 0"),
+        (
+            lambda: indm.audit(of_a_flow, lambda n: draw(n) * torch.tensor([1, 0, 1])),
+            r"sample\(n\) must vary.* 1 is 0",
+        ),
         (lambda: indm.audit(of_a_flow, lambda n: draw(n) / 0), r"sample\(n\) must be finite"),
-        (lambda: indm.audit(of_a_flow, lambda n: draw(n).long()), r"sample\(n\) must be of floating-point"),
+        (
+            lambda: indm.audit(of_a_flow, lambda n: draw(n).long()),
+            r"sample\(n\) must be of floating-point",
+        ),
         (lambda: indm.audit(of_a_flow, x=np.full((200, 3), np.nan)), "x must be finite"),
-        (lambda: indm.audit(lambda x: of_a_flow(x).sum(), draw), r"log_prob\(x\) must be of shape \(512,\)"),
+        (
+            lambda: indm.audit(lambda x: of_a_flow(x).sum(), draw),
+            r"log_prob\(x\) must be of shape \(512,\)",
+        ),
     ],
 )
 def test_bad_arguments(call, words):

@@ -42,9 +42,14 @@ def seeded(seed):
 
 
 def test_in_units_by_hand():
-    """Draws = image effect + noise: the standard error is of the images' means, the noise what repeats can show."""
+    """Draws = image effect + noise: the standard error is of the images' means, the noise what
+    repeats can show.
+    """
     n, repeats = 4000, 3
-    effect, noise = 2.0 * torch.randn(n, generator=seeded(0)), 0.5 * torch.randn(repeats, n, generator=seeded(1))
+    effect, noise = (
+        2.0 * torch.randn(n, generator=seeded(0)),
+        0.5 * torch.randn(repeats, n, generator=seeded(1)),
+    )
     numbers = in_units((7 + effect + noise).double(), dims=10)
     assert set(numbers) == NUMBERS
     assert numbers["nats"] == pytest.approx(7 + (effect + noise.mean(0)).mean().item(), rel=1e-6)
@@ -52,7 +57,9 @@ def test_in_units_by_hand():
     assert numbers["nats_standard_error"] == pytest.approx(total, rel=0.05)
     assert numbers["nats_estimator_noise"] == pytest.approx(0.5 / math.sqrt(repeats * n), rel=0.05)
     for key in ("nats", "nats_standard_error", "nats_estimator_noise"):
-        assert numbers[key.replace("nats", "bits_per_dim")] == pytest.approx(numbers[key] / (10 * math.log(2)))
+        assert numbers[key.replace("nats", "bits_per_dim")] == pytest.approx(
+            numbers[key] / (10 * math.log(2))
+        )
 
 
 def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
@@ -62,18 +69,37 @@ def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
     report, nats = found.report, found.nats
     terms = nelbo(model, x, times=64, ancestral=8, generator=seeded(1))
     row, noise = report.ancestral.with_reconstruction, terms.total.std().item() / 20
-    assert row["nats"] == pytest.approx(terms.total.mean().item(), abs=4 * row["nats_estimator_noise"] + noise / 4)
-    assert row["nats"] > report.nelbo.with_reconstruction["nats"] + 1 and nats["ancestral"].shape == (400,)
+    assert row["nats"] == pytest.approx(
+        terms.total.mean().item(), abs=4 * row["nats_estimator_noise"] + noise / 4
+    )
+    assert row["nats"] > report.nelbo.with_reconstruction["nats"] + 1 and nats[
+        "ancestral"
+    ].shape == (400,)
     lines = str(found).splitlines()
-    assert sum(line.startswith("NELBO of few steps, N = 8") for line in lines) == 2 and "ε = 1e-05" in lines
+    assert (
+        sum(line.startswith("NELBO of few steps, N = 8") for line in lines) == 2
+        and "ε = 1e-05" in lines
+    )
 
 
 @pytest.mark.parametrize("groups", [None, torch.arange(10).repeat(20)])
 def test_print_shows_each_number_with_its_error_and_how_many_examples_it_is_of(groups):
     model, raw, _ = grey_model(True)
-    found = evaluate(model, raw, [Bound(), NLL(examples=20, steps=32)], groups=groups, progress=False)
+    found = evaluate(
+        model, raw, [Bound(), NLL(examples=20, steps=32)], groups=groups, progress=False
+    )
     head, *lines = str(found).splitlines()
-    assert head.split() == ["examples", "bits/dim", "±", "standard", "error", "estimator", "noise", "solver", "error"]
+    assert head.split() == [
+        "examples",
+        "bits/dim",
+        "±",
+        "standard",
+        "error",
+        "estimator",
+        "noise",
+        "solver",
+        "error",
+    ]
     for name, kind, n in (("NELBO", "nelbo", 200), ("NLL (ODE)", "nll", 20)):
         (row,) = (line for line in lines if re.match(rf"{re.escape(name)} +\d", line))
         mean, error = found.mean(kind)
@@ -95,10 +121,13 @@ def test_a_tolerance_out_of_reach_is_said_once():
 
 
 def test_the_bar_moves_as_the_network_is_called():
-    """Also within a single job; it never passes the end of the job, and is there when the job is done."""
+    """Also within a single job; it never passes the end of the job, and is there when the job is
+    done.
+    """
     network, places = torch.nn.Identity(), []
     with tqdm(total=10.0, disable=True) as bar:
-        bar.update = lambda amount: setattr(bar, "n", bar.n + amount)  # as a bar that is shown counts
+        # as a bar that is shown counts
+        bar.update = lambda amount: setattr(bar, "n", bar.n + amount)
         with moving(bar, network, 10.0, CALLS):
             for _ in range(3 * CALLS):
                 network(torch.zeros(1))
@@ -111,8 +140,13 @@ def test_the_bar_moves_as_the_network_is_called():
 
 @pytest.mark.parametrize("grouped", [False, True])
 def test_a_difference_of_evaluations_is_paired_over_examples_or_groups(tmp_path, grouped):
-    """Saved, read again and subtracted, against the formula by hand; pairing takes away most of the spread."""
-    x, groups = 2 * torch.randn(60, 2, generator=seeded(0)), torch.arange(60) // 3 if grouped else None
+    """Saved, read again and subtracted, against the formula by hand; pairing takes away most of the
+    spread.
+    """
+    x, groups = (
+        2 * torch.randn(60, 2, generator=seeded(0)),
+        torch.arange(60) // 3 if grouped else None,
+    )
     models = [INDM(Identity(), gaussian("vp"), Scaling(0.0, scale), (2,)) for scale in (1.0, 1.1)]
     for name, model in zip("ab", models, strict=True):
         found = evaluate(model, x, [Bound(), NLL(each=True)], groups=groups, progress=False)
@@ -138,9 +172,15 @@ def test_the_fields_of_a_report_do_not_depend_on_the_measures(tmp_path):
     for measures in ([Bound()], [NLL(steps=8)], [Bound(), NLL(steps=8), SamplerBound(steps=4)]):
         evaluate(model, x, measures, progress=False).save(tmp_path)
         content = json.loads((tmp_path / "evaluation.json").read_text())
-        keys += [set(content), *(set(content[kind]) for kind in ("nelbo", "nll", "ancestral") if content[kind])]
-        assert [kind for kind in ("nelbo", "nll", "iw", "ancestral") if content[kind]] == [m.kind for m in measures]
-    assert len({frozenset(found) for found in keys}) == 2  # the report's, and those of the numbers of a measure
+        keys += [
+            set(content),
+            *(set(content[kind]) for kind in ("nelbo", "nll", "ancestral") if content[kind]),
+        ]
+        assert [kind for kind in ("nelbo", "nll", "iw", "ancestral") if content[kind]] == [
+            m.kind for m in measures
+        ]
+    # the report's, and those of the numbers of a measure
+    assert len({frozenset(found) for found in keys}) == 2
 
 
 def test_a_difference_needs_the_same_examples_seed_and_unit():
@@ -153,7 +193,10 @@ def test_a_difference_needs_the_same_examples_seed_and_unit():
     first = found()
     for other, said in (
         (found(x=x + 1), "examples_sha256 of other must be '"),
-        (found(seed=1), "seed of other must be 0, as in the evaluation that it is taken from, got 1"),
+        (
+            found(seed=1),
+            "seed of other must be 0, as in the evaluation that it is taken from, got 1",
+        ),
         (found(of_levels, (x > 0).long()), "unit of other must be 'nats', .* got 'bits/dim'"),
         (found(examples=9), "examples of other, nelbo must be 20, as here, got 9"),
     ):
@@ -186,8 +229,13 @@ def interrupted_at(monkeypatch):
 
 @pytest.mark.parametrize("number, rows", [(2, None), (3, 40), (4, 40), (None, 100)])
 def test_ctrl_c_keeps_what_is_done(interrupted_at, number, rows):
-    """Batches of 40, two draws each: of the NLL the batches whose draws are all done, in few steps each."""
-    model, x = INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(100, 2, generator=seeded(0))
+    """Batches of 40, two draws each: of the NLL the batches whose draws are all done, in few steps
+    each.
+    """
+    model, x = (
+        INDM(Identity(), gaussian("vp"), shape=(2,)),
+        torch.randn(100, 2, generator=seeded(0)),
+    )
     options = {"batch_size": 40, "progress": False}
     whole = evaluate(model, x, [Bound(), NLL(steps=16)], **options)
     interrupted_at(number)
@@ -197,13 +245,17 @@ def test_ctrl_c_keeps_what_is_done(interrupted_at, number, rows):
     assert torch.equal(found.nats["nelbo"], whole.nats["nelbo"])
     if rows == 40:
         assert torch.equal(found.nats["nll"], whole.nats["nll"][:40])
-    assert ("nll" in found.nats) == (rows is not None) and found.report.interrupted > whole.report.interrupted
+    assert ("nll" in found.nats) == (
+        rows is not None
+    ) and found.report.interrupted > whole.report.interrupted
 
 
 def test_ctrl_c_before_anything_is_done_is_an_interruption(interrupted_at):
     interrupted_at(1)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(9, 2), [NLL()], progress=False)
+        evaluate(
+            INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(9, 2), [NLL()], progress=False
+        )
 
 
 def test_the_bar_moves_by_what_a_draw_costs(monkeypatch):
@@ -216,14 +268,18 @@ def test_the_bar_moves_by_what_a_draw_costs(monkeypatch):
             moved[self.desc.removesuffix(": ")] += n / self.total
 
     monkeypatch.setattr("indm.evaluation.evaluate.tqdm", Bar)
-    evaluate(INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(30, 2), [Bound(), NLL(each=True)])
+    evaluate(
+        INDM(Identity(), gaussian("vp"), shape=(2,)), torch.randn(30, 2), [Bound(), NLL(each=True)]
+    )
     assert sum(moved.values()) == pytest.approx(1)
     assert moved["NELBO"] < 0.05
 
 
 def test_evaluate_vectors():
-    """Raw vectors: mean 100, deviation 50 in one feature. The entropy is that of the raw data; NLL draws have next to
-    no noise of their own, so that its standard error is the spread of the data; the NELBO's draws have much."""
+    """Raw vectors: mean 100, deviation 50 in one feature. The entropy is that of the raw data; NLL
+    draws have next to no noise of their own, so that its standard error is the spread of the data;
+    the NELBO's draws have much.
+    """
     score = gaussian("vp")
     scale, shift = torch.tensor([50.0, 0.1]), torch.tensor([100.0, -3.0])
     model = INDM(Identity(), score, Scaling(shift, scale))
@@ -244,8 +300,12 @@ def test_evaluate_vectors():
             numbers = getattr(report.measured[kind], table)
             assert set(numbers) == NUMBERS and samples[key].shape == (n,)
             assert numbers["nats"] == pytest.approx(samples[key].mean().item(), rel=1e-9)
-            assert numbers["nats_standard_error"] == pytest.approx((samples[key].std() / math.sqrt(n)).item(), rel=1e-9)
-            assert numbers["bits_per_dim"] == pytest.approx(numbers["nats"] / (2 * math.log(2)), rel=1e-9)
+            assert numbers["nats_standard_error"] == pytest.approx(
+                (samples[key].std() / math.sqrt(n)).item(), rel=1e-9
+            )
+            assert numbers["bits_per_dim"] == pytest.approx(
+                numbers["nats"] / (2 * math.log(2)), rel=1e-9
+            )
 
     errors, said = samples["nll_solver_error"], report.nll.solver_error
     assert errors.shape == (400,) and said["nats"] == pytest.approx(errors.mean().item())
@@ -256,7 +316,9 @@ def test_evaluate_vectors():
     solved = report.nll.with_reconstruction
     assert (samples["nll"] - truth[:400]).mean().abs().item() < 2e-3
     assert solved["nats_estimator_noise"] < 1e-3 * solved["nats_standard_error"]
-    assert solved["nats_standard_error"] == pytest.approx((truth[:400].std() / math.sqrt(400)).item(), rel=0.01)
+    assert solved["nats_standard_error"] == pytest.approx(
+        (truth[:400].std() / math.sqrt(400)).item(), rel=0.01
+    )
     nelbo = report.nelbo.with_reconstruction
     difference = samples["nelbo"] - truth
     assert abs(difference.mean().item()) < 4 * difference.std().item() / math.sqrt(3000)
@@ -267,15 +329,29 @@ def test_evaluate_vectors():
 
 
 def grey_model(centered, levels=256):
-    """A Gaussian over the grey levels around the middle, the same density of raw data in both conventions."""
+    """A Gaussian over the grey levels around the middle, the same density of raw data in both
+    conventions.
+    """
     mean, std = torch.full((1, 4, 4), 0.55 * levels), torch.full((1, 4, 4), 0.08 * levels)
     scaling = Scaling.images(levels, centered)
-    score = GaussianScore(VPSDE(), (mean - scaling.shift) / scaling.scale, (std / scaling.scale) ** 2)
+    score = GaussianScore(
+        VPSDE(), (mean - scaling.shift) / scaling.scale, (std / scaling.scale) ** 2
+    )
     generator = seeded(7)
-    raw = (mean + std * torch.randn(200, 1, 4, 4, generator=generator)).floor().clamp(0, levels - 1).to(torch.uint8)
-    # −log ∫ over the cell is bounded by the mean of −log p over it: ((raw + ½ − m)² + 1/12)/2v, in raw units.
+    raw = (
+        (mean + std * torch.randn(200, 1, 4, 4, generator=generator))
+        .floor()
+        .clamp(0, levels - 1)
+        .to(torch.uint8)
+    )
+    # −log ∫ over the cell is bounded by the mean of −log p over it: ((raw + ½ − m)² + 1/12)/2v, in
+    # raw units.
     square = (raw.double() + 0.5 - mean.double()) ** 2 + 1 / 12
-    nats = (square / (2 * std.double() ** 2) + 0.5 * math.log(2 * math.pi) + std.double().log()).flatten(1).sum(1)
+    nats = (
+        (square / (2 * std.double() ** 2) + 0.5 * math.log(2 * math.pi) + std.double().log())
+        .flatten(1)
+        .sum(1)
+    )
     return INDM(Identity(), score, scaling), raw, nats
 
 
@@ -286,31 +362,49 @@ def test_evaluate_grey_levels(centered, levels):
     found = evaluate(model, raw, [Bound(), NLL(exact=True, steps=32)], repeats=4, progress=False)
     report, samples = found.report, found.nats
     m = f"{levels * 2.0**-22:.3g}"
-    assert report.dequantization == f"uniform on [{m}, 1 − {m}], {levels} grey levels, its density counted"
+    assert (
+        report.dequantization
+        == f"uniform on [{m}, 1 − {m}], {levels} grey levels, its density counted"
+    )
     difference = samples["nll"] - nats
-    assert abs(difference.mean().item()) < 4.5 * difference.std().item() / math.sqrt(200) + 16 * 1e-3
+    assert (
+        abs(difference.mean().item()) < 4.5 * difference.std().item() / math.sqrt(200) + 16 * 1e-3
+    )
     bits = report.nll.with_reconstruction["bits_per_dim"]
     assert bits == pytest.approx(nats.mean().item() / (16 * math.log(2)), abs=0.01)
-    if levels == 256:  # cells much narrower than the Gaussian: its differential entropy in grey levels
-        assert bits == pytest.approx(math.log2(0.08 * levels * math.sqrt(2 * math.pi * math.e)), abs=0.03)
+    # cells much narrower than the Gaussian: its differential entropy in grey levels
+    if levels == 256:
+        assert bits == pytest.approx(
+            math.log2(0.08 * levels * math.sqrt(2 * math.pi * math.e)), abs=0.03
+        )
     assert abs(report.nelbo.with_reconstruction["bits_per_dim"] - bits) < 0.5
     # Dequantization is drawn anew in every repeat: estimator noise that the NLL's report shows.
     noise = report.nll.with_reconstruction["nats_estimator_noise"]
-    per_pixel = (2 * (raw.double() + 0.5 - 0.55 * levels)) ** 2 / 12 / (4 * (0.08 * levels) ** 4)  # leading order
+    # leading order
+    per_pixel = (2 * (raw.double() + 0.5 - 0.55 * levels)) ** 2 / 12 / (4 * (0.08 * levels) ** 4)
     expected = math.sqrt(per_pixel.flatten(1).sum(1).mean().item() / (4 * 200))
     assert noise == pytest.approx(expected, rel=0.15)
 
 
-@pytest.mark.parametrize("name, eps, own", [("vp", 0.6, 0.6), ("ve", 0.3, 0.3), ("vp", 0.6, 1e-5), ("ve", 0.3, 0.1)])
+@pytest.mark.parametrize(
+    "name, eps, own", [("vp", 0.6, 0.6), ("ve", 0.3, 0.3), ("vp", 0.6, 1e-5), ("ve", 0.3, 0.1)]
+)
 def test_evaluate_names_the_numbers_without_reconstruction(name, eps, own):
-    """At an ε where it matters, the SDE's own or a raised one: the entropy of z_ε without the term, the data's and the
-    known gap with it."""
-    score = GaussianScore(SDES[name](eps=own), torch.tensor([0.2, -0.1]).double(), torch.tensor([0.05, 0.1]).double())
+    """At an ε where it matters, the SDE's own or a raised one: the entropy of z_ε without the term,
+    the data's and the known gap with it.
+    """
+    score = GaussianScore(
+        SDES[name](eps=own), torch.tensor([0.2, -0.1]).double(), torch.tensor([0.05, 0.1]).double()
+    )
     raw, n = score.sample(4000, seeded(0), dtype=torch.float32), 4000
     measures = [Bound(times=8), NLL()]
-    report = evaluate(INDM(Identity(), score), raw, measures, eps=eps, progress=False, batch_size=n).report
+    report = evaluate(
+        INDM(Identity(), score), raw, measures, eps=eps, progress=False, batch_size=n
+    ).report
     assert report.eps == report.nll.settings["eps"] == eps and score.sde.eps == own
-    variance = score.law(torch.tensor(eps, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64))[1]
+    variance = score.law(
+        torch.tensor(eps, dtype=torch.float64), torch.zeros(1, 2, dtype=torch.float64)
+    )[1]
     at_eps = 0.5 * (2 * math.pi * math.e * variance).log().sum().item()
     for kind in ("nelbo", "nll"):
         for table, expected in (
@@ -323,33 +417,53 @@ def test_evaluate_names_the_numbers_without_reconstruction(name, eps, own):
     assert abs(at_eps - score.entropy() - score.bound_gap(eps)) > 0.1
 
 
-@pytest.mark.parametrize("groups", [None, torch.arange(60).repeat(5), torch.zeros(300, dtype=torch.long)])
+@pytest.mark.parametrize(
+    "groups", [None, torch.arange(60).repeat(5), torch.zeros(300, dtype=torch.long)]
+)
 def test_evaluate_says_where_the_bound_lies(groups):
-    """Terms and levels sum to the NELBO. Errors are of means of groups, which have equal sizes here."""
+    """Terms and levels sum to the NELBO. Errors are of means of groups, which have equal sizes
+    here.
+    """
     model, raw, _ = grey_model(True)
     raw = raw.repeat(300 // len(raw) + 1, *[1] * (raw.ndim - 1))[:300]
     found = evaluate(model, raw, [Bound()], groups=groups, batch_size=128, progress=False)
     report, nats = found.report, found.nats
     assert Report.read(json.loads(json.dumps(asdict(report)))) == report
-    assert report.groups == (None if groups is None else len(groups.unique()))  # its fields do not depend on options
+    # its fields do not depend on options
+    assert report.groups == (None if groups is None else len(groups.unique()))
     assert report.network is report.codes is None and report.interrupted is False
     nelbo, levels = report.nelbo, nats["nelbo_by_noise_level"]
     by_level, terms = nelbo.by_noise_level, nelbo.terms
-    assert levels.shape == (300, 8) and set(terms) == {"score", "reconstruction", "prior", "flow", "constant", "log_q"}
+    assert levels.shape == (300, 8) and set(terms) == {
+        "score",
+        "reconstruction",
+        "prior",
+        "flow",
+        "constant",
+        "log_q",
+    }
     difference = nelbo.with_reconstruction["nats"] - nelbo.without_reconstruction["nats"]
     assert terms["reconstruction"]["nats"] == pytest.approx(difference, rel=1e-5)
     for unit in ("nats", "bits_per_dim"):
         assert sum(row[unit] for row in by_level) == pytest.approx(terms["score"][unit], rel=1e-9)
-        assert sum(v[unit] for v in terms.values()) == pytest.approx(nelbo.with_reconstruction[unit], rel=1e-6)
+        assert sum(v[unit] for v in terms.values()) == pytest.approx(
+            nelbo.with_reconstruction[unit], rel=1e-6
+        )
     for row, own in zip(by_level, levels.T, strict=True):
         assert row["nats"] == pytest.approx(own.mean().item())
-        means = own if groups is None else torch.stack([own[groups == group].mean() for group in groups.unique()])
+        means = (
+            own
+            if groups is None
+            else torch.stack([own[groups == group].mean() for group in groups.unique()])
+        )
         error = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
         assert row["nats_standard_error"] == (error and pytest.approx(error))
     ends = [noise for row in by_level for noise in row["noise"]]
     t = torch.tensor([model.sde.eps, 1.0]).double()
     assert [ends[0], ends[-1]] == pytest.approx((model.sde.sigma(t) / model.sde.alpha(t)).tolist())
-    assert ends[1:-1:2] == ends[2::2] and np.diff(np.log(ends))[::2] == pytest.approx(np.log(ends[-1] / ends[0]) / 8)
+    assert ends[1:-1:2] == ends[2::2] and np.diff(np.log(ends))[::2] == pytest.approx(
+        np.log(ends[-1] / ends[0]) / 8
+    )
     table, others = level_table(replace(report, unit="bits/dim"))
     assert len(table.splitlines()) == 9 and f"flow {terms['flow']['bits_per_dim']:.4f} ± " in others
 
@@ -357,7 +471,10 @@ def test_evaluate_says_where_the_bound_lies(groups):
 def test_evaluate_repeats_and_pairs():
     model, raw, _ = grey_model(True)
     measures = [Bound(), NLL(steps=8)]
-    runs = [evaluate(model, raw[:20], measures, seed=seed, batch_size=8, progress=False).nats for seed in (3, 3, 4)]
+    runs = [
+        evaluate(model, raw[:20], measures, seed=seed, batch_size=8, progress=False).nats
+        for seed in (3, 3, 4)
+    ]
     for key in runs[0]:
         assert torch.equal(runs[0][key], runs[1][key])
         assert not torch.equal(runs[0][key], runs[2][key])
@@ -389,7 +506,11 @@ def test_models_compared_at_one_seed_share_dequantization_times_and_noise():
 def test_evaluate_without_nll():
     model, raw, _ = grey_model(True)
     found = evaluate(model, raw, [Bound()], progress=False)
-    assert found.report.nll is None and "nll" not in found.nats and found.report.images == {"nelbo": len(raw)}
+    assert (
+        found.report.nll is None
+        and "nll" not in found.nats
+        and found.report.images == {"nelbo": len(raw)}
+    )
 
 
 def test_evaluate_checks_its_arguments():
@@ -401,7 +522,9 @@ def test_evaluate_checks_its_arguments():
     with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
         evaluate(model, raw, [NLL(probes=0)])
     for measures in (Bound(), [Bound], ["nll"]):  # as one may write them
-        with pytest.raises(ValueError, match=r"measures must be a list of measures, got .*; \[indm\.Bound\(\), "):
+        with pytest.raises(
+            ValueError, match=r"measures must be a list of measures, got .*; \[indm\.Bound\(\), "
+        ):
             evaluate(model, raw, measures)
     for error in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(ValueError, match=f"nll_error must be positive and finite, got {error}"):
@@ -413,34 +536,52 @@ def test_evaluate_checks_its_arguments():
 NUMBERS_OF_GROUPS = [0, 0, 1, 1, 2, 2]
 
 
-@pytest.mark.parametrize("groups", [NUMBERS_OF_GROUPS, *(np.array(NUMBERS_OF_GROUPS, kind) for kind in ("u2", "f4"))])
+@pytest.mark.parametrize(
+    "groups", [NUMBERS_OF_GROUPS, *(np.array(NUMBERS_OF_GROUPS, kind) for kind in ("u2", "f4"))]
+)
 def test_groups_are_a_list_or_an_array_too(groups):
     score = gaussian("vp", (3,))
     model, x = INDM(Identity(), score), score.sample(6, seeded(0)).float()
     asked = torch.tensor(NUMBERS_OF_GROUPS)
-    found, expected = (evaluate(model, x, [Bound()], groups=g, progress=False) for g in (groups, asked))
+    found, expected = (
+        evaluate(model, x, [Bound()], groups=g, progress=False) for g in (groups, asked)
+    )
     assert found.mean() == expected.mean() and found.report == expected.report
     assert found.report.groups == 3
 
 
 @pytest.mark.parametrize(
     "groups",
-    [torch.arange(7), torch.zeros(6, 1), np.zeros((6, 1)), 3, [0.0, math.nan] * 3, list("aabbcc"), [None] * 6],
+    [
+        torch.arange(7),
+        torch.zeros(6, 1),
+        np.zeros((6, 1)),
+        3,
+        [0.0, math.nan] * 3,
+        list("aabbcc"),
+        [None] * 6,
+    ],
     ids=["seven", "column", "column of an array", "a number", "NaN", "names", "None"],
 )
 def test_wrong_groups_are_named_before_anything_is_computed(groups, monkeypatch):
     monkeypatch.setattr(Bound, "estimate", lambda *_: pytest.fail("a bound was computed"))
     model = INDM(Identity(), gaussian("vp", (3,)))
     with pytest.raises(ValueError, match="groups must"):
-        evaluate(model, torch.randn(6, 3, generator=seeded(0)), [Bound()], groups=groups, progress=False)
+        evaluate(
+            model, torch.randn(6, 3, generator=seeded(0)), [Bound()], groups=groups, progress=False
+        )
 
 
 @pytest.mark.parametrize("examples", [1, 0, -1])
 def test_evaluate_needs_two_images_for_a_standard_error_of_the_nll(examples):
     model, raw, _ = grey_model(True)
-    with pytest.raises(ValueError, match=f"examples of NLL must be at least 2 for a standard error, got {examples}"):
+    with pytest.raises(
+        ValueError, match=f"examples of NLL must be at least 2 for a standard error, got {examples}"
+    ):
         evaluate(model, raw[:10], [Bound(), NLL(examples=examples)], progress=False)
-    with pytest.raises(ValueError, match=r"measures must be one or more, each kind once, got \['nll', 'nll'\]"):
+    with pytest.raises(
+        ValueError, match=r"measures must be one or more, each kind once, got \['nll', 'nll'\]"
+    ):
         evaluate(model, raw, [NLL(), NLL(each=True)])
 
 

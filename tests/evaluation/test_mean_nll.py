@@ -37,7 +37,9 @@ def evaluated(model, raw, **options):
     """The report, and the nats."""
     of_all = {name: options.pop(name) for name in ("seed", "groups") if name in options}
     measures = [indm.Bound(times=1), indm.NLL(exact=False, **{"nll_error": 1e-4} | options)]
-    found = indm.evaluate(model, raw, measures, repeats=REPEATS, batch_size=BATCH, progress=False, **of_all)
+    found = indm.evaluate(
+        model, raw, measures, repeats=REPEATS, batch_size=BATCH, progress=False, **of_all
+    )
     return found.report, found.nats
 
 
@@ -54,7 +56,10 @@ def mean(model, raw):
 def test_the_mean_is_that_of_fine_solves_of_all_examples(each, mean):
     fine, found = each[0].nll, mean[0].nll
     for row in ("with_reconstruction", "without_reconstruction"):
-        assert abs(getattr(found, row)["nats"] - getattr(fine, row)["nats"]) < 4 * found.added_error["nats"] + 1e-6
+        assert (
+            abs(getattr(found, row)["nats"] - getattr(fine, row)["nats"])
+            < 4 * found.added_error["nats"] + 1e-6
+        )
     error = found.with_reconstruction["nats_standard_error"]
     assert error == pytest.approx(fine.with_reconstruction["nats_standard_error"], rel=0.02)
     assert 0 < found.added_error["nats"] < 0.25 * error
@@ -80,7 +85,8 @@ def test_every_evaluation_is_counted(model, raw, monkeypatch):
         return forward(self, z, level)
 
     monkeypatch.setattr(type(model.score.backbone), "forward", counted)
-    monkeypatch.setattr("indm.likelihood.check_gradient", lambda score, z: 0.0)  # which is not a part of the solve
+    # which is not a part of the solve
+    monkeypatch.setattr("indm.likelihood.check_gradient", lambda score, z: 0.0)
     report, _ = evaluated(model, raw, each=False)
     assert sum(calls) == pytest.approx(
         report.nll.nfe * N * REPEATS + N * REPEATS * 3, rel=1e-6
@@ -95,7 +101,14 @@ def test_differences_are_of_the_same_draws(model, raw, each, mean):
     seeds = [SEED_STRIDE * (first + number) for number in range(first)]
     solver = {"eps": model.sde.eps, "exact": False, "nll_error": 1e-4}
     draws = RepeatableDraws(
-        model, raw, None, latent_reference(model, raw, batch_size=BATCH), BATCH, REPEATS, seeds, solver
+        model,
+        raw,
+        None,
+        latent_reference(model, raw, batch_size=BATCH),
+        BATCH,
+        REPEATS,
+        seeds,
+        solver,
     )
     everything = torch.arange(N * REPEATS)
     places = draws.numbers(everything).argsort(stable=True)
@@ -117,9 +130,12 @@ def table(n=1000, deviations=(1.0, 0.1, 0.02)):
     generator = torch.Generator().manual_seed(0)
     fine = 3 * torch.randn(n, generator=generator, dtype=torch.float64)
     rough = [
-        d * (0.3 + torch.randn(n, generator=generator, dtype=torch.float64)) for d in (*deviations, deviations[-1] / 9)
+        d * (0.3 + torch.randn(n, generator=generator, dtype=torch.float64))
+        for d in (*deviations, deviations[-1] / 9)
     ]
-    values = {steps: fine + off for steps, off in zip((12, 24, 48, 96), rough, strict=True)} | {None: fine}
+    values = {steps: fine + off for steps, off in zip((12, 24, 48, 96), rough, strict=True)} | {
+        None: fine
+    }
 
     def solve(estimates, steps):
         found = torch.stack([values[n][estimates] for n in steps])
@@ -148,10 +164,16 @@ def test_levels_between_are_chosen_where_they_are_cheaper():
     found = corrected(values[12], torch.ones(1000), 12, 25.0, 0.02, 0, solve)
     assert len(found.rungs) > 1 and found.correction.added_error < 0.03
     chosen, wanted = cheapest(
-        torch.stack([values[n][:32] for n in (12, 24, 48, 96, None)]), [48, 96, 192, 100], 1000, 0.02
+        torch.stack([values[n][:32] for n in (12, 24, 48, 96, None)]),
+        [48, 96, 192, 100],
+        1000,
+        0.02,
     )
     assert chosen and len(wanted) == len(chosen) + 1
-    assert cheapest(torch.stack([values[12][:32], values[12][:32]]), [100], 1000, 0.02) == ([], [PILOT])
+    assert cheapest(torch.stack([values[12][:32], values[12][:32]]), [100], 1000, 0.02) == (
+        [],
+        [PILOT],
+    )
 
 
 def test_a_correction_between_two_levels_costs_a_solve_at_each():
@@ -170,11 +192,15 @@ def test_estimates_with_an_unusual_error_are_solved_for_certain():
     stated[::100] = 3.0
     found = corrected(coarse, stated, 12, 25.0, 0.02, 0, solve)
     assert found.certain[0].tolist() == list(range(0, 1000, 100))
-    assert coarse.mean().item() + found.correction.value == pytest.approx(values[None].mean().item(), abs=0.01)
+    assert coarse.mean().item() + found.correction.value == pytest.approx(
+        values[None].mean().item(), abs=0.01
+    )
 
 
 def test_sizes_and_errors_are_those_of_the_share_that_is_usual():
-    """By hand: a twentieth is solved for certain, and the rest may add the error that is allowed over all."""
+    """By hand: a twentieth is solved for certain, and the rest may add the error that is allowed
+    over all.
+    """
     values, solve = table(deviations=(0.3, 0.3, 0.3))
     stated = torch.ones(1000)
     stated[::20] = 3.0
@@ -190,7 +216,9 @@ def test_sizes_and_errors_are_those_of_the_share_that_is_usual():
 
 
 def test_the_correction_of_skewed_differences_is_unbiased_and_its_error_is_that_of_its_draws():
-    """A pilot without a large difference asks for few estimates, so it must not be a part of their mean."""
+    """A pilot without a large difference asks for few estimates, so it must not be a part of their
+    mean.
+    """
     off, errors = [], []
     for seed in range(1000):
         generator = torch.Generator().manual_seed(seed)
@@ -210,7 +238,9 @@ def test_the_correction_of_skewed_differences_is_unbiased_and_its_error_is_that_
 
 
 def test_both_errors_together_cover_the_entropy_of_a_mixture():
-    """Twelve steps are 0.2 nats off on average, in some examples 2 or more; each repetition draws its own examples."""
+    """Twelve steps are 0.2 nats off on average, in some examples 2 or more; each repetition draws
+    its own examples.
+    """
     means = 1.5 * torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     stds = torch.tensor([0.1, 0.2, 0.3, 0.15, 0.5], dtype=torch.float64)
     score = MixtureScore(VPSDE(), means, stds, torch.full((5,), 0.2, dtype=torch.float64))
@@ -218,7 +248,9 @@ def test_both_errors_together_cover_the_entropy_of_a_mixture():
     x = score.sample(600, generator=torch.Generator().manual_seed(1))
     exact, values = -score.log_prob(x).mean().item(), {}
     for steps in (12, 24, 48, 96):
-        found = indm.evaluate(law, x, [indm.NLL(each=True, steps=steps)], batch_size=600, progress=False)
+        found = indm.evaluate(
+            law, x, [indm.NLL(each=True, steps=steps)], batch_size=600, progress=False
+        )
         values[steps] = found.nats["nll"]
     values[None] = values[96]
     stated = torch.ones(400)
@@ -253,7 +285,9 @@ def test_the_correction_of_the_usual_estimates_counts_by_their_share():
 
 
 def test_levels_that_a_pilot_chose_are_of_other_estimates():
-    """It is the beginning of the first solve; no level holds all of it, nor do two levels share theirs."""
+    """It is the beginning of the first solve; no level holds all of it, nor do two levels share
+    theirs.
+    """
     values, solve = table()
     solved = []
 
@@ -283,13 +317,18 @@ def test_rare_misses_that_the_coarse_solves_do_not_state_are_not_covered():
         low, high = found.interval(0.95)
         covered += low <= -off.mean() <= high
         errors.append(found.value + off.mean().item())
-    assert 40 <= covered <= 70 and abs(np.mean(errors)) < 4 * np.std(errors) / 10  # few intervals are wide
+    # few intervals are wide
+    assert 40 <= covered <= 70 and abs(np.mean(errors)) < 4 * np.std(errors) / 10
 
 
 @pytest.mark.long
 def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each, tmp_path):
     """Its own variance, far below those of both corrections."""
-    tables = {"flow": {"name": "actnorm", "channels": 20}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
+    tables = {
+        "flow": {"name": "actnorm", "channels": 20},
+        "sde": {"name": "vp"},
+        "net": {"name": "zero"},
+    }
     other = indm.build_model(tables, (20,)).double()
     other.flow.log_scale.data.fill_(0.01)
     runs = {"one": mean, "other": evaluated(other, raw, each=False)}
@@ -300,7 +339,9 @@ def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each,
     apart = (one_of.per_example("nll") - other_of.per_example("nll")).numpy()
     fine = (each[1]["nll"] - evaluated(other, raw, each=True)[1]["nll"]).numpy()
     assert apart.mean() == pytest.approx(fine.mean(), abs=4 * error + 1e-6)
-    assert error < 0.5 * math.hypot(*(report.nll.added_error["nats"] for report, _ in runs.values()))
+    assert error < 0.5 * math.hypot(
+        *(report.nll.added_error["nats"] for report, _ in runs.values())
+    )
     found, its_error = (one_of - other_of)["nll"]
     assert found == pytest.approx(apart.mean())
     assert its_error == pytest.approx(math.hypot(apart.std(ddof=1) / math.sqrt(N), error))

@@ -12,7 +12,9 @@ N, SUBSETS = 1000, (80, 40)
 
 @pytest.fixture(scope="module")
 def levels():
-    """Y_0, Y_1 and Y_2 of N examples; the differences have standard deviations 1 and 0.6 and correlation 0.9."""
+    """Y_0, Y_1 and Y_2 of N examples; the differences have standard deviations 1 and 0.6 and
+    correlation 0.9.
+    """
     generator = torch.Generator().manual_seed(0)
     y, first, other = torch.randn(3, N, generator=generator, dtype=torch.float64)
     second = 0.6 * (0.9 * first + math.sqrt(1 - 0.9**2) * other)
@@ -46,7 +48,9 @@ def test_intervals_cover_as_often_as_they_say(levels):
     [
         lambda levels, seed: estimate(levels, seed, reuse=True),
         lambda levels, seed: estimate(levels, seed, corrected=1),
-        lambda levels, seed: Mean(*(lambda m: (m.value, m.added_error / 1.5, m.degrees))(estimate(levels, seed))),
+        lambda levels, seed: Mean(
+            *(lambda m: (m.value, m.added_error / 1.5, m.degrees))(estimate(levels, seed))
+        ),
     ],
     ids=["a subset used twice", "a missing correction", "a wrong variance"],
 )
@@ -84,7 +88,8 @@ def test_sizes_reach_the_error_at_the_least_cost(variances, costs, target):
 
     best = sizes(variances, costs, n, target)
     assert added(best) <= target**2 * 1.001 and all(PILOT <= m <= n for m in best)
-    for i in range(len(best)):  # moving examples from one level to another at the same cost is no gain
+    # moving examples from one level to another at the same cost is no gain
+    for i in range(len(best)):
         for j in range(len(best)):
             if i != j and best[i] > PILOT + 20:
                 moved = list(best)

@@ -15,7 +15,9 @@ REPETITIONS = 60
 
 def normal(scale, dims=2, mean=0.0):
     """N(mean, scale² I)."""
-    return distributions.Independent(distributions.Normal(torch.full((dims,), float(mean)), scale), 1)
+    return distributions.Independent(
+        distributions.Normal(torch.full((dims,), float(mean)), scale), 1
+    )
 
 
 def of_normals(scale, n, dims=2, **options):
@@ -33,7 +35,9 @@ def test_k_is_that_of_arviz(k):
     stats = pytest.importorskip("arviz_stats.base").array_stats
     rng = np.random.default_rng(1)
     log_values = k * rng.exponential(size=2000)
-    assert tail_of(log_values, rng).shape == pytest.approx(float(stats.psislw(-log_values)[1]), abs=1e-6)
+    assert tail_of(log_values, rng).shape == pytest.approx(
+        float(stats.psislw(-log_values)[1]), abs=1e-6
+    )
 
 
 @pytest.mark.parametrize("scale", [1.3, 0.9, 0.8, 0.7])
@@ -46,7 +50,11 @@ def test_intervals_cover_and_a_pilot_does_not_overstate(scale):
     stated = []
     for _ in range(REPETITIONS):
         found = of_normals(scale, 1000)
-        numbers = {"log_z": found.log_z, "mean": found.mean(lambda x: x.square().sum(1)), "ess": found.ess}
+        numbers = {
+            "log_z": found.log_z,
+            "mean": found.mean(lambda x: x.square().sum(1)),
+            "ess": found.ess,
+        }
         for (name, number), truth in zip(numbers.items(), (math.log(2), 2.0, share), strict=True):
             if not number.refused:
                 inside[name].append(number.low <= truth <= number.high)
@@ -117,14 +125,18 @@ def test_a_wrong_log_q_and_draws_of_another_law_are_found_with_draws_of_the_targ
     target = p.sample((4000,))
     found = reweight(p.log_prob, draws=x, log_q=log_q, target_draws=target, progress=False)
     assert found.forward.disagrees
-    right = reweight(p.log_prob, draws=q.sample((4000,)), log_q=q.log_prob, target_draws=target, progress=False)
+    right = reweight(
+        p.log_prob, draws=q.sample((4000,)), log_q=q.log_prob, target_draws=target, progress=False
+    )
     assert not right.forward.disagrees
     assert right.forward.ess.low <= right.ess.high
     assert right.forward.log_z.low <= 0 <= right.forward.log_z.high
 
 
 def test_noise_and_errors_of_log_q_move_the_numbers_as_stated():
-    """Noise of variance v makes log Z v/2 too high and the share exp(−v) too low; a solver's error is an interval."""
+    """Noise of variance v makes log Z v/2 too high and the share exp(−v) too low; a solver's error
+    is an interval.
+    """
     torch.manual_seed(0)
     p, q = normal(1.0), normal(1.2)
     x = q.sample((20_000,))
@@ -166,7 +178,8 @@ def test_draws_of_a_model():
         target_draws=target,
     )
     assert found.log_z.low <= math.log(math.pi) <= found.log_z.high
-    assert found.ess.low <= 0.75 <= found.ess.high  # (∫p̃)²/∫p̃²/q, with the ratio of two Gaussian integrals
+    # (∫p̃)²/∫p̃²/q, with the ratio of two Gaussian integrals
+    assert found.ess.low <= 0.75 <= found.ess.high
     assert found.probe_variance < 1e-8
     assert 0 < found.solver_error < 0.01
     assert not found.forward.disagrees
@@ -197,7 +210,10 @@ def test_no_mass_is_weight_0_and_equal_weights_have_no_tail():
     torch.manual_seed(0)
     x = q.sample((4000,))
     half = reweight(
-        lambda x: torch.where(x[:, 0] > 0, q.log_prob(x), -math.inf), draws=x, log_q=q.log_prob, progress=False
+        lambda x: torch.where(x[:, 0] > 0, q.log_prob(x), -math.inf),
+        draws=x,
+        log_q=q.log_prob,
+        progress=False,
     )
     assert half.log_z.low <= math.log(0.5) <= half.log_z.high
     assert half.ess.low <= 0.5 <= half.ess.high
@@ -207,7 +223,9 @@ def test_no_mass_is_weight_0_and_equal_weights_have_no_tail():
 
 
 def test_zeros_are_no_part_of_the_tail():
-    """3 % of the draws have a weight: as many as a tail of all n would hold, whose law is that of the rest."""
+    """3 % of the draws have a weight: as many as a tail of all n would hold, whose law is that of
+    the rest.
+    """
     rng = np.random.default_rng(0)
     inside = []
     for _ in range(REPETITIONS):
@@ -289,7 +307,9 @@ def test_a_solver_error_widens_means():
     x = p.sample((100_000,))
     square = x.square().sum(1)
     log_q = p.log_prob(x) - 0.1 * (square - 2).sign()
-    found = reweight(p.log_prob, draws=x, log_q=log_q, solver_error=0.1, progress=False).mean(square)
+    found = reweight(p.log_prob, draws=x, log_q=log_q, solver_error=0.1, progress=False).mean(
+        square
+    )
     plain = reweight(p.log_prob, draws=x, log_q=log_q, progress=False).mean(square)
     assert found.low <= 2 <= found.high
     assert not plain.low <= 2 <= plain.high
@@ -299,9 +319,16 @@ def test_lists_and_half_precision_are_taken():
     q = normal(1.2)
     torch.manual_seed(0)
     x = q.sample((1000,))
-    half = reweight(lambda x: normal(1.0).log_prob(x).bfloat16(), draws=x, log_q=q.log_prob(x), progress=False)
+    half = reweight(
+        lambda x: normal(1.0).log_prob(x).bfloat16(), draws=x, log_q=q.log_prob(x), progress=False
+    )
     assert abs(half.log_z.value) < 0.1
-    rows = reweight(lambda x: -np.square(x).sum(1), draws=x.tolist(), log_q=q.log_prob(x).tolist(), progress=False)
+    rows = reweight(
+        lambda x: -np.square(x).sum(1),
+        draws=x.tolist(),
+        log_q=q.log_prob(x).tolist(),
+        progress=False,
+    )
     assert rows.log_z.value == pytest.approx(math.log(math.pi), abs=0.1)
     assert len(rows.resample(10)) == 10
 
@@ -309,10 +336,14 @@ def test_lists_and_half_precision_are_taken():
 def test_draws_of_a_conditional_model_at_one_condition():
     classes = {"name": "classes", "labels": ["a", "b"]}
     net = {"name": "mlp", "width": 8, "depth": 1}  # 0 before it is trained
-    model = indm.build_model({"flow": "identity", "sde": "vp", "net": net, "condition": classes}, (2,))
+    model = indm.build_model(
+        {"flow": "identity", "sde": "vp", "net": net, "condition": classes}, (2,)
+    )
     torch.manual_seed(0)
     target = torch.randn(200, 2)
-    found = indm.reweight(normal(1.0).log_prob, model, n=200, c="a", target_draws=target, exact=True, progress=False)
+    found = indm.reweight(
+        normal(1.0).log_prob, model, n=200, c="a", target_draws=target, exact=True, progress=False
+    )
     assert found.log_z.low <= 0 <= found.log_z.high
     assert not found.forward.disagrees
 

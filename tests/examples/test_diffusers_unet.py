@@ -1,4 +1,6 @@
-"""The adapter of diffusers' U-Nets against that library's own predictions, at each step of its schedule and between."""
+"""The adapter of diffusers' U-Nets against that library's own predictions, at each step of its
+schedule and between.
+"""
 
 import pytest
 import torch
@@ -19,14 +21,18 @@ def pipeline(request, tmp_path):
     """One that was saved and read again."""
     torch.manual_seed(3)
     unet = diffusers.UNet2DModel(sample_size=8, in_channels=1, out_channels=1, **SMALL)
-    scheduler = diffusers.DDPMScheduler(beta_schedule="squaredcos_cap_v2", prediction_type=request.param)
+    scheduler = diffusers.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type=request.param
+    )
     diffusers.DDPMPipeline(unet, scheduler).save_pretrained(tmp_path)
     return diffusers.DDPMPipeline.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("sde", [VPSDE(), SubVPSDE(), VESDE(sigma_min=0.01, sigma_max=50.0)])
 def test_the_score_is_that_of_the_prediction(pipeline, sde):
-    """At the times of our SDE whose noise is that of a step: x̂ and ε̂ of diffusers from √ᾱ x + √(1 − ᾱ) n."""
+    """At the times of our SDE whose noise is that of a step: x̂ and ε̂ of diffusers from √ᾱ x + √(1
+    − ᾱ) n.
+    """
     scheduler = pipeline.scheduler
     score = ScoreModel(DiffusersUNet.from_unet(pipeline.unet, scheduler), sde).double().eval()
     steps = torch.tensor([40, 200, 500, 800])
@@ -36,7 +42,9 @@ def test_the_score_is_that_of_the_prediction(pipeline, sde):
     with torch.no_grad():
         predicted = pipeline.unet.double()(y, steps).sample
         a, s = (part[:, None, None, None] for part in (alpha, sigma))
-        noise = predicted if scheduler.config.prediction_type == "epsilon" else a * predicted + s * y
+        noise = (
+            predicted if scheduler.config.prediction_type == "epsilon" else a * predicted + s * y
+        )
         t = sde.time(2 * (alpha.log() - sigma.log()))
         std = torch.hypot(sde.alpha(t), sde.sigma(t))[:, None, None, None]
         found = score(std * y, t)

@@ -18,7 +18,8 @@ def residual():
     return NormflowsAdapter(normflows.flows.Residual(net, brute_force=True))
 
 
-FLOWS = {  # how to make one, its event shape, and what its inverse and its log-determinant may be off by
+# how to make one, its event shape, and what its inverse and its log-determinant may be off by
+FLOWS = {
     "made-density": (
         lambda: NormflowsAdapter(normflows.flows.MaskedAffineAutoregressive(3, 8, num_blocks=1)), (3,), 1e-9, 1e-9,
     ),
@@ -38,18 +39,27 @@ def test_log_det_and_inverse_are_those_of_the_map(name):
         flow(x)  # ActNorm is initialised by the first batch
     flow, x = perturb(flow, 0.2).double().eval(), x.double()
     z, log_det = flow(x)
-    torch.testing.assert_close(log_det, torch.linalg.slogdet(batched_jacobian(flow, x))[1], rtol=tol, atol=tol)
+    torch.testing.assert_close(
+        log_det, torch.linalg.slogdet(batched_jacobian(flow, x))[1], rtol=tol, atol=tol
+    )
     assert log_det.abs().max() > 1e-2 and not x.requires_grad
     with torch.no_grad():
         back, residual, _, converged = flow.solve_inverse(z, off)
     torch.testing.assert_close(back, x, rtol=off, atol=off)
-    measured = (flow.latent(back) - z).detach().flatten(1).abs().amax(1) / z.flatten(1).abs().amax(1).clamp_min(1)
+    measured = (flow.latent(back) - z).detach().flatten(1).abs().amax(1) / z.flatten(1).abs().amax(
+        1
+    ).clamp_min(1)
     assert torch.equal(residual, measured) and bool(converged.all())
 
 
 def test_density_and_samples_are_those_of_normflows():
-    layers = [normflows.flows.CoupledRationalQuadraticSpline(4, 1, 8), normflows.flows.LULinearPermute(4)]
-    theirs = perturb(normflows.NormalizingFlow(normflows.distributions.DiagGaussian(4, trainable=False), layers))
+    layers = [
+        normflows.flows.CoupledRationalQuadraticSpline(4, 1, 8),
+        normflows.flows.LULinearPermute(4),
+    ]
+    theirs = perturb(
+        normflows.NormalizingFlow(normflows.distributions.DiagGaussian(4, trainable=False), layers)
+    )
     flow, x = NormflowsAdapter(*theirs.flows), torch.randn(5, 4)
     with torch.no_grad():
         z, log_det = flow(x)
@@ -59,7 +69,9 @@ def test_density_and_samples_are_those_of_normflows():
 
 
 def test_a_flow_that_lacks_a_direction_says_which():
-    with pytest.raises(ValueError, match=r"NormflowsAdapter lacks the one from the data to the latent.*be trained"):
+    with pytest.raises(
+        ValueError, match=r"NormflowsAdapter lacks the one from the data to the latent.*be trained"
+    ):
         NormflowsAdapter(normflows.flows.Planar((3,)))(torch.randn(2, 3))
     flow = NormflowsAdapter(normflows.flows.Reverse(normflows.flows.Planar((3,)))).double()
     x = torch.randn(2, 3, dtype=torch.float64)

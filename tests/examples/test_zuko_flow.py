@@ -15,7 +15,10 @@ zuko = pytest.importorskip("zuko")
 
 @pytest.mark.parametrize("kind, formula", [("NSF", True), ("RealNVP", True), ("NAF", False)])
 def test_log_det_and_inverse_are_those_of_the_map(kind, formula):
-    flow, x = perturb(ZukoFlow((3,), kind, 1, 8), 0.2).double().eval(), torch.randn(3, 3, dtype=torch.float64)
+    flow, x = (
+        perturb(ZukoFlow((3,), kind, 1, 8), 0.2).double().eval(),
+        torch.randn(3, 3, dtype=torch.float64),
+    )
     z, log_det = flow(x)
     torch.testing.assert_close(log_det, torch.linalg.slogdet(batched_jacobian(flow, x))[1])
     assert log_det.abs().max() > 1e-2 and flow.inverse_is_formula == formula
@@ -23,7 +26,11 @@ def test_log_det_and_inverse_are_those_of_the_map(kind, formula):
 
 
 def test_density_is_that_of_zuko():
-    flow, theirs, x = ZukoFlow((3,)), perturb(zuko.flows.NSF(3, hidden_features=(8,))), torch.randn(5, 3)
+    flow, theirs, x = (
+        ZukoFlow((3,)),
+        perturb(zuko.flows.NSF(3, hidden_features=(8,))),
+        torch.randn(5, 3),
+    )
     flow.lazy = theirs.transform
     z, log_det = flow(x)
     log_prob = log_det - 0.5 * (z.square() + math.log(2 * math.pi)).sum(1)

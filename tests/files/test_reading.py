@@ -1,4 +1,5 @@
-"""Files from strangers: nothing in them is run, and what they claim is checked before memory is taken.
+"""Files from strangers: nothing in them is run, and what they claim is checked before memory is
+taken.
 
 An `.npy` whose header claims 10¹² numbers was a MemoryError once.
 """
@@ -56,7 +57,9 @@ def test_messages_are_one_line_that_no_terminal_obeys():
 
 def header(shape, dtype="<f8"):
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype, "fortran_order": False, "shape": shape}
+    )
     return file.getvalue()
 
 
@@ -84,11 +87,16 @@ def test_what_an_array_claims_is_checked(tmp_path, content, complaint):
         with pytest.raises(ValueError, match=complaint) as caught:
             load_data("array", path=tmp_path / name)
         assert "\n" not in str(caught.value)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "a.npz"] and not (tmp_path.parent / "a.npy").exists()
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == ["a.npy", "a.npz"]
+        and not (tmp_path.parent / "a.npy").exists()
+    )
 
 
 def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
-    """A hundred MB of zeros in a hundred kB are no more than the header says, and read only where they fit."""
+    """A hundred MB of zeros in a hundred kB are no more than the header says, and read only where
+    they fit.
+    """
     with (
         zipfile.ZipFile(tmp_path / "bomb.npz", "w", zipfile.ZIP_DEFLATED) as archive,
         archive.open("a.npy", "w") as member,
@@ -100,8 +108,12 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"cannot be read as \.npy or \.npz"):
         load_data("array", path=tmp_path / "bomb.npz")
     np.savez_compressed(tmp_path / "large.npz", np.zeros((1000, 1000)))
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=23_999_000))
-    with pytest.raises(ValueError, match=r"claims 24,000,384 bytes, and this process can have 23,999,000 bytes"):
+    monkeypatch.setattr(
+        psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=23_999_000)
+    )
+    with pytest.raises(
+        ValueError, match=r"claims 24,000,384 bytes, and this process can have 23,999,000 bytes"
+    ):
         load_data("array", path=tmp_path / "large.npz")
 
 
@@ -127,19 +139,29 @@ def test_no_pipe_is_waited_for(tmp_path, name):
 
 def test_a_log_is_read_as_a_stranger_s_file(tmp_path):
     log = tmp_path / "metrics.jsonl"
-    log.write_text('[]\n1\n"x"\n{"step": 1e400}\n{"a": 3}\n' + '{"step": 3, "a": ' + 100_000 * "[" + '\n{"step": 4}\n')
+    log.write_text(
+        '[]\n1\n"x"\n{"step": 1e400}\n{"a": 3}\n'
+        + '{"step": 3, "a": '
+        + 100_000 * "["
+        + '\n{"step": 4}\n'
+    )
     assert read_metrics(tmp_path) == [{"step": 4}]
     log.unlink()
     with log.open("wb") as file:
         file.truncate(files.LARGEST_TEXT + 1)
-    with pytest.raises(ValueError, match=r"metrics\.jsonl cannot be read as lines of JSON: it holds 33,554,433 bytes"):
+    with pytest.raises(
+        ValueError,
+        match=r"metrics\.jsonl cannot be read as lines of JSON: it holds 33,554,433 bytes",
+    ):
         read_metrics(tmp_path)
 
 
 @pytest.mark.parametrize("number", ["1e400", "-1e400", "Infinity", "NaN"])
 def test_numbers_in_json_are_finite(tmp_path, number):
     (tmp_path / "validation.json").write_text(f'{{"step": [{number}]}}')
-    with pytest.raises(ValueError, match=f"cannot be read as JSON: a number must be finite, .*{number}"):
+    with pytest.raises(
+        ValueError, match=f"cannot be read as JSON: a number must be finite, .*{number}"
+    ):
         untrusted.json_object(tmp_path / "validation.json")
 
 
@@ -149,7 +171,10 @@ def test_changes_of_a_recipe_have_a_largest_size():
     with pytest.raises(ValueError, match=r"train\.steps must be a number, got .{0,2}9{100}"):
         recipes.recipe("digits", {"train.steps": nines})
     assert recipes.value_of(keys) == keys
-    with pytest.raises(ValueError, match=r"it holds 2,\d+,\d+ characters, and a text of this kind may hold 1,048,576"):
+    with pytest.raises(
+        ValueError,
+        match=r"it holds 2,\d+,\d+ characters, and a text of this kind may hold 1,048,576",
+    ):
         files.toml(keys)
 
 
@@ -160,7 +185,9 @@ def test_text_has_a_largest_size(tmp_path):
     complaint = r"recipe\.toml is not valid TOML: it holds 33,554,433 bytes, and a file of this kind may hold 1,048,576"
     with pytest.raises(ValueError, match=complaint):
         recipes.load(tmp_path)
-    with pytest.raises(ValueError, match=r"versions\.json cannot be read as JSON: it holds 33,554,433 bytes"):
+    with pytest.raises(
+        ValueError, match=r"versions\.json cannot be read as JSON: it holds 33,554,433 bytes"
+    ):
         untrusted.json_object(tmp_path / "versions.json")
 
 
@@ -169,7 +196,12 @@ def test_text_has_a_largest_size(tmp_path):
 
 def png(width, height, extra=b""):
     def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     return (
@@ -191,8 +223,12 @@ def test_an_image_that_claims_much_is_refused_by_its_header(tmp_path, side):
 
 def test_only_formats_whose_decoders_run_nothing_are_opened(tmp_path, monkeypatch):
     """PIL would give PostScript to Ghostscript, whatever the file is called."""
-    monkeypatch.setattr("subprocess.check_call", lambda *_, **__: pytest.fail("a program was started"))
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n")
+    monkeypatch.setattr(
+        "subprocess.check_call", lambda *_, **__: pytest.fail("a program was started")
+    )
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n%%EOF\n"
+    )
     with Image.open(tmp_path / "a.png") as image:
         assert image.format == "EPS"
     with pytest.raises(OSError, match="cannot identify"):
@@ -227,10 +263,16 @@ def test_weights_that_claim_more_than_the_file_holds(tmp_path):
     claims = json.loads(content[8 : 8 + length])
     name = next(name for name in claims if name.endswith("weight"))
     start = claims[name]["data_offsets"][0]
-    for shape, end in (([HUGE], start + 4 * HUGE), ([HUGE], claims[name]["data_offsets"][1]), ([2**62, 4], start)):
+    for shape, end in (
+        ([HUGE], start + 4 * HUGE),
+        ([HUGE], claims[name]["data_offsets"][1]),
+        ([2**62, 4], start),
+    ):
         claims[name] |= {"shape": shape, "data_offsets": [start, end]}
         text = json.dumps(claims).encode()
-        (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + length :])
+        (tmp_path / "model.safetensors").write_bytes(
+            struct.pack("<Q", len(text)) + text + content[8 + length :]
+        )
         with pytest.raises(ValueError, match="cannot be read"):
             INDM.load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", 2**63) + content[8:])
@@ -247,7 +289,10 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch, content, zipped):
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(ValueError, match=r"more than tensors, .* no pickled code is run"):
         untrusted.checkpoint(path)
-    with pytest.warns(UserWarning, match="is damaged"), pytest.raises(FileNotFoundError, match="no intact checkpoint"):
+    with (
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(FileNotFoundError, match="no intact checkpoint"),
+    ):
         checkpoints.newest(tmp_path)
     assert not (tmp_path / "run-by-a-pickle").exists()
     torch.load(f"{path}.damaged", weights_only=False)  # as it would have been
@@ -270,9 +315,13 @@ def test_the_source_loads_no_pickle():
     """Of the two functions that could, one is always told not to, the other is not used."""
     for path in sorted(Path(indm.__file__).parent.rglob("*.py")):
         text = path.read_text("utf-8")
-        assert not re.search(r"import (pickle\b|\w*dill|joblib)|pickle\.(load|Unpickler)", text), path
+        assert not re.search(r"import (pickle\b|\w*dill|joblib)|pickle\.(load|Unpickler)", text), (
+            path
+        )
         assert text.count("torch.load(") == text.count("weights_only=True"), path
-        text = text.replace("np.load(path, allow_pickle=False)", "").replace("return load_file(path", "")
+        text = text.replace("np.load(path, allow_pickle=False)", "").replace(
+            "return load_file(path", ""
+        )
         text = text.replace('numpy.load_file("{name}', "")  # advice
         assert "np.load(" not in text and "load_file(" not in text, path
 

@@ -23,7 +23,9 @@ def test_an_inverse_that_misses_is_an_error():
     flow, z = Bisected(False), torch.tensor([[3.0], [-18.0]])
     back, residual, iterations, converged = flow.solve_inverse(z)
     assert torch.equal(back, z / 2) and iterations.tolist() == [0, 0] and bool(converged.all())
-    with pytest.raises(RuntimeError, match=r"inverse did not reach tol=5e-05 for 1 of 2 samples \(indices 1\);"):
+    with pytest.raises(
+        RuntimeError, match=r"inverse did not reach tol=5e-05 for 1 of 2 samples \(indices 1\);"
+    ):
         flow.inverse(torch.tensor([[3.0], [-22.0]]))
     _, residual, _, converged = flow.solve_inverse(torch.tensor([[3.0], [-22.0]]))
     assert residual.tolist() == pytest.approx([0, 2 / 22]) and converged.tolist() == [True, False]
@@ -43,11 +45,15 @@ def test_a_flow_that_lacks_a_direction_says_which():
     x = torch.randn(2, 3, dtype=torch.float64)
     z, log_det = Half(False)(x)
     torch.testing.assert_close(log_det, torch.linalg.slogdet(batched_jacobian(Half(False), x))[1])
-    with pytest.raises(ValueError, match=r"Half lacks the one from the latent to the data.*be sampled"):
+    with pytest.raises(
+        ValueError, match=r"Half lacks the one from the latent to the data.*be sampled"
+    ):
         Compose([Half(False)]).inverse(z)
 
 
 def test_a_flow_that_changes_the_shape_is_an_error(monkeypatch):
     monkeypatch.setattr(Half, "to_latent", lambda self, x: (x.reshape(2, 1, 4, 4), 0.0))
-    with pytest.raises(ValueError, match=r"keep the shape \(2, 4, 2, 2\), but it makes it \(2, 1, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"keep the shape \(2, 4, 2, 2\), but it makes it \(2, 1, 4, 4\)"
+    ):
         Half(False)(torch.zeros(2, 4, 2, 2))

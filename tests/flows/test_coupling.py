@@ -16,9 +16,16 @@ from indm.names import find
 
 @settings(max_examples=50, deadline=None)
 @example(seed=0, scale=0.0, bins=4, bound=1.0)  # entries that lie on a knot
-@given(seed=st.integers(0, 10_000), scale=st.floats(0.0, 4.0), bins=st.integers(2, 12), bound=st.floats(0.5, 5.0))
+@given(
+    seed=st.integers(0, 10_000),
+    scale=st.floats(0.0, 4.0),
+    bins=st.integers(2, 12),
+    bound=st.floats(0.5, 5.0),
+)
 def test_spline_is_a_smooth_bijection_of_the_line(seed, scale, bins, bound):
-    """It inverts, its log-slope is that of autograd, and value and slope are continuous at knots and ends."""
+    """It inverts, its log-slope is that of autograd, and value and slope are continuous at knots
+    and ends.
+    """
     generator = torch.Generator().manual_seed(seed)
     spline = RationalQuadratic(bins, bound)
     raw = scale * torch.randn(spline.size, generator=generator, dtype=torch.float64)
@@ -32,7 +39,9 @@ def test_spline_is_a_smooth_bijection_of_the_line(seed, scale, bins, bound):
 
     knots = spline._knots(raw[None, : 2 * bins, None])[0, 0, :, 0]
     for side in (-1e-12, 1e-12):
-        value, log_slope = spline((knots + side)[:, None], raw[None, :, None].expand(bins + 1, -1, 1))
+        value, log_slope = spline(
+            (knots + side)[:, None], raw[None, :, None].expand(bins + 1, -1, 1)
+        )
         middle, log_middle = spline(knots[:, None], raw[None, :, None].expand(bins + 1, -1, 1))
         torch.testing.assert_close(value, middle, rtol=0, atol=1e-5)
         torch.testing.assert_close(log_slope, log_middle, rtol=0, atol=2e-3)
@@ -49,9 +58,16 @@ def test_spline_is_that_of_zuko():
     torch.manual_seed(0)
     spline = RationalQuadratic(bins=6, bound=2.0)
     raw = torch.randn(1, spline.size, 1, dtype=torch.float64)
-    shares = [(spline.least + (1 - 6 * spline.least) * part.softmax(1))[0, :, 0] for part in (raw[:, :6], raw[:, 6:12])]
-    slopes = spline.least + (1 - spline.least) * torch.nn.functional.softplus(raw[0, 12:, 0] + math.log(math.e - 1))
-    widths, heights, slopes = (_unclipped(v.log(), c) for v, c in zip((*shares, slopes), (2, 2, 1), strict=True))
+    shares = [
+        (spline.least + (1 - 6 * spline.least) * part.softmax(1))[0, :, 0]
+        for part in (raw[:, :6], raw[:, 6:12])
+    ]
+    slopes = spline.least + (1 - spline.least) * torch.nn.functional.softplus(
+        raw[0, 12:, 0] + math.log(math.e - 1)
+    )
+    widths, heights, slopes = (
+        _unclipped(v.log(), c) for v, c in zip((*shares, slopes), (2, 2, 1), strict=True)
+    )
     other = MonotonicRQSTransform(widths, heights, slopes, bound=2.0, slope=1e-30)
     y = torch.linspace(-2.5, 2.5, 101, dtype=torch.float64)
     z, log_slope = spline(y[:, None], raw.expand(101, -1, 1))
@@ -63,18 +79,26 @@ def test_spline_is_that_of_zuko():
 @pytest.mark.parametrize("shape", [(5,), (2, 4, 6)])
 @pytest.mark.parametrize("shared", ["all", "channel", "none"])
 def test_an_elementwise_flow_is_the_spline_with_the_same_parameters_for_each_entry(shape, shared):
-    """Values, log-determinants, inverses and gradients of the spline whose parameters are given entry by entry."""
+    """Values, log-determinants, inverses and gradients of the spline whose parameters are given
+    entry by entry.
+    """
     torch.manual_seed(0)
     flow, x = ElementwiseFlow(shape, shared).double(), torch.randn(3, *shape, dtype=torch.float64)
     torch.nn.init.normal_(flow.raw)
-    own = {"all": (), "channel": shape[:1], "none": shape}[shared]  # the axes along which parameters differ
-    raw = flow.raw.mT.reshape(flow.spline.size, *own, *(1,) * (len(shape) - len(own))).expand(3, -1, *shape)
+    # the axes along which parameters differ
+    own = {"all": (), "channel": shape[:1], "none": shape}[shared]
+    raw = flow.raw.mT.reshape(flow.spline.size, *own, *(1,) * (len(shape) - len(own))).expand(
+        3, -1, *shape
+    )
     spline = RationalQuadratic(8, flow.bound)
     z, log_slope = spline(x, raw)
     expected, results = (z, log_slope.flatten(1).sum(1)), flow(x)
     for result, value in zip(results, expected, strict=True):
         torch.testing.assert_close(result, value)
-        gradients = (torch.autograd.grad(v.square().sum(), flow.raw, retain_graph=True)[0] for v in (result, value))
+        gradients = (
+            torch.autograd.grad(v.square().sum(), flow.raw, retain_graph=True)[0]
+            for v in (result, value)
+        )
         torch.testing.assert_close(*gradients)
     torch.testing.assert_close(flow.inverse_step(z), spline.inverse(z, raw))
     assert flow.raw.numel() == 23 * math.prod(own)
@@ -100,7 +124,10 @@ def test_rotation_start_is_a_rotation_and_identity_start_is_not_moved():
 
 def test_data_dependent_start_standardises_what_every_actnorm_gives():
     torch.manual_seed(0)
-    flow, x = CouplingFlow((3, 8, 8), scales=2, depth=2, width=8, start="rotation"), 3 + 2 * torch.randn(200, 3, 8, 8)
+    flow, x = (
+        CouplingFlow((3, 8, 8), scales=2, depth=2, width=8, start="rotation"),
+        3 + 2 * torch.randn(200, 3, 8, 8),
+    )
     initialize_actnorms(flow, x)
     seen = []
     for module in flow.modules():
@@ -110,15 +137,24 @@ def test_data_dependent_start_standardises_what_every_actnorm_gives():
     assert len(seen) == 4
     for z in seen:
         per_channel = z.transpose(0, 1).flatten(1)
-        torch.testing.assert_close(per_channel.mean(1), torch.zeros(len(per_channel)), rtol=0, atol=1e-3)
-        torch.testing.assert_close(per_channel.std(1), torch.ones(len(per_channel)), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            per_channel.mean(1), torch.zeros(len(per_channel)), rtol=0, atol=1e-3
+        )
+        torch.testing.assert_close(
+            per_channel.std(1), torch.ones(len(per_channel)), rtol=1e-3, atol=0
+        )
     torch.testing.assert_close(flow(x[:5])[0], flow(x)[0][:5])  # other batches start nothing anew
 
 
 def test_what_single_precision_cannot_invert_is_inverted_in_double():
-    """A flow that expands a thousandfold: its float32 residual is over the tolerance, x is right all the same."""
+    """A flow that expands a thousandfold: its float32 residual is over the tolerance, x is right
+    all the same.
+    """
     torch.manual_seed(0)
-    flow, x = CouplingFlow((4,), depth=6, width=8, transform="affine", max_log_scale="inf"), torch.randn(50, 4)
+    flow, x = (
+        CouplingFlow((4,), depth=6, width=8, transform="affine", max_log_scale="inf"),
+        torch.randn(50, 4),
+    )
     with torch.no_grad():
         for parameter in flow.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -139,8 +175,10 @@ def test_what_single_precision_cannot_invert_is_inverted_in_double():
     ids=lambda flow: f"{type(flow).__name__}{flow.shape}",
 )
 def test_every_entry_is_transformed_by_what_others_are(flow):
-    """Where nothing but the networks has left its start: no linear map mixes the entries, so that the Jacobian shows
-    which of them a coupling moves, and that two in opposite directions leave none as it is."""
+    """Where nothing but the networks has left its start: no linear map mixes the entries, so that
+    the Jacobian shows which of them a coupling moves, and that two in opposite directions leave
+    none as it is.
+    """
     flow = flow.double()
     with torch.no_grad():
         for module in flow.modules():
@@ -151,7 +189,9 @@ def test_every_entry_is_transformed_by_what_others_are(flow):
     d = x.numel()
     jacobian = torch.autograd.functional.jacobian(lambda x: flow(x[None])[0][0], x).reshape(d, d)
     by_others = (jacobian - jacobian.diag().diag()).abs().amax(1)
-    assert bool((by_others > 1e-6).all()), f"entries {(by_others <= 1e-6).nonzero().flatten().tolist()} are left alone"
+    assert bool((by_others > 1e-6).all()), (
+        f"entries {(by_others <= 1e-6).nonzero().flatten().tolist()} are left alone"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""What single flows and the checks of flows do; what all flows have in common is in tests/contracts."""
+"""What single flows and the checks of flows do; what all flows have in common is in
+tests/contracts.
+"""
 
 import math
 import re
@@ -29,7 +31,9 @@ class Outside(Flow):
 
     def __init__(self, *flows):
         super().__init__()
-        self.stages = nn.ModuleDict({f"stage{i}": nn.Sequential(flow) for i, flow in enumerate(flows)})
+        self.stages = nn.ModuleDict(
+            {f"stage{i}": nn.Sequential(flow) for i, flow in enumerate(flows)}
+        )
 
     def forward(self, x, *, generator=None):
         raise AssertionError("check needs no pass")
@@ -55,7 +59,9 @@ def test_a_flow_checks_its_parts_and_names_the_one_that_fails(wrap, name):
     flow.check()
     with torch.no_grad():
         residual.flows[1].maps[2].weight[0, 0] = math.inf
-    with pytest.raises(RuntimeError, match=rf"^{re.escape(name)}flows\.1\.maps\.2\.weight has norm nan"):
+    with pytest.raises(
+        RuntimeError, match=rf"^{re.escape(name)}flows\.1\.maps\.2\.weight has norm nan"
+    ):
         flow.check()
 
 
@@ -110,11 +116,17 @@ def test_check_flow_finds_a_wrong_log_det_and_a_wrong_inverse():
     assert torch.equal(torch.get_rng_state(), state), "it leaves the random state alone"
     wrong = Bent("log_det")
     assert wrong(x)[1].abs().max() == 0, "at its start it is right by luck"
-    with pytest.raises(ValueError, match=r"Bent gives log\|det ∂z/∂x\| = 0 nats where its Jacobian has -?0\.\d+"):
+    with pytest.raises(
+        ValueError, match=r"Bent gives log\|det ∂z/∂x\| = 0 nats where its Jacobian has -?0\.\d+"
+    ):
         check_flow(wrong, x)
-    with pytest.raises(ValueError, match=r"Bent does not invert itself: h\(h⁻¹\(z\)\) is off from z by \d"):
+    with pytest.raises(
+        ValueError, match=r"Bent does not invert itself: h\(h⁻¹\(z\)\) is off from z by \d"
+    ):
         check_flow(Bent("inverse"), x)
-    assert wrong.log_scale.abs().max() == 0 and wrong.log_scale.dtype == torch.float32, "it is left as it was"
+    assert wrong.log_scale.abs().max() == 0 and wrong.log_scale.dtype == torch.float32, (
+        "it is left as it was"
+    )
 
 
 @pytest.mark.parametrize(

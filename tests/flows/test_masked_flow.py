@@ -1,4 +1,6 @@
-"""Masked autoregressive flows: what each number sees. Log-determinant and inverse are in tests/contracts."""
+"""Masked autoregressive flows: what each number sees. Log-determinant and inverse are in
+tests/contracts.
+"""
 
 import pytest
 import torch
@@ -14,7 +16,8 @@ def test_a_number_sees_all_numbers_before_it_and_none_after(step, transform):
     torch.manual_seed(0)
     flow = perturb(MaskedFlow((4,), depth=2, width=16, transform=transform)).double().flows[step]
     jacobian = batched_jacobian(flow, torch.randn(3, 4).double())
-    jacobian = jacobian.flip(1, 2) if step else jacobian  # the second step begins with the last number
+    # the second step begins with the last number
+    jacobian = jacobian.flip(1, 2) if step else jacobian
     assert not jacobian.triu(1).any()
     assert bool((jacobian.tril(-1).abs().amax(0)[torch.ones(4, 4).tril(-1) > 0] > 1e-6).all())
     assert bool((jacobian.diagonal(dim1=1, dim2=2) > 0).all())

@@ -1,4 +1,6 @@
-"""Residual flows: estimators, Lipschitz constraint and inverse, against dense matrices and exact determinants."""
+"""Residual flows: estimators, Lipschitz constraint and inverse, against dense matrices and exact
+determinants.
+"""
 
 import dataclasses
 import functools
@@ -15,7 +17,15 @@ from scipy.sparse import csr_array
 from scipy.sparse.linalg import eigsh
 
 import indm
-from indm.flows import ActNorm, Compose, ExactLogDet, PowerSeries, ResidualBlock, ResidualFlow, use_log_det
+from indm.flows import (
+    ActNorm,
+    Compose,
+    ExactLogDet,
+    PowerSeries,
+    ResidualBlock,
+    ResidualFlow,
+    use_log_det,
+)
 from indm.flows.residual import ActivationName, ContractiveLinear, activation_of, convolution_norm
 
 ESTIMATORS = {
@@ -55,7 +65,9 @@ class Dense:
 
     def _apply(self, matrices, v):
         batch = len(self.x)
-        return torch.einsum("bij,kbj->kbi", matrices, v.reshape(-1, batch, v.shape[1])).reshape(v.shape)
+        return torch.einsum("bij,kbj->kbi", matrices, v.reshape(-1, batch, v.shape[1])).reshape(
+            v.shape
+        )
 
     def jvp(self, v):
         return self._apply(self.jacobian(), v)
@@ -64,17 +76,21 @@ class Dense:
         return self._apply(self.jacobian().mT, u)
 
     def exact(self):
-        return torch.linalg.slogdet(torch.eye(self.a.shape[0], dtype=torch.float64) + self.jacobian())[1]
+        return torch.linalg.slogdet(
+            torch.eye(self.a.shape[0], dtype=torch.float64) + self.jacobian()
+        )[1]
 
     def estimate(self, log_det, generator):
         return log_det(self.jvp, self.vjp, self.x, generator)
 
 
 def enumerated(monkeypatch, estimator, d, estimate):
-    """E over probes and roulette, without sampling, of what ``estimate`` gives for a batch of 2ᵈ copies of one sample.
+    """E over probes and roulette, without sampling, of what ``estimate`` gives for a batch of 2ᵈ
+    copies of one sample.
 
-    The copies have all the 2ᵈ probes there are (a further probe of each copy is that of the next one), and the numbers
-    of terms come one after the other, weighted by their probabilities, up to where no more than 1e-9 is left.
+    The copies have all the 2ᵈ probes there are (a further probe of each copy is that of the next
+    one), and the numbers of terms come one after the other, weighted by their probabilities, up to
+    where no more than 1e-9 is left.
     """
     signs = torch.tensor(list(itertools.product((0, 1), repeat=d)), dtype=torch.int8)
     bits = torch.stack([signs.roll(i, 0) for i in range(estimator.probes)], 1)
@@ -82,7 +98,9 @@ def enumerated(monkeypatch, estimator, d, estimate):
     law = stats.poisson(estimator.further_terms)
     mean = 0.0
     for further in range(int(law.isf(1e-9)) + 1):
-        monkeypatch.setattr(torch, "poisson", lambda mean, generator=None, n=further: torch.tensor(float(n)))
+        monkeypatch.setattr(
+            torch, "poisson", lambda mean, generator=None, n=further: torch.tensor(float(n))
+        )
         mean = mean + law.pmf(further) * estimate()
     return mean
 
@@ -90,7 +108,9 @@ def enumerated(monkeypatch, estimator, d, estimate):
 @pytest.mark.parametrize("preactivate", [False, True])
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_expected_value_and_gradient_are_those_of_the_log_det(name, preactivate, monkeypatch):
-    """Of a block, by enumeration: log|det(I + J)| with J by autograd, and its gradient to parameters and x."""
+    """Of a block, by enumeration: log|det(I + J)| with J by autograd, and its gradient to
+    parameters and x.
+    """
     d, estimator = 4, dataclasses.replace(ESTIMATORS[name], share=1)
     block = ResidualBlock((d,), 8, 2.0, 0.98, preactivate).double()
     randomize(block, 1.0)
@@ -106,28 +126,41 @@ def test_expected_value_and_gradient_are_those_of_the_log_det(name, preactivate,
         gradients = torch.autograd.grad(log_det, leaves, materialize_grads=True)
         return torch.cat([log_det.detach()[None], *(g.flatten() for g in gradients)])
 
-    jacobian = torch.autograd.functional.jacobian(lambda v: block.latent(v[None])[0], x[0], create_graph=True)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda v: block.latent(v[None])[0], x[0], create_graph=True
+    )
     exact = with_gradients(jacobian.slogdet().logabsdet)
     norm = torch.linalg.matrix_norm(jacobian.detach() - torch.eye(d), 2)
-    assert 0.1 < norm < 0.4, f"{norm}: what is left out is of the order of norm¹², and the second power is seen"
+    assert 0.1 < norm < 0.4, (
+        f"{norm}: what is left out is of the order of norm¹², and the second power is seen"
+    )
     copies = 2**d
     mean = enumerated(
-        monkeypatch, estimator, d, lambda: with_gradients(block(x.expand(copies, d), generator=seeded(0))[1].mean())
+        monkeypatch,
+        estimator,
+        d,
+        lambda: with_gradients(block(x.expand(copies, d), generator=seeded(0))[1].mean()),
     )
     torch.testing.assert_close(mean, exact, rtol=1e-6, atol=1e-7)
 
 
 @settings(max_examples=60)
-@given(st.lists(st.floats(-0.95, 0.95), min_size=1, max_size=6), st.integers(1, 30), st.integers(1, 3))
+@given(
+    st.lists(st.floats(-0.95, 0.95), min_size=1, max_size=6), st.integers(1, 30), st.integers(1, 3)
+)
 def test_truncated_series_is_within_its_stated_bound(eigenvalues, terms, probes):
-    """For a diagonal J every probe is exact: what is left is the truncation, of value and of gradient."""
+    """For a diagonal J every probe is exact: what is left is the truncation, of value and of
+    gradient.
+    """
     slopes = torch.tensor([eigenvalues], dtype=torch.float64, requires_grad=True)
     d, bound = len(eigenvalues), max(abs(s) for s in eigenvalues)
 
     def product(v):
         return (v.reshape(-1, 1, d) * slopes).reshape(v.shape)
 
-    value = PowerSeries(terms, 0.0, probes)(product, product, torch.zeros(1, d, dtype=torch.float64))
+    value = PowerSeries(terms, 0.0, probes)(
+        product, product, torch.zeros(1, d, dtype=torch.float64)
+    )
     (gradient,) = torch.autograd.grad(value.sum(), slopes)
     partial = sum((-1) ** (k + 1) * slopes.detach() ** k / k for k in range(1, terms + 1)).sum()
     neumann = sum((-slopes.detach()) ** k for k in range(terms + 1))
@@ -150,7 +183,9 @@ def test_exact_log_det_has_exact_gradients():
     problem = Dense()
     value, exact = problem.estimate(ExactLogDet(), None), problem.exact()
     torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
-    for a, b in zip(*(torch.autograd.grad(v.sum(), [problem.a, problem.x]) for v in (value, exact)), strict=True):
+    for a, b in zip(
+        *(torch.autograd.grad(v.sum(), [problem.a, problem.x]) for v in (value, exact)), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
@@ -176,7 +211,9 @@ def test_defaults_are_exact_where_that_is_cheap():
 
 @pytest.mark.parametrize("shape", [(5,), pytest.param((2, 4, 4), marks=pytest.mark.long)], ids=str)
 def test_a_shared_log_det_is_unbiased_for_every_sample(shape):
-    """Fifteen copies of each sample stand at places of all three kinds, so a draw has five estimates of each."""
+    """Fifteen copies of each sample stand at places of all three kinds, so a draw has five
+    estimates of each.
+    """
     block = block_of(shape).double().train()
     x = torch.randn(6, *shape, dtype=torch.float64)
     use_log_det(block, training=ExactLogDet())
@@ -186,11 +223,14 @@ def test_a_shared_log_det_is_unbiased_for_every_sample(shape):
     with torch.no_grad():
         draws = torch.stack([block(x[index.flatten()], generator=seeded(i))[1] for i in range(250)])
     assert ((draws != 0).sum(1) == 30).all()
-    chosen = (draws[:, :3] != 0).double()  # in all draws together, each place is as likely as the others
+    # in all draws together, each place is as likely as the others
+    chosen = (draws[:, :3] != 0).double()
     assert bool(((chosen.mean(0) - 1 / 3).abs() < 4.5 * math.sqrt(2 / 9 / len(draws))).all())
     means = torch.stack([draws[:, index.flatten() == i].mean(1) for i in range(6)], dim=1)
     error = means.std(0) / math.sqrt(len(means))
-    assert bool((error < 0.1 * exact.abs().max()).all()) and bool(((means.mean(0) - exact).abs() < 4.5 * error).all())
+    assert bool((error < 0.1 * exact.abs().max()).all()) and bool(
+        ((means.mean(0) - exact).abs() < 4.5 * error).all()
+    )
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 4, 4)], ids=str)
@@ -231,30 +271,50 @@ def spectral_norm(matrix):
 
 
 def dense_convolution(weight, height, width, mode="constant"):
-    """The matrix of a convolution on images, by applying it to the basis; ``mode`` is that of the padding."""
+    """The matrix of a convolution on images, by applying it to the basis; ``mode`` is that of the
+    padding.
+    """
     inputs, pad = weight.shape[1], weight.shape[-1] // 2
     d = inputs * height * width
     basis = torch.eye(d, dtype=weight.dtype).reshape(d, inputs, height, width)
-    return torch.nn.functional.conv2d(torch.nn.functional.pad(basis, (pad,) * 4, mode), weight).reshape(d, -1).T
+    return (
+        torch.nn.functional.conv2d(torch.nn.functional.pad(basis, (pad,) * 4, mode), weight)
+        .reshape(d, -1)
+        .T
+    )
 
 
 def norm_at_every_frequency(weight, frequencies):
-    return torch.linalg.svdvals(torch.fft.fft2(weight, s=(frequencies,) * 2).permute(2, 3, 0, 1))[..., 0].amax()
+    return torch.linalg.svdvals(torch.fft.fft2(weight, s=(frequencies,) * 2).permute(2, 3, 0, 1))[
+        ..., 0
+    ].amax()
 
 
 def rotating_weight(kernel=3, angle=math.pi / 32):
-    """2→2 channels as complex numbers: the symbol peaks midway between two frequencies of the grid, on both axes."""
+    """2→2 channels as complex numbers: the symbol peaks midway between two frequencies of the grid,
+    on both axes.
+    """
     taps = angle * torch.arange(kernel, dtype=torch.float64)
     turn = taps[:, None] + taps
-    return torch.stack([torch.stack([turn.cos(), -turn.sin()]), torch.stack([turn.sin(), turn.cos()])])
+    return torch.stack(
+        [torch.stack([turn.cos(), -turn.sin()]), torch.stack([turn.sin(), turn.cos()])]
+    )
 
 
 @settings(max_examples=40)
-@given(st.integers(0, 2**31), st.integers(1, 3), st.integers(1, 3), st.integers(2, 16), st.integers(2, 16))
+@given(
+    st.integers(0, 2**31),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(2, 16),
+    st.integers(2, 16),
+)
 def test_zero_padded_norms_are_bounded(seed, outputs, inputs, height, width):
     inputs = inputs if height * width <= 100 else 1
     weight = random_weight(outputs, inputs, 3, 3, seed=seed)
-    assert spectral_norm(dense_convolution(weight, height, width)) <= convolution_norm(weight).item() * (1 + 1e-12)
+    assert spectral_norm(dense_convolution(weight, height, width)) <= convolution_norm(
+        weight
+    ).item() * (1 + 1e-12)
 
 
 @pytest.mark.parametrize("inputs, outputs", [(1, 2), (2, 3)])
@@ -268,7 +328,10 @@ def test_convolution_norm_is_that_of_a_periodic_image_of_the_grids_size(inputs, 
 
 def test_between_the_frequencies_the_norm_is_less_than_two_percent_larger():
     worst = 0.0
-    for weight in [rotating_weight(), *(random_weight(2, 1 + seed % 2, 3, 3, seed=seed) for seed in range(12))]:
+    for weight in [
+        rotating_weight(),
+        *(random_weight(2, 1 + seed % 2, 3, 3, seed=seed) for seed in range(12)),
+    ]:
         ratio = (norm_at_every_frequency(weight, 256) / convolution_norm(weight)).item()
         assert 1 - 1e-12 <= ratio < 1.02
         worst = max(worst, ratio)
@@ -308,15 +371,21 @@ def test_gradient_of_a_convolutions_norm(channels):
     (expected,) = torch.autograd.grad(norm_at_every_frequency(weight, 32), weight)
     torch.testing.assert_close(gradient, expected, rtol=1e-9, atol=1e-9)
     direction = random_weight(*weight.shape, seed=1)
-    ahead, behind = (convolution_norm(weight.detach() + step * direction).item() for step in (1e-6, -1e-6))
-    assert (gradient * direction).sum().item() == pytest.approx((ahead - behind) / 2e-6, rel=1e-5, abs=1e-6)
+    ahead, behind = (
+        convolution_norm(weight.detach() + step * direction).item() for step in (1e-6, -1e-6)
+    )
+    assert (gradient * direction).sum().item() == pytest.approx(
+        (ahead - behind) / 2e-6, rel=1e-5, abs=1e-6
+    )
 
 
 # ---------------------------------------------------------------- the constraint
 
 
 def true_norm(linear, weight, shape):
-    """Of the map on events of ``shape``, by its matrix in double precision; a 1×1 kernel acts on one pixel."""
+    """Of the map on events of ``shape``, by its matrix in double precision; a 1×1 kernel acts on
+    one pixel.
+    """
     weight = weight.detach().double()
     matrix = weight.flatten(1) if linear.padding == 0 else dense_convolution(weight, *shape[1:])
     return matrix.abs().sum(1).max().item() if linear.norm == math.inf else spectral_norm(matrix)
@@ -334,7 +403,9 @@ def maps_of(flow, shape):
 
 
 def assert_norms_hold(flow, shape, coeff):
-    """Each map that is applied has a true norm of at most ``coeff``, in training and in evaluation alike."""
+    """Each map that is applied has a true norm of at most ``coeff``, in training and in evaluation
+    alike.
+    """
     for _, maps in maps_of(flow, shape):
         for linear, event in maps:
             constrained = linear.eval().constrained_weight()
@@ -342,7 +413,9 @@ def assert_norms_hold(flow, shape, coeff):
             assert true_norm(linear, constrained, event) <= coeff * (1 + 1e-6)
 
 
-@pytest.mark.parametrize("shape", [(2,), (5,), (1, 8, 8), (2, 6, 10), (3, 2, 2), (1, 16, 16), (1, 2, 14)], ids=str)
+@pytest.mark.parametrize(
+    "shape", [(2,), (5,), (1, 8, 8), (2, 6, 10), (3, 2, 2), (1, 16, 16), (1, 2, 14)], ids=str
+)
 @pytest.mark.parametrize("norm", [2.0, math.inf])
 @pytest.mark.parametrize("scale", [0.0, 0.01, 0.3, 100.0])
 def test_norms_hold_for_any_parameters(shape, norm, scale):
@@ -352,9 +425,13 @@ def test_norms_hold_for_any_parameters(shape, norm, scale):
         for linear, event in maps:
             constrained = linear.constrained_weight()
             if linear.induced_norm() <= 0.9:
-                assert torch.equal(constrained, linear.weight), "a map within the bound is left alone"
+                assert torch.equal(constrained, linear.weight), (
+                    "a map within the bound is left alone"
+                )
             elif linear.padding == 0 or (norm == math.inf and min(event[1:]) > 2):
-                assert true_norm(linear, constrained, event) >= 0.9 * (1 - 1e-5), "no tighter than it must be"
+                assert true_norm(linear, constrained, event) >= 0.9 * (1 - 1e-5), (
+                    "no tighter than it must be"
+                )
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 6, 10)], ids=str)
@@ -366,7 +443,9 @@ def test_norm_of_rows_divides_each_row_by_its_own_sum(shape):
         free, bound = linear.weight.flatten(1), linear.constrained_weight().flatten(1)
         sums = free.abs().sum(1)
         torch.testing.assert_close(bound.abs().sum(1), sums.clamp(max=0.9), rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(bound * sums[:, None], free * bound.abs().sum(1)[:, None], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            bound * sums[:, None], free * bound.abs().sum(1)[:, None], rtol=1e-5, atol=1e-6
+        )
         assert torch.equal(bound[0], free[0]), "a small row is left alone, whatever the others are"
 
 
@@ -485,7 +564,9 @@ def test_too_few_iterations_are_flagged():
     x, residual, iterations, converged = block.solve_inverse(z, max_iterations=3)
     assert not bool(converged.any()) and iterations.tolist() == [3] * 4
     assert bool((residual > 1e-6).all())
-    assert bool((relative_residual(block, x, z) <= residual + 1e-6).all()), "a bound also where it stopped early"
+    assert bool((relative_residual(block, x, z) <= residual + 1e-6).all()), (
+        "a bound also where it stopped early"
+    )
 
 
 @torch.no_grad()
@@ -497,9 +578,14 @@ def test_inverse_names_the_samples_that_did_not_converge():
     z[[3, 7]] = 0.3
     flow = Compose([block])
     block.solve_inverse = functools.partial(block.solve_inverse, max_iterations=2)
-    with pytest.raises(RuntimeError, match=r"2 of 30 samples \(indices 3, 7\); largest residual .* after 2 iterations"):
+    with pytest.raises(
+        RuntimeError,
+        match=r"2 of 30 samples \(indices 3, 7\); largest residual .* after 2 iterations",
+    ):
         flow.inverse(z)
-    with pytest.raises(RuntimeError, match=r"30 of 30 samples \(indices 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …\);"):
+    with pytest.raises(
+        RuntimeError, match=r"30 of 30 samples \(indices 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, …\);"
+    ):
         flow.inverse(torch.full((30, 5), 0.3))
     assert torch.equal(flow.inverse(z[:3]), z[:3])
     assert bool(flow.solve_inverse(z)[3].sum() == 28)
@@ -543,7 +629,14 @@ def test_bad_arguments_are_named(arguments, words):
 def test_layout_of_groups_and_preactivation():
     flow = ResidualFlow((1, 8, 8), (2, 1, 1), 8)
     names = [type(f).__name__ for f in flow.flows]
-    assert names == [*["ResidualBlock"] * 2, "Squeeze", "ResidualBlock", "Squeeze", "ResidualBlock", *["Unsqueeze"] * 2]
+    assert names == [
+        *["ResidualBlock"] * 2,
+        "Squeeze",
+        "ResidualBlock",
+        "Squeeze",
+        "ResidualBlock",
+        *["Unsqueeze"] * 2,
+    ]
     blocks = [f for f in flow.flows if isinstance(f, ResidualBlock)]
     assert [b.preactivate for b in blocks] == [False, True, True, True]
     assert [b.maps[0].weight.shape[1] for b in blocks] == [1, 1, 4, 16]
@@ -552,7 +645,9 @@ def test_layout_of_groups_and_preactivation():
 
 @pytest.mark.parametrize("norm", [2, math.inf])
 def test_a_map_that_does_not_contract_is_found_at_the_next_evaluation(norm, monkeypatch):
-    """A flow of any weights passes; one whose constraint is gone, or whose weights are no numbers, is named."""
+    """A flow of any weights passes; one whose constraint is gone, or whose weights are no numbers,
+    is named.
+    """
     flow = ResidualFlow((1, 8, 8), (1, 1), 4, norm=norm)
     for parameter in flow.parameters():
         torch.nn.init.normal_(parameter, std=3.0)
@@ -560,7 +655,9 @@ def test_a_map_that_does_not_contract_is_found_at_the_next_evaluation(norm, monk
     linear = flow.flows[2].maps[1]
     with monkeypatch.context() as patch:
         patch.setattr(linear, "constrained_weight", lambda: linear.weight)
-        with pytest.raises(RuntimeError, match=r"^flows\.2\.maps\.1\.weight has norm .* where its bound is 0\.98"):
+        with pytest.raises(
+            RuntimeError, match=r"^flows\.2\.maps\.1\.weight has norm .* where its bound is 0\.98"
+        ):
             flow.check()
     torch.nn.init.constant_(linear.weight, math.nan)
     model = indm.INDM(flow, indm.ScoreModel(indm.MLP((1, 8, 8), width=8, depth=1), indm.VPSDE()))

@@ -26,8 +26,12 @@ def data(n=1024):
 
 
 def check(network, predicts="noise", path="linear", raw=None, **options):
-    model = indm.from_denoiser(network, predicts=predicts, path=path, shape=(2,), **options).double()
-    return indm.check_denoiser(model, data() if raw is None else raw, batch_size=512, generator=seeded())
+    model = indm.from_denoiser(
+        network, predicts=predicts, path=path, shape=(2,), **options
+    ).double()
+    return indm.check_denoiser(
+        model, data() if raw is None else raw, batch_size=512, generator=seeded()
+    )
 
 
 def steps(name, count=1000):
@@ -45,7 +49,9 @@ def test_a_right_description_is_found_right(kind, path):
 @pytest.mark.parametrize("said, is_", KINDS)
 def test_another_parameterization_is_named(said, is_):
     found = check(Exact(is_, "linear", *LAW), said)
-    assert found.wrong and found.verdict.startswith(f"predicts={is_!r} fits the network better, by ")
+    assert found.wrong and found.verdict.startswith(
+        f"predicts={is_!r} fits the network better, by "
+    )
 
 
 def at(time):
@@ -76,7 +82,9 @@ def test_another_path_or_time_is_named(name):
     kind, is_, said, wrapped, named = OTHERS[name]
     network = Exact(kind, is_, *LAW)
     found = check(network if wrapped is None else wrapped(network), kind, said)
-    assert found.wrong and named in found.verdict.split(" fits the network better, by ")[0], found.verdict
+    assert found.wrong and named in found.verdict.split(" fits the network better, by ")[0], (
+        found.verdict
+    )
 
 
 ZERO, STABLE = ", rescaled to zero terminal SNR", " with beta_start=0.00085, beta_end=0.012"
@@ -104,9 +112,13 @@ def test_a_right_schedule_passes(kind, is_):
     assert not found.wrong and found.verdict == "nothing looks wrong"
 
 
-@pytest.mark.parametrize("true, said", [*SAID, *(pytest.param(*row, marks=pytest.mark.long) for row in MORE)])
+@pytest.mark.parametrize(
+    "true, said", [*SAID, *(pytest.param(*row, marks=pytest.mark.long) for row in MORE)]
+)
 def test_a_wrong_schedule_is_never_certified_nor_corrected_to_a_wrong_one(true, said):
-    """A schedule that is named has the true noise levels, where the data matter: it need not have the true name."""
+    """A schedule that is named has the true noise levels, where the data matter: it need not have
+    the true name.
+    """
     kind, is_ = TRUE[true]
     found = check(Exact(kind, thousand(is_), *LAW), kind, thousand(said))
     named, better, _ = found.verdict.partition(" fits the network better")
@@ -125,7 +137,11 @@ def parsed(named):
     """The path of a schedule from the words of a verdict."""
     zero_snr, family = named.endswith(ZERO), named.removesuffix(ZERO)
     family, _, parameters = family.partition(" with ")
-    values = [float(part.split("=")[1]) for part in parameters.split(", ")] if parameters else FAMILIES[family].usual[0]
+    values = (
+        [float(part.split("=")[1]) for part in parameters.split(", ")]
+        if parameters
+        else FAMILIES[family].usual[0]
+    )
     return schedule(family, 1000, values, zero_snr)
 
 
@@ -149,7 +165,8 @@ def test_another_sigma_data_is_named(is_, said):
 
 
 @pytest.mark.parametrize(
-    "scaling, named", [(indm.Scaling(0.0, 5.0), "deviation 1"), (indm.Scaling(-3.0, 6.0), "deviation")]
+    "scaling, named",
+    [(indm.Scaling(0.0, 5.0), "deviation 1"), (indm.Scaling(-3.0, 6.0), "deviation")],
 )
 def test_another_scaling_is_named(scaling, named):
     """The network is that of standardised data."""
@@ -162,7 +179,9 @@ def test_another_scaling_is_named(scaling, named):
 
 @pytest.mark.parametrize("said", ["noise", "v"])
 def test_bits_lost_are_those_of_the_nelbo(said):
-    """Errors of 0.15 at σ > 5, where the data are nearly Gaussian, against the NELBO on fresh noise."""
+    """Errors of 0.15 at σ > 5, where the data are nearly Gaussian, against the NELBO on fresh
+    noise.
+    """
     path = {"sigmas": (0.1, 2000.0)}
     exact = Exact("noise", path, *LAW)
 
@@ -187,19 +206,28 @@ def test_bits_lost_are_those_of_the_nelbo(said):
 
 @pytest.mark.parametrize("levels", [None, 17])
 def test_bits_lost_at_the_least_noise_are_those_of_the_reconstruction(levels):
-    """A network that errs next to its least noise alone; a decoder of grey levels does not use it there."""
-    path, scaling = {"sigmas": (0.1, 2000.0)}, indm.Scaling.between(-2, 2, levels) if levels else None
+    """A network that errs next to its least noise alone; a decoder of grey levels does not use it
+    there.
+    """
+    path, scaling = (
+        {"sigmas": (0.1, 2000.0)},
+        indm.Scaling.between(-2, 2, levels) if levels else None,
+    )
     exact = Exact("noise", path, *LAW)
     network = lambda x, tau: exact(x, tau) + 2.0 * (tau < 0.1005)[:, None] * (1000 * x).sin()  # noqa: E731
     raw = (4 * data() + 8).round().clamp(0, 16) if levels else data()
     bits, lost = [], []
     for net in (network, exact):
-        model = indm.from_denoiser(net, predicts="noise", path=path, shape=(2,), scaling=scaling).double()
+        model = indm.from_denoiser(
+            net, predicts="noise", path=path, shape=(2,), scaling=scaling
+        ).double()
         checked = indm.check_denoiser(model, raw, generator=seeded())
         with torch.no_grad():
             bits.append(indm.nelbo(model, raw, times=64, generator=seeded(3)).bits_per_dim)
         lost.append(checked.lost.sum().item())
-    assert len(checked.levels) == (8 if levels else 9) and lost[1] < 0.05 < (2 if levels else lost[0])
+    assert len(checked.levels) == (8 if levels else 9) and lost[1] < 0.05 < (
+        2 if levels else lost[0]
+    )
     assert lost[0] - lost[1] == pytest.approx(bits[0] - bits[1], rel=0.1, abs=0.02)
 
 
@@ -209,18 +237,28 @@ def test_a_small_loss_is_no_finding():
     found = check(lambda x, tau: exact(x, tau) + 0.05 * (1000 * x).sin(), path=path)
     assert not found.wrong and found.lost.sum() < 0.02
     assert found.verdict.startswith("the description looks right, but the network loses at least")
-    assert "times that of the best linear predictor" in found.verdict and "other descriptions" not in found.verdict
+    assert (
+        "times that of the best linear predictor" in found.verdict
+        and "other descriptions" not in found.verdict
+    )
 
 
 def test_a_level_with_more_noise_bounds_the_error_of_the_next():
-    """By Stam's inequality, on exact errors of narrow peaks; a hole in which the network is linear is found by it."""
+    """By Stam's inequality, on exact errors of narrow peaks; a hole in which the network is linear
+    is found by it.
+    """
     law = ([0.5, 0.5], [[-1.0, -1.0], [1.0, 1.0]], [0.01, 0.01])
-    raw = data().mean(1, keepdim=True).sign() + 0.01 * torch.randn(1024, 2, generator=seeded(4)).double()
+    raw = (
+        data().mean(1, keepdim=True).sign()
+        + 0.01 * torch.randn(1024, 2, generator=seeded(4)).double()
+    )
     path = {"sigmas": (0.002, 20.0)}
     exact = Exact("noise", path, *law)
     found = check(exact, path=path, raw=raw)
     error, width = found.errors["noise"], 2 * found.levels.diff()
-    assert (torch.logit(error[:-1]) < torch.logit(error[1:]) + width + 0.2).all() and found.lost.sum() < 0.01
+    assert (
+        torch.logit(error[:-1]) < torch.logit(error[1:]) + width + 0.2
+    ).all() and found.lost.sum() < 0.01
     hole, width = found.levels[4].exp(), width[-1].item()
 
     def network(x, tau):
@@ -238,8 +276,13 @@ def test_a_level_with_more_noise_bounds_the_error_of_the_next():
 def test_the_linear_error_is_that_of_the_best_linear_predictor():
     """By least squares on fresh noise, for Gaussian data with two correlated columns."""
     generator = seeded(3)
-    raw = torch.randn(40_000, 2, generator=generator).double() @ torch.tensor([[1.0, 0.0], [0.8, 0.4]]).double()
-    model = indm.from_denoiser(lambda x, tau: torch.zeros_like(x), predicts="noise", path="linear", shape=(2,)).double()
+    raw = (
+        torch.randn(40_000, 2, generator=generator).double()
+        @ torch.tensor([[1.0, 0.0], [0.8, 0.4]]).double()
+    )
+    model = indm.from_denoiser(
+        lambda x, tau: torch.zeros_like(x), predicts="noise", path="linear", shape=(2,)
+    ).double()
     found = indm.check_denoiser(model, raw, batch_size=4096)
     for level, error in zip(found.levels, found.linear, strict=True):
         noise = torch.randn(40_000, 2, generator=generator).double()
@@ -250,7 +293,10 @@ def test_the_linear_error_is_that_of_the_best_linear_predictor():
 
 def test_the_linear_predictor_is_that_of_gaussian_data_on_the_same_noise():
     """For N(m, s² I) it is the exact network, row by row."""
-    raw = torch.tensor([0.5, -0.3]).double() + 0.6 * torch.randn(4000, 2, generator=seeded(0)).double()
+    raw = (
+        torch.tensor([0.5, -0.3]).double()
+        + 0.6 * torch.randn(4000, 2, generator=seeded(0)).double()
+    )
     found = check(Exact("noise", "linear", [1.0], [[0.5, -0.3]], [0.6]), raw=raw)
     torch.testing.assert_close(found.linear, found.errors["noise"], rtol=5e-3, atol=0)
 
@@ -260,26 +306,34 @@ def test_a_combination_of_the_output_and_x_shows_a_loss():
     exact = Exact("noise", "linear", *LAW)
     found, right = check(lambda x, tau: 0.5 * exact(x, tau)), check(exact)
     bits = (found.levels[2] - found.levels[1]) / math.log(2)
-    expected = torch.tensor([0.5 / math.log(2), *[bits] * 8]).double() * (found.errors["noise"] - right.errors["noise"])
+    expected = torch.tensor([0.5 / math.log(2), *[bits] * 8]).double() * (
+        found.errors["noise"] - right.errors["noise"]
+    )
     torch.testing.assert_close(found.lost, expected, rtol=0.05, atol=0.03)
 
 
 def test_few_rows_of_many_dimensions_do_not_accuse():
     """The predictor that is fitted to the other rows does not know these rows."""
     raw = torch.randn(40, 100, generator=seeded(0)).double()
-    model = indm.from_denoiser(lambda x, tau: torch.zeros_like(x), predicts="v", path="trigonometric", shape=(100,))
+    model = indm.from_denoiser(
+        lambda x, tau: torch.zeros_like(x), predicts="v", path="trigonometric", shape=(100,)
+    )
     assert indm.check_denoiser(model.double(), raw).verdict == "nothing looks wrong"
 
 
 def test_the_network_sees_the_condition_of_each_row():
-    """Of classes N(±1, 0.09 I) the exact network, which sees the class, errs by 0.09/(0.09 + σ²) under α = 1."""
+    """Of classes N(±1, 0.09 I) the exact network, which sees the class, errs by 0.09/(0.09 + σ²)
+    under α = 1.
+    """
 
     def network(x, sigma, c):
         s2 = sigma[:, None] ** 2
         return (0.09 * x + s2 * (c[:, 1:] - c[:, :1])) / (0.09 + s2)
 
     condition = indm.Classes(["left", "right"], drop=0.1)
-    model = indm.from_denoiser(network, predicts="data", path="edm", shape=(2,), condition=condition).double()
+    model = indm.from_denoiser(
+        network, predicts="data", path="edm", shape=(2,), condition=condition
+    ).double()
     numbers = seeded(0)
     right = torch.arange(8000) % 2
     raw = 2.0 * right[:, None] - 1 + 0.3 * torch.randn(8000, 2, generator=numbers).double()
@@ -300,12 +354,18 @@ def test_coupled_noise_is_found():
     model = indm.from_denoiser(network, predicts="velocity", path="linear", shape=(2,))
     raw = 0.25 * torch.randn(256, 2, generator=seeded(1))
     found = indm.check_denoiser(model, raw)
-    assert found.wrong and "If the noise was coupled, the likelihood of the probability flow" in found.verdict
+    assert (
+        found.wrong
+        and "If the noise was coupled, the likelihood of the probability flow" in found.verdict
+    )
     batches.clear()
     with pytest.warns(RuntimeWarning, match="with noise coupled") as warned:
         shown = indm.evaluate(model, raw, [indm.Bound()], batch_size=20, progress=False)
     assert warned[0].filename == __file__ and max(batches) == 2048  # at other times
-    assert f"\nnetwork: {shown.report.network}" in str(shown) and "loses at least" in shown.report.network
+    assert (
+        f"\nnetwork: {shown.report.network}" in str(shown)
+        and "loses at least" in shown.report.network
+    )
 
 
 def test_how_often_a_right_description_asks_the_network():
@@ -324,9 +384,12 @@ def test_how_often_a_right_description_asks_the_network():
 
 def test_the_error_is_that_of_the_output():
     raw = data(200)
-    found = check(lambda x, tau: torch.zeros_like(x), "data", "edm", raw)  # the error of D = 0 is that of n̂ = x_τ/σ
+    # the error of D = 0 is that of n̂ = x_τ/σ
+    found = check(lambda x, tau: torch.zeros_like(x), "data", "edm", raw)
     rows = raw[torch.randperm(200, generator=seeded(0))[:100]]
-    torch.testing.assert_close(found.errors["data"], rows.square().mean() / (2 * found.levels).exp(), rtol=1e-3, atol=0)
+    torch.testing.assert_close(
+        found.errors["data"], rows.square().mean() / (2 * found.levels).exp(), rtol=1e-3, atol=0
+    )
 
 
 @pytest.mark.parametrize("scale", [100, 0])
@@ -338,7 +401,10 @@ def test_data_of_another_scale_are_found(scale):
 def test_a_network_that_gives_zero_is_read_right():
     """v = 0 is exact for N(0, I), and a column of zeros has no part in the best combination."""
     raw = torch.randn(512, 2, generator=seeded(0)).double()
-    assert check(lambda x, tau: torch.zeros_like(x), "v", "trigonometric", raw).verdict == "nothing looks wrong"
+    assert (
+        check(lambda x, tau: torch.zeros_like(x), "v", "trigonometric", raw).verdict
+        == "nothing looks wrong"
+    )
 
 
 def test_a_model_of_this_package_is_not_checked():
@@ -351,7 +417,9 @@ def test_a_model_of_this_package_is_not_checked():
 def trained():
     """A network that was trained for seconds to predict the noise of the cosine schedule."""
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(12, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 2))
+    net = nn.Sequential(
+        nn.Linear(12, 96), nn.SiLU(), nn.Linear(96, 96), nn.SiLU(), nn.Linear(96, 2)
+    )
     path, x = path_of(steps("squaredcos_cap_v2")), data(20_000).float()
 
     def network(x, k):
@@ -362,7 +430,10 @@ def trained():
     for step in range(2000):
         optimizer.param_groups[0]["lr"] = 3e-3 * (1 - step / 2000)
         k, noise = torch.randint(0, 1000, (512,)).double(), torch.randn(512, 2)
-        x_k = path.alpha(k)[:, None] * x[torch.randint(len(x), (512,))] + path.sigma(k)[:, None] * noise
+        x_k = (
+            path.alpha(k)[:, None] * x[torch.randint(len(x), (512,))]
+            + path.sigma(k)[:, None] * noise
+        )
         loss = (network(x_k.float(), k.float()) - noise).square().mean()
         optimizer.zero_grad()
         loss.backward()
@@ -376,6 +447,9 @@ def test_a_trained_network_is_accused_of_wrong_descriptions_alone(trained):
     cosine, raw = steps("squaredcos_cap_v2"), data(4000)
     right = check(trained, path=cosine, raw=raw)
     assert "other descriptions loses 0.02 bits/dim less" in right.verdict and right.lost.sum() < 0.2
-    for said, path, named in [("noise", "linear", "squaredcos_cap_v2"), ("v", "squaredcos_cap_v2", "predicts='noise'")]:
+    for said, path, named in [
+        ("noise", "linear", "squaredcos_cap_v2"),
+        ("v", "squaredcos_cap_v2", "predicts='noise'"),
+    ]:
         found = check(trained, said, steps(path), raw)
         assert found.wrong and named in found.verdict.split(" fits")[0], found.verdict

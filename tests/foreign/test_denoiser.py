@@ -25,7 +25,9 @@ def seeded(seed=0):
 
 
 def model_of(predicts, path, law=MIXTURE, **options):
-    return indm.from_denoiser(Exact(predicts, path, *law), predicts=predicts, path=path, shape=(2,), **options).double()
+    return indm.from_denoiser(
+        Exact(predicts, path, *law), predicts=predicts, path=path, shape=(2,), **options
+    ).double()
 
 
 def stretched(path, prior_std):
@@ -35,14 +37,18 @@ def stretched(path, prior_std):
     """
     ends = torch.tensor(path.range, dtype=torch.float64)
     first, last = (path.alpha(ends) ** 2 * 0.49 + path.sigma(ends) ** 2).tolist()
-    return torch.distributions.Normal(0.0, prior_std * math.sqrt(first / last) / path.alpha(ends)[0].item())
+    return torch.distributions.Normal(
+        0.0, prior_std * math.sqrt(first / last) / path.alpha(ends)[0].item()
+    )
 
 
 def test_the_prior_of_a_path_may_have_a_deviation_of_its_own():
     path = Cosine()
     path.prior_std = 2.0
     found = model_of("velocity", path, GAUSSIAN).log_prob(POINTS, steps=128)
-    torch.testing.assert_close(found, stretched(path, 2.0).log_prob(POINTS).sum(1), rtol=0, atol=2e-4)
+    torch.testing.assert_close(
+        found, stretched(path, 2.0).log_prob(POINTS).sum(1), rtol=0, atol=2e-4
+    )
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -86,11 +92,18 @@ def test_the_clock_is_the_path_and_never_leaves_it(name):
 
 
 def test_eps_is_in_the_units_of_the_path():
-    for path, eps, level in (("edm", 0.01, math.log(0.01)), ("linear-reversed", 0.99, math.log(0.01 / 0.99))):
+    for path, eps, level in (
+        ("edm", 0.01, math.log(0.01)),
+        ("linear-reversed", 0.99, math.log(0.01 / 0.99)),
+    ):
         model = model_of("noise", path, eps=eps)
-        assert model.sde.log_snr(torch.tensor(model.sde.eps).double()).item() == pytest.approx(-2 * level, abs=1e-6)
+        assert model.sde.log_snr(torch.tensor(model.sde.eps).double()).item() == pytest.approx(
+            -2 * level, abs=1e-6
+        )
     model = model_of("noise", PATHS["betas"], eps=5)
-    assert model.sde.sigma(torch.tensor(1e-5)).item() ** 2 == pytest.approx(1 - (1 - BETAS)[:6].prod().item(), rel=1e-5)
+    assert model.sde.sigma(torch.tensor(1e-5)).item() ** 2 == pytest.approx(
+        1 - (1 - BETAS)[:6].prod().item(), rel=1e-5
+    )
     for path, eps in (("edm", 0.001), ("edm", 80.0), ("linear", 0.0), (PATHS["betas"], 999)):
         with pytest.raises(ValueError, match=r"eps must be a τ from .*, the path's own, got"):
             model_of("noise", path, eps=eps)
@@ -105,7 +118,9 @@ def test_a_step_that_is_whole_stays_whole():
         return torch.zeros_like(x)
 
     for eps in range(1, 900, 60):
-        model = indm.from_denoiser(network, predicts="noise", path=PATHS["betas"], shape=(2,), eps=eps)
+        model = indm.from_denoiser(
+            network, predicts="noise", path=PATHS["betas"], shape=(2,), eps=eps
+        )
         seen.pop()  # that of the question whether it takes fractions
         model.score(torch.zeros(1, 2), torch.full((1,), model.sde.eps))
     assert seen == list(range(1, 900, 60))
@@ -134,7 +149,12 @@ def test_a_schedule_that_ends_in_noise_alone_is_cut_before():
     ({"condition": indm.Classes("ab")}, r"network must be callable as network\(x, τ, c\), got <lambda>\(x, tau\): too"),
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_at_once(options, message):
-    arguments = {"network": lambda x, tau: x, "predicts": "noise", "path": "edm", "shape": (2,)} | options
+    arguments = {
+        "network": lambda x, tau: x,
+        "predicts": "noise",
+        "path": "edm",
+        "shape": (2,),
+    } | options
     with pytest.raises(ValueError, match=message):
         indm.from_denoiser(**arguments)
 
@@ -147,7 +167,9 @@ def test_a_path_must_rise():
 
 
 def test_a_velocity_must_determine_the_noise():
-    """On α = sin, σ² = cos² + 0.01 both stand still at τ = 1; at 0.99 the error of the noise is 4 of the velocity."""
+    """On α = sin, σ² = cos² + 0.01 both stand still at τ = 1; at 0.99 the error of the noise is 4
+    of the velocity.
+    """
     quarter = 0.5 * math.pi
     path = SimpleNamespace(
         alpha=lambda tau: (quarter * tau).sin(),
@@ -155,15 +177,26 @@ def test_a_velocity_must_determine_the_noise():
         range=(1.0, 1e-4),
     )
     model_of("noise", path)
-    with pytest.raises(ValueError, match=r"eps must be a τ nearer to the noise, such as 0.99\d*: at 1 a velocity"):
+    with pytest.raises(
+        ValueError, match=r"eps must be a τ nearer to the noise, such as 0.99\d*: at 1 a velocity"
+    ):
         model_of("velocity", path)
     model_of("velocity", path, eps=0.99)
 
 
 RETURNS = {
-    "another shape": (lambda x, tau: x[:, :1], r"must return \(2, 2\), or twice the channels, got \(2, 1\)"),
-    "complex": (lambda x, tau: x + 1j, r"must return real floats, such as torch.float32, got torch.complex64"),
-    "no tensor": (lambda x, tau: (x,), r"must return a tensor, got tuple; .*: network\(x, tau\)\.sample"),
+    "another shape": (
+        lambda x, tau: x[:, :1],
+        r"must return \(2, 2\), or twice the channels, got \(2, 1\)",
+    ),
+    "complex": (
+        lambda x, tau: x + 1j,
+        r"must return real floats, such as torch.float32, got torch.complex64",
+    ),
+    "no tensor": (
+        lambda x, tau: (x,),
+        r"must return a tensor, got tuple; .*: network\(x, tau\)\.sample",
+    ),
 }
 
 
@@ -189,7 +222,9 @@ class Scale(torch.nn.Module):
 @pytest.mark.parametrize("hidden", [torch.no_grad(), torch.inference_mode()])
 def test_a_network_without_gradients_is_refused_where_a_divergence_is_asked(hidden):
     """Its divergence would be 0, and log p wrong."""
-    model = indm.from_denoiser(lambda x, tau: hidden(torch.sin)(x), predicts="velocity", path="linear", shape=(2,))
+    model = indm.from_denoiser(
+        lambda x, tau: hidden(torch.sin)(x), predicts="velocity", path="linear", shape=(2,)
+    )
     with pytest.raises(ValueError, match="network must have its whole gradient in x"):
         model.log_prob(torch.randn(3, 2), steps=4)
     assert indm.sample(model, 2, steps=400).shape == (2, 2)  # needs none
@@ -216,19 +251,28 @@ ASKED = {
 }
 
 
-@pytest.mark.parametrize("sigma_data", [0.25, 1.0])  # log p a bit a dimension too good, and as much too bad
+# log p a bit a dimension too good, and as much too bad
+@pytest.mark.parametrize("sigma_data", [0.25, 1.0])
 @pytest.mark.parametrize("asked", ASKED)
 def test_a_learned_part_without_gradients_is_refused(asked, sigma_data):
     x = 0.5 * torch.randn(40, 2, generator=seeded())
     for rows in (x, x[:2]):
-        with pytest.raises(ValueError, match="network must have its whole gradient in x, got one whose divergence"):
+        with pytest.raises(
+            ValueError, match="network must have its whole gradient in x, got one whose divergence"
+        ):
             ASKED[asked](partly(sigma_data), rows)
 
 
 def mlp(d, activation, dtype=torch.float32):
     """Random layers, large enough for many kinks."""
     torch.manual_seed(0)
-    layers = [torch.nn.Linear(d, 64), activation(), torch.nn.Linear(64, 64), activation(), torch.nn.Linear(64, d)]
+    layers = [
+        torch.nn.Linear(d, 64),
+        activation(),
+        torch.nn.Linear(64, 64),
+        activation(),
+        torch.nn.Linear(64, d),
+    ]
     net = torch.nn.Sequential(*layers).to(dtype)
     return lambda x, tau: net((3 * x).to(dtype)).to(x.dtype)
 
@@ -292,13 +336,25 @@ def test_kinks_and_half_precision_are_not_missing_gradients(name, rows):
 
 @pytest.mark.parametrize("rows", [1, 40])
 @pytest.mark.parametrize(
-    "name", ["ReLU, 16", "SiLU", "bfloat16, 2", "bfloat16, 16", "float16", "autocast, 16", "images in bfloat16"]
+    "name",
+    [
+        "ReLU, 16",
+        "SiLU",
+        "bfloat16, 2",
+        "bfloat16, 16",
+        "float16",
+        "autocast, 16",
+        "images in bfloat16",
+    ],
 )
 def test_a_gradient_that_is_missing_in_half_precision_or_beside_kinks_is_found(name, rows):
     """Of a sum of two parts; the hidden one pulls x to 0 by 0.2 x."""
     network, shape = SOUND[name]
     hidden = indm.from_denoiser(
-        lambda x, tau: network(x, tau) + (0.2 * x).detach().bfloat16(), predicts="data", path="edm", shape=shape
+        lambda x, tau: network(x, tau) + (0.2 * x).detach().bfloat16(),
+        predicts="data",
+        path="edm",
+        shape=shape,
     )
     for seed in range(3):
         with pytest.raises(ValueError, match="network must have its whole gradient in x"):
@@ -306,7 +362,9 @@ def test_a_gradient_that_is_missing_in_half_precision_or_beside_kinks_is_found(n
 
 
 def test_the_comparison_costs_at_most_two_percent_of_the_rows_that_the_network_sees():
-    """A row with its gradient counts three times, as a backward pass takes twice as long as a forward pass."""
+    """A row with its gradient counts three times, as a backward pass takes twice as long as a
+    forward pass.
+    """
     seen = []
 
     def network(x, sigma):
@@ -345,14 +403,17 @@ def test_a_network_that_is_not_finite_is_named_with_a_noise_level(asked):
         return torch.where((s > 1.0) & (s < 3.0), torch.nan, x / (1 + s**2))
 
     model = indm.from_denoiser(network, predicts="data", path="edm", shape=(2,))
-    with pytest.raises(ValueError, match=r"network must be finite, got NaN or infinity at σ/α [12]\.\d"):
+    with pytest.raises(
+        ValueError, match=r"network must be finite, got NaN or infinity at σ/α [12]\.\d"
+    ):
         ASKED[asked](model, torch.randn(40, 2))
 
 
 @pytest.mark.parametrize("predicts", ["noise", "data"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_stated_error_covers_the_rounding_of_the_network(predicts, dtype):
-    """Of log p without reconstruction, for the exact network of a mixture in 16 dimensions, at one z_ε.
+    """Of log p without reconstruction, for the exact network of a mixture in 16 dimensions, at one
+    z_ε.
 
     Predictions of data begin where the noise is some 30 times their rounding.
     """
@@ -383,8 +444,12 @@ HALVES = {
 @pytest.mark.parametrize("path", ["edm", "linear"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("where", HALVES)
-def test_predictions_of_data_in_half_precision_begin_where_the_noise_bears_their_rounding(where, dtype, path):
-    """For N(0, I) in 16 dimensions: refused at the path's end, and within the stated error at the τ of the message."""
+def test_predictions_of_data_in_half_precision_begin_where_the_noise_bears_their_rounding(
+    where, dtype, path
+):
+    """For N(0, I) in 16 dimensions: refused at the path's end, and within the stated error at the τ
+    of the message.
+    """
 
     def network(x, tau):
         t = tau.double()[:, None]
@@ -412,7 +477,9 @@ def test_a_network_in_full_precision_begins_at_the_end_of_its_path(name):
     network, shape = SOUND[name]
     model = indm.from_denoiser(network, predicts="data", path="linear", shape=shape)
     for rows in (1, 40):
-        model.score(0.5 * torch.randn(rows, *shape, generator=seeded()), torch.full((rows,), model.sde.eps))
+        model.score(
+            0.5 * torch.randn(rows, *shape, generator=seeded()), torch.full((rows,), model.sde.eps)
+        )
 
 
 def test_the_model_has_the_precision_of_its_network():
@@ -421,7 +488,10 @@ def test_the_model_has_the_precision_of_its_network():
     model = indm.from_denoiser(Scale(torch.float64), **options)
     x, _ = model.from_data(torch.zeros(2, 2))
     assert x.dtype == torch.float64 and scaling.scale.dtype == torch.float32
-    with pytest.raises(ValueError, match=r"network must be in float32 or float64, got torch.bfloat16; network.float"):
+    with pytest.raises(
+        ValueError,
+        match=r"network must be in float32 or float64, got torch.bfloat16; network.float",
+    ):
         indm.from_denoiser(Scale(torch.bfloat16), **options)
 
 
@@ -433,14 +503,22 @@ def test_a_velocity_in_inference_mode():
 
     model = indm.from_denoiser(velocity, predicts="velocity", path="linear", shape=(2,))
     with torch.inference_mode():
-        inside = indm.nelbo(model, torch.ones(3, 2), generator=torch.Generator().manual_seed(0)).nats
+        inside = indm.nelbo(
+            model, torch.ones(3, 2), generator=torch.Generator().manual_seed(0)
+        ).nats
     outside = indm.nelbo(model, torch.ones(3, 2), generator=torch.Generator().manual_seed(0)).nats
     torch.testing.assert_close(inside, outside)
 
 
 def test_preconditioning_outside_the_network():
-    """F of an exact denoiser of N(0, v) at v = σ_data²: D = v x/(v + σ²), so F = 0; and D follows F."""
-    law, x, sigma = ([1.0], [[0.0, 0.0]], [0.5]), torch.randn(4, 2), torch.tensor([0.1, 0.5, 2.0, 9.0])
+    """F of an exact denoiser of N(0, v) at v = σ_data²: D = v x/(v + σ²), so F = 0; and D follows
+    F.
+    """
+    law, x, sigma = (
+        ([1.0], [[0.0, 0.0]], [0.5]),
+        torch.randn(4, 2),
+        torch.tensor([0.1, 0.5, 2.0, 9.0]),
+    )
     D = Preconditioned(lambda x, t: torch.zeros_like(x))(x, sigma)
     torch.testing.assert_close(D, Exact("data", "edm", *law)(x, sigma))
     seen = {}
@@ -450,20 +528,27 @@ def test_preconditioning_outside_the_network():
         return torch.ones_like(x)
 
     total = (sigma**2 + 0.25).sqrt()[:, None]
-    torch.testing.assert_close(Preconditioned(F)(x, sigma) - D, (sigma[:, None] * 0.5 / total).expand(4, 2))
+    torch.testing.assert_close(
+        Preconditioned(F)(x, sigma) - D, (sigma[:, None] * 0.5 / total).expand(4, 2)
+    )
     torch.testing.assert_close(seen["x"], x / total)
     torch.testing.assert_close(seen["t"], sigma.log() / 4)
 
 
 def test_a_model_of_a_factory_is_saved_and_read(tmp_path):
-    model = indm.from_denoiser(**MLP, predicts="v", path=PATHS["betas"], shape=(2,), eps=3, variance="small")
+    model = indm.from_denoiser(
+        **MLP, predicts="v", path=PATHS["betas"], shape=(2,), eps=3, variance="small"
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.3)
     model.save(tmp_path)
     loaded, x = indm.INDM.load(tmp_path), torch.randn(3, 2)
     assert torch.equal(loaded.log_prob(x, steps=4), model.log_prob(x, steps=4))
-    assert loaded.score.backbone.variance == "small" and loaded.sde.log_snr_max == model.sde.log_snr_max
+    assert (
+        loaded.score.backbone.variance == "small"
+        and loaded.sde.log_snr_max == model.sde.log_snr_max
+    )
     model = indm.from_denoiser(**MLP, predicts="v", path={"sigmas": (0.002, 80.1)}, shape=(2,))
     model.save(tmp_path)
     assert indm.INDM.load(tmp_path).score.backbone.noises.range == (0.002, 80.1)
@@ -471,9 +556,13 @@ def test_a_model_of_a_factory_is_saved_and_read(tmp_path):
     indm.from_denoiser(network, predicts="v", path="linear", shape=(2,)).save(tmp_path / "kept")
     loaded = indm.INDM.load(tmp_path / "kept").score.backbone.network
     assert torch.equal(loaded(x, x[:, 0]), network(x, x[:, 0]))
-    with pytest.raises(ValueError, match="cannot be saved, because its network was given as an object"):
+    with pytest.raises(
+        ValueError, match="cannot be saved, because its network was given as an object"
+    ):
         model_of("noise", "edm").save(tmp_path / "other")
-    with pytest.raises(ValueError, match="cannot be saved, because its path was given as an object"):
+    with pytest.raises(
+        ValueError, match="cannot be saved, because its path was given as an object"
+    ):
         indm.from_denoiser(**MLP, predicts="v", path=Cosine(), shape=(2,)).save(tmp_path / "other")
 
 
@@ -494,7 +583,10 @@ def test_a_condition_reaches_the_network_and_guidance_works():
     options = {"predicts": "data", "path": "edm", "shape": (2,), "condition": condition}
     model, x = indm.from_denoiser(network, **options), torch.zeros(2, 2)
     assert model.given(["right", "left"]).log_prob(x).shape == (2,)
-    means = [indm.sample(model, 500, c=name, steps=30).mean().item() for name in ("right", "left", None)]
+    means = [
+        indm.sample(model, 500, c=name, steps=30).mean().item() for name in ("right", "left", None)
+    ]
     assert means == pytest.approx([1.0, -1.0, 0.0], abs=0.15)
     guided = indm.sample(model, 500, c="right", guidance=2.0, steps=30)
-    assert guided.mean().item() == pytest.approx(2.0, abs=0.2)  # all of one width, so that guidance moves the mean
+    # all of one width, so that guidance moves the mean
+    assert guided.mean().item() == pytest.approx(2.0, abs=0.2)

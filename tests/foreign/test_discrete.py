@@ -1,4 +1,6 @@
-"""The bound of K steps: each step by its two Gaussians, the sum over all steps, and the excess known in closed form."""
+"""The bound of K steps: each step by its two Gaussians, the sum over all steps, and the excess
+known in closed form.
+"""
 
 import math
 
@@ -50,8 +52,13 @@ def by_hand(network, x, noise, k, variance):
     mean = before.sqrt() * beta / (1 - now) * x + (1 - beta).sqrt() * (1 - before) / (1 - now) * x_k
     model_mean = (x_k - beta / (1 - now).sqrt() * predicted) / (1 - beta).sqrt()
     share = 0.5 * (output[:, x.shape[1] :] + 1)
-    own = {"large": beta, "small": small}.get(variance, (share * beta.log() + (1 - share) * small.log()).exp())
-    p, q = Normal(model_mean, torch.as_tensor(own).sqrt().expand_as(x)), Normal(mean, small.sqrt().expand_as(x))
+    own = {"large": beta, "small": small}.get(
+        variance, (share * beta.log() + (1 - share) * small.log()).exp()
+    )
+    p, q = (
+        Normal(model_mean, torch.as_tensor(own).sqrt().expand_as(x)),
+        Normal(mean, small.sqrt().expand_as(x)),
+    )
     return kl_divergence(Independent(q, 1), Independent(p, 1))
 
 
@@ -63,12 +70,16 @@ def test_a_step_is_the_divergence_of_its_two_gaussians(variance):
     for k in (1, 2, 30, K - 1):
         rows = [levels[i].expand(5) for i in (k - 1, k)]
         found = divergence_of_step(denoiser, x, *rows, noise, variance)
-        torch.testing.assert_close(found, by_hand(denoiser.network, x, noise, k, variance), rtol=1e-8, atol=1e-10)
+        torch.testing.assert_close(
+            found, by_hand(denoiser.network, x, noise, k, variance), rtol=1e-8, atol=1e-10
+        )
 
 
 @pytest.mark.parametrize("eps", [0, 20])
 def test_the_bound_is_the_sum_over_all_steps(eps):
-    """Its mean over k and noise, beside the sum over k > ε, prior and decoder, each on average over its noise."""
+    """Its mean over k and noise, beside the sum over k > ε, prior and decoder, each on average over
+    its noise.
+    """
     network, n = Learned(twice=False), 16_000
     model, generator = model_of(network, eps=eps), torch.Generator().manual_seed(0)
     x = torch.tensor([[0.4, -1.0, 0.2]]).double()
@@ -76,7 +87,9 @@ def test_the_bound_is_the_sum_over_all_steps(eps):
     noise = torch.randn(n, 3, generator=generator).double()
     total = sum(by_hand(network, x.expand(n, 3), noise, k, "large") for k in range(eps + 1, K))
     last, first = ALPHAS[-1], ALPHAS[eps]
-    prior = kl_divergence(Normal(last.sqrt() * x, (1 - last).sqrt()), Normal(torch.zeros(1).double(), 1.0)).sum()
+    prior = kl_divergence(
+        Normal(last.sqrt() * x, (1 - last).sqrt()), Normal(torch.zeros(1).double(), 1.0)
+    ).sum()
     x_0 = first.sqrt() * x + (1 - first).sqrt() * noise
     data = (x_0 - (1 - first).sqrt() * network(x_0, torch.full((n,), eps).double())) / first.sqrt()
     decoder = -Normal(data, ((1 - first) / first).sqrt()).log_prob(x.expand(n, 3)).sum(1)
@@ -95,15 +108,22 @@ def test_the_excess_of_an_exact_network_depends_on_the_variance(variance, excess
         alpha = alphas[k.long()][:, None]
         return (1 - alpha).sqrt() * (x - alpha.sqrt() * MEAN) / (alpha * STD**2 + 1 - alpha)
 
-    model, generator = model_of(network, 1, betas, variance=variance), torch.Generator().manual_seed(1)
+    model, generator = (
+        model_of(network, 1, betas, variance=variance),
+        torch.Generator().manual_seed(1),
+    )
     x = MEAN + STD * torch.randn(20_000, 1, generator=generator).double()
     bound = indm.discrete_nelbo(model, x, times=8, generator=generator).nats
     over = bound + Normal(MEAN, STD).log_prob(x).sum(1)
-    assert over.mean().item() == pytest.approx(excess, abs=4 * over.std().item() / len(x) ** 0.5 + 1e-3)
+    assert over.mean().item() == pytest.approx(
+        excess, abs=4 * over.std().item() / len(x) ** 0.5 + 1e-3
+    )
 
 
 def test_the_first_step_leads_to_eps_wherever_that_is():
-    """The bound rises with ε from that at one whole k to that at the next: no step is left out between both."""
+    """The bound rises with ε from that at one whole k to that at the next: no step is left out
+    between both.
+    """
     x = MEAN + STD * torch.randn(20_000, 1, generator=torch.Generator().manual_seed(0)).double()
 
     def bound(eps):
@@ -116,11 +136,16 @@ def test_the_first_step_leads_to_eps_wherever_that_is():
 
 
 def test_grey_levels_are_decoded():
-    """Of two grey levels, as likely each, the exact network's bound is near log 2 an entry with the small variance.
+    """Of two grey levels, as likely each, the exact network's bound is near log 2 an entry with the
+    small variance.
 
-    Data that are points are known where the noise is small, so that β_k is too large there, by a sum in closed form.
+    Data that are points are known where the noise is small, so that β_k is too large there, by a
+    sum in closed form.
     """
-    values, betas = torch.tensor([-1.0, 1.0]).double(), torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    values, betas = (
+        torch.tensor([-1.0, 1.0]).double(),
+        torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64),
+    )
     alphas = (1 - betas).cumprod(0)
 
     def network(x, k):
@@ -134,23 +159,32 @@ def test_grey_levels_are_decoded():
     assert torch.equal(x, values[raw])
     options = {"times": 8, "log_q": log_q}
     small, large = (
-        indm.discrete_nelbo(model, x, variance=v, generator=torch.Generator().manual_seed(1), **options).nats
+        indm.discrete_nelbo(
+            model, x, variance=v, generator=torch.Generator().manual_seed(1), **options
+        ).nats
         for v in ("small", "large")
     )
     error = small.std().item() / len(raw) ** 0.5
     assert abs(small.mean().item() - 2 * math.log(2)) < 4 * error + 0.02 < 0.15
     ratio = (1 - alphas[:-1]) / (1 - alphas[1:])
     excess = (ratio - 1 - ratio.log()).sum().item()  # of two entries
-    assert abs((large - small).mean().item() - excess) < 4 * (large - small).std().item() / len(raw) ** 0.5 + 0.02
+    assert (
+        abs((large - small).mean().item() - excess)
+        < 4 * (large - small).std().item() / len(raw) ** 0.5 + 0.02
+    )
 
 
 def test_what_has_no_steps_is_refused():
     x = torch.zeros(1, 3).double()
     with pytest.raises(ValueError, match="path must be a table of steps"):
         indm.discrete_nelbo(indm.from_denoiser(exact, predicts="noise", path="edm", shape=(3,)), x)
-    with pytest.raises(ValueError, match="variance must be 'large' or 'small', as the network gives none"):
+    with pytest.raises(
+        ValueError, match="variance must be 'large' or 'small', as the network gives none"
+    ):
         indm.discrete_nelbo(model_of(exact, variance="learned"), x)
-    with pytest.raises(ValueError, match="variance must be one of large, small, learned, got 'big'"):
+    with pytest.raises(
+        ValueError, match="variance must be one of large, small, learned, got 'big'"
+    ):
         indm.discrete_nelbo(model_of(exact), x, variance="big")
     linear = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}
     with pytest.raises(ValueError, match="model must come from from_denoiser"):

@@ -1,4 +1,6 @@
-"""The gradient of log p of a network of another library, and draws with their log p, against a closed form."""
+"""The gradient of log p of a network of another library, and draws with their log p, against a
+closed form.
+"""
 
 import math
 
@@ -21,7 +23,9 @@ def log_density(x):
 @pytest.fixture(scope="module")
 def model():
     network = Exact("velocity", "linear-reversed", WEIGHTS, MEANS, STDS)
-    return indm.from_denoiser(network, predicts="velocity", path="linear-reversed", shape=(2,)).double()
+    return indm.from_denoiser(
+        network, predicts="velocity", path="linear-reversed", shape=(2,)
+    ).double()
 
 
 def gradient(log_prob, x):

@@ -1,7 +1,8 @@
 """Every scheduler of diffusers is read as its own sampler reads it, or refused by name.
 
-A row has the exact network of N(MEAN, STD² I), written in the convention of the scheduler: what it gets, what it gives.
-The library's own sampler must draw that law with it, and log p of the model must be that of the law.
+A row has the exact network of N(MEAN, STD² I), written in the convention of the scheduler: what it
+gets, what it gives. The library's own sampler must draw that law with it, and log p of the model
+must be that of the law.
 """
 
 import inspect
@@ -15,7 +16,9 @@ from torch.distributions import Normal
 import indm
 from indm.foreign.libraries import SCHEDULERS
 
-diffusers = pytest.importorskip("diffusers", reason="needs pip install -e '.[foreign]', for diffusers")
+diffusers = pytest.importorskip(
+    "diffusers", reason="needs pip install -e '.[foreign]', for diffusers"
+)
 MEAN, STD = 0.3, 0.5
 LAW = Normal(torch.tensor(MEAN).double(), STD)
 
@@ -37,11 +40,17 @@ def of_steps(scheduler):
     def network(x, k, _=None):
         k = wide(k, x).double().clamp(0, len(bar) - 1)
         below = k.floor().long().clamp(0, len(bar) - 2)
-        level = torch.where(k > below, levels[below] + (k - below) * (levels[below + 1] - levels[below]), levels[below])
+        level = torch.where(
+            k > below,
+            levels[below] + (k - below) * (levels[below + 1] - levels[below]),
+            levels[below],
+        )
         alpha, sigma = (-2 * level).sigmoid().sqrt(), (2 * level).sigmoid().sqrt()
         data = mean_of_data(x, alpha, sigma)
         noise = (x - alpha * data) / sigma
-        return {"epsilon": noise, "sample": data, "v_prediction": alpha * noise - sigma * data}[kind].to(x)
+        return {"epsilon": noise, "sample": data, "v_prediction": alpha * noise - sigma * data}[
+            kind
+        ].to(x)
 
     return network
 
@@ -80,7 +89,10 @@ def inverted(scheduler):
     return of_flow(scheduler, data_at=1.0)
 
 
-V, ZERO = {"prediction_type": "v_prediction"}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
+V, ZERO = (
+    {"prediction_type": "v_prediction"},
+    {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"},
+)
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 ROWS = {
     **{name: (name, {}, of_steps) for name in SCHEDULERS["steps"]},
@@ -110,7 +122,8 @@ ROWS = {
     **{f"flow sigmas, {name}": (name, FLOW, of_flow)
        for name in ("DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "DPMSolverSinglestep")},
 }  # fmt: skip
-INVERSE = ("DDIMInverse", "DPMSolverMultistepInverse")  # from data to noise; others have no sampler of this form here
+# from data to noise; others have no sampler of this form here
+INVERSE = ("DDIMInverse", "DPMSolverMultistepInverse")
 NOT_SAMPLED = (
     *INVERSE,
     "CogVideoXDPM",
@@ -127,7 +140,9 @@ def made(name, options):
     try:
         return cls(**options)
     except ImportError:  # a library that only its sampler needs
-        stub = type(f"{name}Scheduler", (), {"alphas_cumprod": diffusers.DDIMScheduler().alphas_cumprod})()
+        stub = type(
+            f"{name}Scheduler", (), {"alphas_cumprod": diffusers.DDIMScheduler().alphas_cumprod}
+        )()
         stub.config = {"prediction_type": "epsilon"} | options
         return stub
 
@@ -149,8 +164,11 @@ def test_a_scheduler_is_read_as_its_own_sampler_reads_it(row):
     name, options, exact = ROWS[row]
     network = exact(made(name, options))
     if name not in NOT_SAMPLED:
-        x = drawn(made(name, options), network, 1000 if name == "UnCLIP" else 100)  # UnCLIP's default is every step
-        assert x.mean().item() == pytest.approx(MEAN, abs=0.06) and x.std().item() == pytest.approx(STD, rel=0.1)
+        # UnCLIP's default is every step
+        x = drawn(made(name, options), network, 1000 if name == "UnCLIP" else 100)
+        assert x.mean().item() == pytest.approx(MEAN, abs=0.06) and x.std().item() == pytest.approx(
+            STD, rel=0.1
+        )
     model = indm.from_diffusers(network, made(name, options), shape=(2,)).double()
     x = torch.tensor([[0.3, 0.3], [0.9, -0.2], [-0.5, 1.2]]).double()
     torch.testing.assert_close(model.log_prob(x), LAW.log_prob(x).sum(1), rtol=0, atol=0.03)
@@ -160,7 +178,9 @@ def names():
     """All schedulers of diffusers."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = [name.removesuffix("Scheduler") for name in dir(diffusers) if name.endswith("Scheduler")]
+        found = [
+            name.removesuffix("Scheduler") for name in dir(diffusers) if name.endswith("Scheduler")
+        ]
     return [name for name in found if not name.startswith("Flax")]
 
 
@@ -175,7 +195,9 @@ def test_each_scheduler_has_a_row():
 def test_every_other_scheduler_is_refused_by_name(name):
     cls = getattr(diffusers, f"{name}Scheduler")
     scheduler = cls.__new__(cls)  # some need arguments, and none of them matters here
-    with pytest.raises(ValueError, match=f"scheduler must be one of the table .* got {name}Scheduler"):
+    with pytest.raises(
+        ValueError, match=f"scheduler must be one of the table .* got {name}Scheduler"
+    ):
         indm.from_diffusers(lambda x, k: x, scheduler, shape=(2,))
 
 

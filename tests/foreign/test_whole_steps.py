@@ -14,7 +14,11 @@ from torch import nn
 import indm
 from indm.foreign.paths import path_of
 
-WEIGHTS, MEANS, VARIANCES = np.array([0.3, 0.7]), np.array([[-1.0, 0.5], [0.8, -0.3]]), np.array([0.09, 0.16])
+WEIGHTS, MEANS, VARIANCES = (
+    np.array([0.3, 0.7]),
+    np.array([[-1.0, 0.5], [0.8, -0.3]]),
+    np.array([0.09, 0.16]),
+)
 
 
 def noise_of(y, level):
@@ -41,7 +45,9 @@ class Table(nn.Module):
         y = x / (-2 * level).sigmoid().sqrt()
         total = torch.as_tensor(VARIANCES) + (2 * level).exp()
         away = y[:, None] - torch.as_tensor(MEANS)
-        share = (torch.as_tensor(WEIGHTS).log() - total.log() - 0.5 * away.square().sum(2) / total).softmax(1)
+        share = (
+            torch.as_tensor(WEIGHTS).log() - total.log() - 0.5 * away.square().sum(2) / total
+        ).softmax(1)
         return level.exp() * (share[..., None] * away / total[..., None]).sum(1)
 
 
@@ -52,18 +58,24 @@ def steps_of(count):
 
 
 def carried(x, levels, curve):
-    """log density of the rows x at log(σ/α) = levels[0], carried from N(0, I) at levels[-1], step by step.
+    """log density of the rows x at log(σ/α) = levels[0], carried from N(0, I) at levels[-1], step
+    by step.
 
-    dy/dlevel = e^level n̂, where n̂ is linear in k between the exact ones of α_level y at both steps, by SciPy.
+    dy/dlevel = e^level n̂, where n̂ is linear in k between the exact ones of α_level y at both
+    steps, by SciPy.
     """
     state = np.concatenate([x, np.zeros((len(x), 1))], 1).ravel()
     for below, ends in enumerate(itertools.pairwise(levels)):
 
         def slope(level, state, below=below):
-            y, k = state.reshape(-1, 3)[:, :2], brentq(lambda k: curve(k) - level, below - 1e-9, below + 1 + 1e-9)
+            y, k = (
+                state.reshape(-1, 3)[:, :2],
+                brentq(lambda k: curve(k) - level, below - 1e-9, below + 1 + 1e-9),
+            )
             total = np.zeros((len(y), 3))
             for said, share in ((levels[below], below + 1 - k), (levels[below + 1], k - below)):
-                scale = math.sqrt((1 + math.exp(2 * said)) / (1 + math.exp(2 * level)))  # α_level/α_said
+                # α_level/α_said
+                scale = math.sqrt((1 + math.exp(2 * said)) / (1 + math.exp(2 * level)))
                 n, divergence = noise_of(scale * y, said)
                 total += share * np.concatenate([n, scale * divergence[:, None]], 1)
             return (math.exp(level) * total).ravel()
@@ -91,7 +103,9 @@ def test_the_stated_error_covers_the_kinks_at_whole_steps(count, steps):
     report = indm.nll(model, x, generator=torch.Generator().manual_seed(1), steps=steps)
     noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=x.dtype).numpy()
     start = x.numpy() + math.exp(levels[0]) * noise  # z_ε/α_ε
-    expected = carried(start, levels, PchipInterpolator(np.arange(count), levels)) - 2 * math.log(alpha)
+    expected = carried(start, levels, PchipInterpolator(np.arange(count), levels)) - 2 * math.log(
+        alpha
+    )
     off = np.abs((report.reconstruction - report.total).numpy() - expected)
     assert (off <= report.solver_error.numpy()).all(), (off, report.solver_error)
     assert report.solver_error.max() < 0.2
@@ -150,7 +164,9 @@ class Failing(Table):
 def test_an_error_at_any_call_does_not_change_the_steps(call):
     betas, levels = steps_of(50)
     network = Failing(levels, {call}, takes_fractions=True)
-    model = indm.from_denoiser(network, predicts="noise", path={"betas": torch.as_tensor(betas)}, shape=(2,))
+    model = indm.from_denoiser(
+        network, predicts="noise", path={"betas": torch.as_tensor(betas)}, shape=(2,)
+    )
     if call > 1:  # the first is the question whether it takes fractions
         with pytest.raises(RuntimeError, match="CUDA out of memory"):
             model.log_prob(points(4))

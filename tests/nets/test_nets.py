@@ -14,7 +14,9 @@ from indm.nets.unet import Attention, ResBlock, attend, group_norm
 
 
 def perturbed(net, scale=0.1, seed=0):
-    """``net`` with noise on every parameter, so that nothing is hidden behind a zero-initialised layer."""
+    """``net`` with noise on every parameter, so that nothing is hidden behind a zero-initialised
+    layer.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in net.parameters():
@@ -24,7 +26,12 @@ def perturbed(net, scale=0.1, seed=0):
 
 def small_unet(shape=(2, 8, 8), **options):
     torch.manual_seed(0)
-    return perturbed(UNet(shape, **{"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (8,)} | options))
+    return perturbed(
+        UNet(
+            shape,
+            **{"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (8,)} | options,
+        )
+    )
 
 
 def draw(shape, n=5, seed=1, dtype=torch.float32):
@@ -38,11 +45,15 @@ def test_derivatives_against_finite_differences():
     for net, n in nets:
         net = perturbed(net.double())
         z, level = draw(net.shape, n, dtype=torch.float64)
-        assert torch.autograd.gradcheck(net, (z.requires_grad_(), level.requires_grad_()), atol=1e-6)
+        assert torch.autograd.gradcheck(
+            net, (z.requires_grad_(), level.requires_grad_()), atol=1e-6
+        )
 
 
 def test_fourier_features_are_waves_of_each_channel():
-    """Blind to z itself, the network sees it up to periods 2/k, and shifted where its weights are turned."""
+    """Blind to z itself, the network sees it up to periods 2/k, and shifted where its weights are
+    turned.
+    """
     net, (z, level) = small_unet(fourier=(4.0, 8.0)).double(), draw((2, 8, 8), dtype=torch.float64)
     with torch.no_grad():
         net.stem.weight[:, :2] = 0
@@ -50,13 +61,16 @@ def test_fourier_features_are_waves_of_each_channel():
         torch.testing.assert_close(net(z + 2 / 4, level), seen)
         assert (net(z + 2 / 8, level) - seen).abs().max() > 1e-3
         sin4, cos4, sin8, cos8 = net.stem.weight[:, 2:].clone().split(2, dim=1)
-        net.stem.weight[:, 2:] = torch.cat([-cos4, sin4, -sin8, -cos8], 1)  # by a quarter of the longer period, 1/8
+        # by a quarter of the longer period, 1/8
+        net.stem.weight[:, 2:] = torch.cat([-cos4, sin4, -sin8, -cos8], 1)
         torch.testing.assert_close(net(z - 1 / 8, level), seen)
 
 
 class TestLevelEmbedding:
     def distance(self, delta):
-        """Root mean square distance of the features of levels that differ by ``delta``, at a random base level."""
+        """Root mean square distance of the features of levels that differ by ``delta``, at a random
+        base level.
+        """
         embedding = LevelEmbedding(16).double()
         base = -8 + 14 * torch.rand_like(delta)
         difference = embedding.features(base + delta) - embedding.features(base)
@@ -74,7 +88,9 @@ class TestLevelEmbedding:
 
     def test_far_levels_never_look_alike(self):
         near = self.distance(torch.tensor([0.3], dtype=torch.float64))
-        assert (self.distance(torch.linspace(0.3, 14, 4000, dtype=torch.float64)) >= near - 1e-6).all()
+        assert (
+            self.distance(torch.linspace(0.3, 14, 4000, dtype=torch.float64)) >= near - 1e-6
+        ).all()
 
 
 class TestMLP:
@@ -94,7 +110,9 @@ class TestMLP:
 
     @pytest.mark.long
     def test_learns_the_exact_denoiser_of_gaussian_data(self):
-        """For z₀ ~ N(0, I) and α² + σ² = 1 the best noise estimate is σ z_t, with σ² = sigmoid(2 level)."""
+        """For z₀ ~ N(0, I) and α² + σ² = 1 the best noise estimate is σ z_t, with σ² = sigmoid(2
+        level).
+        """
         torch.manual_seed(0)
         net = MLP((2,), width=64, depth=2)
         optimizer = torch.optim.Adam(net.parameters(), 3e-3)
@@ -120,16 +138,24 @@ class TestUNet:
         net = small_unet(shape)
         z, level = draw(shape)
         expected = net(z, level)
-        torch.testing.assert_close(net(z.to(memory_format=torch.channels_last), level), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            net(z.to(memory_format=torch.channels_last), level), expected, atol=1e-5, rtol=1e-5
+        )
         net.to(memory_format=torch.channels_last)
-        torch.testing.assert_close(net(z.to(memory_format=torch.channels_last), level), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(
+            net(z.to(memory_format=torch.channels_last), level), expected, atol=1e-5, rtol=1e-5
+        )
 
     @pytest.mark.parametrize("height, width", [(9, 11), (8, 13), (15, 8), (12, 12)])
     def test_odd_sizes_are_padded_and_cropped(self, height, width):
         net = small_unet((2, height, width), multipliers=(1, 2, 2))
         z, level = draw(net.shape)
-        padded = F.pad(z, (0, 4 * math.ceil(width / 4) - width, 0, 4 * math.ceil(height / 4) - height))
-        torch.testing.assert_close(net(z, level), net(padded, level)[:, :, :height, :width], atol=1e-6, rtol=1e-6)
+        padded = F.pad(
+            z, (0, 4 * math.ceil(width / 4) - width, 0, 4 * math.ceil(height / 4) - height)
+        )
+        torch.testing.assert_close(
+            net(z, level), net(padded, level)[:, :, :height, :width], atol=1e-6, rtol=1e-6
+        )
 
     @pytest.mark.parametrize(
         "height, attention, expected",
@@ -141,7 +167,9 @@ class TestUNet:
         for stages in (*net.encoder, *net.decoder):
             for stage in stages:
                 if isinstance(stage.attention, Attention):
-                    stage.attention.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[2]))
+                    stage.attention.register_forward_hook(
+                        lambda module, inputs, output: seen.append(output.shape[2])
+                    )
         net(*draw(net.shape, 1))
         assert seen == expected + expected[::-1]
 
@@ -166,9 +194,13 @@ class TestUNet:
 
 
 @pytest.mark.parametrize("tokens", [7, 300])
-def test_attention_in_bfloat16_is_the_formula_for_few_tokens_and_the_fused_kernel_for_more(tokens, monkeypatch):
+def test_attention_in_bfloat16_is_the_formula_for_few_tokens_and_the_fused_kernel_for_more(
+    tokens, monkeypatch
+):
     fused, calls = F.scaled_dot_product_attention, []
-    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *parts: calls.append(1) or fused(*parts))
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *parts: calls.append(1) or fused(*parts)
+    )
     torch.manual_seed(0)
     parts = [torch.randn(2, 3, tokens, 8).bfloat16().requires_grad_() for _ in range(3)]
     exact = [part.detach().double().requires_grad_() for part in parts]
@@ -176,7 +208,9 @@ def test_attention_in_bfloat16_is_the_formula_for_few_tokens_and_the_fused_kerne
     assert len(calls) == (tokens > 128) and ours.dtype == torch.bfloat16
     of_exact = torch.autograd.grad((expected := fused(*exact)).square().sum(), exact)
     for found, wanted in zip((ours, *of_ours), (expected, *of_exact), strict=True):
-        torch.testing.assert_close(found.double(), wanted, atol=0.02 * wanted.abs().max().item(), rtol=0.02)
+        torch.testing.assert_close(
+            found.double(), wanted, atol=0.02 * wanted.abs().max().item(), rtol=0.02
+        )
 
 
 def test_attention_written_out():
@@ -186,8 +220,14 @@ def test_attention_written_out():
     pixels = attention.norm(h).permute(0, 2, 3, 1).reshape(2, 12, 6)
     weight, bias = attention.query_key_value.weight, attention.query_key_value.bias
     q, k, v = (pixels @ weight[i : i + 6].T + bias[i : i + 6] for i in (0, 6, 12))
-    mixed = torch.einsum("bij,bjc->bic", torch.softmax(torch.einsum("bic,bjc->bij", q, k) / math.sqrt(6), -1), v)
-    update = (mixed @ attention.project.weight.T + attention.project.bias).reshape(2, 3, 4, 6).permute(0, 3, 1, 2)
+    mixed = torch.einsum(
+        "bij,bjc->bic", torch.softmax(torch.einsum("bic,bjc->bij", q, k) / math.sqrt(6), -1), v
+    )
+    update = (
+        (mixed @ attention.project.weight.T + attention.project.bias)
+        .reshape(2, 3, 4, 6)
+        .permute(0, 3, 1, 2)
+    )
     torch.testing.assert_close(attention(h), (h + update) / math.sqrt(2), atol=1e-5, rtol=1e-5)
 
 

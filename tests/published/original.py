@@ -1,6 +1,8 @@
-"""The published networks once more, as the original's layout has them: one list of layers, read by position.
+"""The published networks once more, as the original's layout has them: one list of layers, read by
+position.
 
-Nothing here comes from ``indm``: it is what conversions are checked against where there is no fixture.
+Nothing here comes from ``indm``: it is what conversions are checked against where there is no
+fixture.
 """
 
 import json
@@ -29,7 +31,9 @@ def tables_of(settings):
         table, name = OURS[key].split(".")
         tables[table][name] = s[key]
     other = "beta_" if s["sde"] == "vesde" else "sigma_"
-    tables["sde"] = {name: value for name, value in tables["sde"].items() if not name.startswith(other)}
+    tables["sde"] = {
+        name: value for name, value in tables["sde"].items() if not name.startswith(other)
+    }
     net = tables["net"]
     if "fir" in s:
         net["fir"] = s["fir_kernel"] if s["fir"] else []
@@ -40,23 +44,42 @@ def tables_of(settings):
 
 
 def fixture(name):
-    """Settings, state (without "module."), and the arrays of inputs and outputs of a stored network."""
+    """Settings, state (without "module."), and the arrays of inputs and outputs of a stored
+    network.
+    """
     settings = json.loads((FIXTURES / f"{name}.json").read_text())
     with np.load(FIXTURES / f"{name}.npz") as file:
         arrays = {key: torch.from_numpy(file[key]) for key in file}
-    state = {key.removeprefix("state/module."): value for key, value in arrays.items() if key.startswith("state/")}
+    state = {
+        key.removeprefix("state/module."): value
+        for key, value in arrays.items()
+        if key.startswith("state/")
+    }
     return settings, state, arrays
 
 
 def checkpoint(state, path, *, averages=None, step=123, **extra):
-    """Write ``state`` in the released format; ``averages`` are the moving averages, by default of all parameters."""
+    """Write ``state`` in the released format; ``averages`` are the moving averages, by default of
+    all parameters.
+    """
     if averages is None:
-        frozen = {key for key, value in state.items() if key == "sigmas" or (key.endswith(".0.W") and value.ndim == 1)}
+        frozen = {
+            key
+            for key, value in state.items()
+            if key == "sigmas" or (key.endswith(".0.W") and value.ndim == 1)
+        }
         averages = [value.clone() for key, value in state.items() if key not in frozen]
     model = {f"module.{key}": value for key, value in state.items()}
     ema = {"decay": 0.9999, "num_updates": step, "shadow_params": averages}
     torch.save(
-        {"optimizer": {"state": {}, "param_groups": []}, "model": model, "ema": ema, "step": step, **extra}, path
+        {
+            "optimizer": {"state": {}, "param_groups": []},
+            "model": model,
+            "ema": ema,
+            "step": step,
+            **extra,
+        },
+        path,
     )
     return path
 
@@ -71,14 +94,20 @@ class Layers:
     def __call__(self, name, *shape):
         key = f"all_modules.{self.position}.{name}"
         if key not in self.state:
-            spread = 1.0 if len(shape) == 1 else (shape[0] if len(shape) == 2 else np.prod(shape[1:])) ** -0.5
+            spread = (
+                1.0
+                if len(shape) == 1
+                else (shape[0] if len(shape) == 2 else np.prod(shape[1:])) ** -0.5
+            )
             self.state[key] = 0.5 * spread * torch.randn(*shape, generator=self.generator)
         assert self.state[key].shape == shape
         return self.state[key].double()
 
     def norm(self, h, name=""):
         c = h.shape[1]
-        return F.group_norm(h, min(c // 4, 32), self(f"{name}weight", c), self(f"{name}bias", c), eps=1e-6)
+        return F.group_norm(
+            h, min(c // 4, 32), self(f"{name}weight", c), self(f"{name}bias", c), eps=1e-6
+        )
 
     def conv(self, h, outputs, name="", side=3, **options):
         weight = self(f"{name}weight", outputs, h.shape[1], side, side)
@@ -93,7 +122,9 @@ class Layers:
 
 
 def slow_upfirdn(x, kernel, up, down, before, after):
-    """Zeros between samples, padding, convolution, every so-manieth sample: sample by sample, from the definition."""
+    """Zeros between samples, padding, convolution, every so-manieth sample: sample by sample, from
+    the definition.
+    """
     kernel = np.asarray(kernel, dtype=np.float64)
     x = x.double().numpy()
     height, width = x.shape[2] * up + before + after, x.shape[3] * up + before + after
@@ -107,7 +138,9 @@ def slow_upfirdn(x, kernel, up, down, before, after):
     out = np.zeros((*x.shape[:2], len(rows), len(columns)))
     for a, i in enumerate(rows):
         for b, j in enumerate(columns):
-            out[:, :, a, b] = (padded[:, :, i : i + side, j : j + side] * kernel[::-1, ::-1]).sum((2, 3))
+            out[:, :, a, b] = (padded[:, :, i : i + side, j : j + side] * kernel[::-1, ::-1]).sum(
+                (2, 3)
+            )
     return torch.from_numpy(out)
 
 
@@ -134,11 +167,15 @@ def strided(h, outputs, layers, s):
     if not s["fir"]:
         return layers.conv(F.pad(h, (0, 1, 0, 1)), outputs, "Conv_0.", stride=2)
     p = len(s["fir_kernel"])
-    return layers.conv(filtered(h, s["fir_kernel"], 1, 1, (p + 1) // 2, p // 2), outputs, "Conv2d_0.", stride=2)
+    return layers.conv(
+        filtered(h, s["fir_kernel"], 1, 1, (p + 1) // 2, p // 2), outputs, "Conv2d_0.", stride=2
+    )
 
 
 def published_network(x, label, s, layers):
-    """The output for images ``x`` at levels ``label`` (B,), in double precision, by the flat ``settings`` ``s``."""
+    """The output for images ``x`` at levels ``label`` (B,), in double precision, by the flat
+    ``settings`` ``s``.
+    """
     silu, scale = F.silu, 2**-0.5 if s["skip_rescale"] else 1.0
     nf = s["nf"]
     widths = [nf * m for m in s["ch_mult"]]
@@ -210,7 +247,9 @@ def published_network(x, label, s, layers):
 def published_score(z_t, t, s, layers):
     """The score, with the single precision of the original's noise levels."""
     if s["sde"] == "vesde":
-        return published_network(z_t, s["sigma_min"] * (s["sigma_max"] / s["sigma_min"]) ** t, s, layers)
+        return published_network(
+            z_t, s["sigma_min"] * (s["sigma_max"] / s["sigma_min"]) ** t, s, layers
+        )
     exponent = -0.25 * t**2 * (s["beta_max"] - s["beta_min"]) - 0.5 * t * s["beta_min"]
     std = 1 - torch.exp(2 * exponent)
     std = std if s["sde"] == "subvpsde" else std.sqrt()
@@ -227,5 +266,7 @@ def drawn(**changes):
     layers = Layers()
     score = published_score(z_t, t, settings, layers)
     count = settings["num_scales"]
-    deviations = np.exp(np.linspace(np.log(settings["sigma_max"]), np.log(settings["sigma_min"]), count))
+    deviations = np.exp(
+        np.linspace(np.log(settings["sigma_max"]), np.log(settings["sigma_min"]), count)
+    )
     return settings, {"sigmas": torch.from_numpy(deviations)} | layers.state, z_t, t, score

@@ -1,4 +1,6 @@
-"""The conditional residual flow: its maps, its code, the bound, and the models and runs that have it."""
+"""The conditional residual flow: its maps, its code, the bound, and the models and runs that have
+it.
+"""
 
 import copy
 import math
@@ -25,8 +27,14 @@ DEFAULTS = {"blocks": (1, 1), "width": 8, "code_dim": 4, "encoder_planes": (6, 8
 CASES = {
     "vector": ((3,), {}),
     "image": ((1, 8, 8), {}),
-    "squeezed": ((2, 8, 8), {"squeeze": True, "actnorm": True, "activation": "swish", "blocks": (2,)}),
-    "odd": ((3, 6, 10), {"encoder_activation": "leaky_relu", "prior_activation": "relu", "norm": "inf"}),
+    "squeezed": (
+        (2, 8, 8),
+        {"squeeze": True, "actnorm": True, "activation": "swish", "blocks": (2,)},
+    ),
+    "odd": (
+        (3, 6, 10),
+        {"encoder_activation": "leaky_relu", "prior_activation": "relu", "norm": "inf"},
+    ),
 }
 
 
@@ -41,7 +49,9 @@ def made(name="image", scale=0.15, **options):
     flow = ConditionalResidualFlow(shape, **(DEFAULTS | more | options))
     with torch.no_grad():
         for parameter in flow.parameters():
-            parameter.add_(scale * torch.randn(parameter.shape, generator=seeded(parameter.numel())))
+            parameter.add_(
+                scale * torch.randn(parameter.shape, generator=seeded(parameter.numel()))
+            )
     use_log_det(flow, evaluation=ExactLogDet())
     return flow.double().eval(), torch.randn(4, *shape, dtype=torch.float64, generator=seeded(5))
 
@@ -56,7 +66,7 @@ def model_of(flow):
     return INDM(flow, ScoreModel(Zero(), VPSDE()), shape=flow.shape)
 
 
-# ── The maps ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The maps ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -75,7 +85,9 @@ def test_round_trip_at_a_given_code(case):
     with torch.no_grad():
         z, _ = flow(x, code)
         torch.testing.assert_close(flow.inverse(z, 1e-10, code=code), x, rtol=0, atol=1e-8)
-        assert (flow.inverse(z, code=code.roll(1, 0)) - x).abs().max() > 1e-3, "another code is another map"
+        assert (flow.inverse(z, code=code.roll(1, 0)) - x).abs().max() > 1e-3, (
+            "another code is another map"
+        )
         assert torch.equal(flow.latent(x, code), z)
 
 
@@ -84,10 +96,13 @@ def test_single_precision_falls_back_to_double_with_the_codes_of_the_samples_tha
     flow, x, code = flow.float(), x.float(), torch.randn(4, 4, generator=seeded(1))
     with torch.no_grad():
         z, _ = flow(x, code)
-        tol = 0.999 * float(flow.solve_inverse(z, 1e-7, code=code)[1].max())  # some samples reach it and some do not
+        # some samples reach it and some do not
+        tol = 0.999 * float(flow.solve_inverse(z, 1e-7, code=code)[1].max())
         assert 0 < flow.solve_inverse(z, tol, code=code)[3].sum() < 4
         again = copy.deepcopy(flow).double().inverse(z.double(), tol, code=code.double())
-        torch.testing.assert_close(flow.inverse(z, tol, code=code).double(), again, rtol=0, atol=1e-5)
+        torch.testing.assert_close(
+            flow.inverse(z, tol, code=code).double(), again, rtol=0, atol=1e-5
+        )
 
 
 def test_one_code_is_an_ordinary_flow(case):
@@ -102,7 +117,9 @@ def test_one_code_is_an_ordinary_flow(case):
 
 
 def test_the_code_enters_at_the_input_of_the_middle_map():
-    """Against the block written out, where the constant is added before a padded convolution would see it."""
+    """Against the block written out, where the constant is added before a padded convolution would
+    see it.
+    """
     flow, x = made("image")
     block, code = flow.chain[0], torch.randn(4, 4, dtype=torch.float64, generator=seeded(3))
     first, middle, last = (linear.constrained_weight() for linear in block.maps)
@@ -114,7 +131,7 @@ def test_the_code_enters_at_the_input_of_the_middle_map():
     torch.testing.assert_close(block.at(code).latent(x), expected, rtol=1e-12, atol=1e-12)
 
 
-# ── The code ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The code ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def plane():
@@ -133,11 +150,15 @@ def test_prior_is_a_density_and_its_samples_have_it():
     drawn = flow.sample_code(40_000, generator=seeded(0))
     error = covariance.diagonal().sqrt() / 200
     assert ((drawn.mean(0) - mean).abs() < 4 * error).all()
-    torch.testing.assert_close(torch.cov(drawn.T), covariance, rtol=0.05, atol=0.05 * covariance.max().item())
+    torch.testing.assert_close(
+        torch.cov(drawn.T), covariance, rtol=0.05, atol=0.05 * covariance.max().item()
+    )
 
 
 def test_couplings_of_the_prior_move_all_entries_by_halves_and_by_turns():
-    """The Jacobian of each: a coupling moves one half, or every other entry, by all of the rest, which it leaves."""
+    """The Jacobian of each: a coupling moves one half, or every other entry, by all of the rest,
+    which it leaves.
+    """
     prior = CodePrior(6, steps=2, width=8, activation="elu").double()
     perturb(prior)
     couplings = [flow for flow in prior.flows if not isinstance(flow, ActNorm | InvertibleLinear)]
@@ -162,7 +183,9 @@ def test_prior_is_inverted_and_has_the_jacobian_of_autograd(activation):
     torch.testing.assert_close(prior.code_of(noise), code, rtol=1e-8, atol=1e-8)
     for i in range(3):
         jacobian = torch.autograd.functional.jacobian(lambda u: prior(u[None])[0][0], code[i])
-        torch.testing.assert_close(log_det[i], torch.linalg.slogdet(jacobian)[1], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(
+            log_det[i], torch.linalg.slogdet(jacobian)[1], rtol=1e-9, atol=1e-9
+        )
 
 
 def test_kl_is_that_of_quadrature():
@@ -196,7 +219,9 @@ def test_inverse_draws_the_code_from_the_prior(case):
     code = flow.sample_code(4)
     torch.manual_seed(7)
     x = flow.inverse(z)
-    assert torch.equal(x, flow.inverse(z, code=code)) and torch.equal(x, flow.solve_inverse(z, code=code)[0])
+    assert torch.equal(x, flow.inverse(z, code=code)) and torch.equal(
+        x, flow.solve_inverse(z, code=code)[0]
+    )
     assert not torch.equal(x, flow.inverse(z))
 
 
@@ -212,17 +237,23 @@ def test_bound_lies_below_the_likelihood_which_many_draws_approach():
 
     with torch.no_grad():
         for i in range(3):
-            exact = torch.logsumexp(log_joint(x[i], points) + flow.prior.log_prob(points), 0) + math.log(cell)
+            exact = torch.logsumexp(
+                log_joint(x[i], points) + flow.prior.log_prob(points), 0
+            ) + math.log(cell)
             z, bound = flow(x[i : i + 1].expand(20_000, -1), generator=seeded(i))
             draws = torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1) + bound
             error = draws.std() / math.sqrt(len(draws))
-            assert draws.mean() < exact + 4 * error and exact - draws.mean() > 4 * error, "the gap is there to be seen"
+            assert draws.mean() < exact + 4 * error and exact - draws.mean() > 4 * error, (
+                "the gap is there to be seen"
+            )
             weighted = torch.logsumexp(draws, 0) - math.log(len(draws))
             assert weighted.item() == pytest.approx(exact.item(), abs=0.02)
 
 
 def test_nelbo_of_a_model_is_that_bound():
-    """With the exact score of N(0, I) latents, the NELBO is −log π(z) − (log|det| − kl), but for the SDE's ends."""
+    """With the exact score of N(0, I) latents, the NELBO is −log π(z) − (log|det| − kl), but for
+    the SDE's ends.
+    """
     flow, x = made("vector", 0.1, code_dim=2)
     with torch.no_grad():
         many = x[:1].expand(2000, -1)
@@ -234,7 +265,7 @@ def test_nelbo_of_a_model_is_that_bound():
         assert abs(found.mean() - wanted.mean()) < 4 * error < most
 
 
-# ── Training ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Training ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_every_parameter_gets_a_gradient(case):
@@ -254,7 +285,9 @@ def test_gradient_of_the_bound_is_that_of_finite_differences(case):
         z, bound = flow(x, generator=seeded(0))
         return (0.5 * z.flatten(1).square().sum(1) - bound).mean()
 
-    direction = [torch.randn(p.shape, dtype=p.dtype, generator=seeded(i)) for i, p in enumerate(parameters)]
+    direction = [
+        torch.randn(p.shape, dtype=p.dtype, generator=seeded(i)) for i, p in enumerate(parameters)
+    ]
     slope, difference = slopes(loss, parameters, direction)
     assert slope == pytest.approx(difference, rel=1e-4, abs=1e-5)
 
@@ -262,7 +295,9 @@ def test_gradient_of_the_bound_is_that_of_finite_differences(case):
 def test_samples_interact_in_training_alone():
     flow, x = made("image")
     other = torch.cat([x[:2], 3 * x[2:] + 1])
-    torch.testing.assert_close(flow.posterior(x)[0][:2], flow.posterior(other)[0][:2], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        flow.posterior(x)[0][:2], flow.posterior(other)[0][:2], rtol=1e-12, atol=1e-12
+    )
     flow.train()
     assert (flow.posterior(x)[0][:2] - flow.posterior(other)[0][:2]).abs().max() > 1e-4
 
@@ -286,7 +321,10 @@ def test_train_evaluate_and_sample_from_the_command_line(run, capsys):
     options = ["--examples", "8", "--nll-examples", "4", "--steps", "8", "--quiet"]
     assert main(["evaluate", str(run), *options]) == 0
     for report in ((run / "evaluation.json").read_text(), capsys.readouterr().out):
-        assert "one draw for each estimate: the NLL is a bound, too" in report and "estimates were solved" not in report
+        assert (
+            "one draw for each estimate: the NLL is a bound, too" in report
+            and "estimates were solved" not in report
+        )
     drawn = []
     for out, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         options = ["--steps", "4", "--seed", seed, "--out", str(run / out)]
@@ -311,7 +349,12 @@ def test_what_needs_one_map_says_so():
         with pytest.raises(ValueError, match=r"log-determinant of one map for .* flow\.at\(code\)"):
             attempt()
     here = INDM(flow.at(flow.sample_code(1)[0]), model.score, shape=flow.shape)
-    assert indm.NonlinearDiffusion(here).probability_flow(x, torch.full((4,), 0.5).double()).isfinite().all()
+    assert (
+        indm.NonlinearDiffusion(here)
+        .probability_flow(x, torch.full((4,), 0.5).double())
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize(
@@ -323,7 +366,10 @@ def test_what_needs_one_map_says_so():
         ({"encoder_channels": 0}, "encoder_channels must be at least 1"),
         ({"prior_steps": 0}, "prior_steps must be at least 1"),
         ({"prior_width": 0}, "prior_width must be at least 1"),
-        ({"encoder_activation": "gelu"}, "encoder_activation must be one of elu, relu, leaky_relu, got 'gelu'"),
+        (
+            {"encoder_activation": "gelu"},
+            "encoder_activation must be one of elu, relu, leaky_relu, got 'gelu'",
+        ),
         ({"prior_activation": "gelu"}, "prior_activation must be one of"),
         ({"norm": "columns"}, "norm must be 2"),
         ({"width": 0}, "width must be at least 1"),

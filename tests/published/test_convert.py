@@ -1,4 +1,6 @@
-"""Converted checkpoints: the stored networks, random ones in the original's layout, the files, mistakes."""
+"""Converted checkpoints: the stored networks, random ones in the original's layout, the files,
+mistakes.
+"""
 
 import json
 
@@ -30,7 +32,7 @@ def converted(settings, state):
     return score_of_checkpoint(state, tables["sde"], tables["net"], shape)
 
 
-# ── The network ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The network ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -48,10 +50,22 @@ VE = {"sde": "vesde", "embedding_type": "fourier", "scale_by_sigma": True, "cent
     "changes",
     [
         {"sde": "subvpsde", "num_channels": 1},
-        {"ch_mult": [1, 1, 2, 3], "nf": 12, "num_res_blocks": 2, "attn_resolutions": [8, 2], "image_size": 16},
+        {
+            "ch_mult": [1, 1, 2, 3],
+            "nf": 12,
+            "num_res_blocks": 2,
+            "attn_resolutions": [8, 2],
+            "image_size": 16,
+        },
         {"ch_mult": [2], "attn_resolutions": [8]},
         VE | {"fir": True, "progressive_input": "residual", "sigma_max": 90, "num_channels": 1},
-        VE | {"progressive_input": "residual", "skip_rescale": False, "scale_by_sigma": False, "num_res_blocks": 2},
+        VE
+        | {
+            "progressive_input": "residual",
+            "skip_rescale": False,
+            "scale_by_sigma": False,
+            "num_res_blocks": 2,
+        },
         {"fir": True, "fir_kernel": [1, 2, 4], "beta_min": 0.2, "beta_max": 12.0},
         {"progressive_input": "residual", "ch_mult": [1, 2, 2], "attention": False},
         {"sde": "vesde"},
@@ -88,7 +102,7 @@ def test_tensors_that_do_not_match_are_listed():
         assert part in str(caught.value)
 
 
-# ── Files ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Files ─────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -106,37 +120,58 @@ def test_averages_are_in_the_order_of_the_trainable_parameters(name, tmp_path):
 
 
 def test_numbers_of_numpy_in_the_optimizer_are_read(tmp_path):
-    """Warm-up leaves a learning rate of NumPy's type behind; before version 2 what makes it had another name."""
-    path = checkpoint(fixture("ddpmpp_vp")[1], tmp_path / "a.pth", optimizer={"lr": np.float64(2e-4)})
+    """Warm-up leaves a learning rate of NumPy's type behind; before version 2 what makes it had
+    another name.
+    """
+    path = checkpoint(
+        fixture("ddpmpp_vp")[1], tmp_path / "a.pth", optimizer={"lr": np.float64(2e-4)}
+    )
     assert read_checkpoint(path).step == 123
-    content = {"optimizer": {"lr": np.float64(2e-4)}, "model": {"module.a": torch.ones(2)}, "step": 7}
+    content = {
+        "optimizer": {"lr": np.float64(2e-4)},
+        "model": {"module.a": torch.ones(2)},
+        "step": 7,
+    }
     torch.save(content, path, _use_new_zipfile_serialization=False)  # also the format of old
     for before, after in ((b"numpy._core.", b"numpy.core."), (b"numpy.core.", b"numpy._core.")):
         other = tmp_path / "other.pth"
         other.write_bytes(path.read_bytes().replace(before, after))
         read = read_checkpoint(other)
-        assert read.step == 7 and torch.equal(read.state["a"], torch.ones(2)) and read.shadow is None
+        assert (
+            read.step == 7 and torch.equal(read.state["a"], torch.ones(2)) and read.shadow is None
+        )
 
 
-# ── Runs ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Runs ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """A checkpoint in the released format whose averages are the stored network, its last weights others; images."""
+    """A checkpoint in the released format whose averages are the stored network, its last weights
+    others; images.
+    """
     folder = tmp_path_factory.mktemp("released")
     _, state, _ = fixture("ddpmpp_vp")
     averages = [value.clone() for key, value in state.items() if key != "sigmas"]
     checkpoint(
-        {k: v if k == "sigmas" else 0.9 * v for k, v in state.items()}, folder / "checkpoint_1.pth", averages=averages
+        {k: v if k == "sigmas" else 0.9 * v for k, v in state.items()},
+        folder / "checkpoint_1.pth",
+        averages=averages,
     )
     (folder / "images").mkdir()
-    for i, image in enumerate(np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)):
+    for i, image in enumerate(
+        np.random.default_rng(0).integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
+    ):
         Image.fromarray(image).save(folder / "images" / f"{i}.png")
     data = {"name": "folder", "path": str(folder / "images"), "size": 16}
     flow = {"name": "residual", "coeff": 0.98}
     tables = tables_of(fixture("ddpmpp_vp")[0])
-    recipe = {"data": data, "flow": flow, "sde": tables["sde"], "net": {"name": "ncsnpp"} | tables["net"]}
+    recipe = {
+        "data": data,
+        "flow": flow,
+        "sde": tables["sde"],
+        "net": {"name": "ncsnpp"} | tables["net"],
+    }
     (folder / "small.toml").write_text(recipes.to_toml(recipe))
     return folder
 
@@ -148,7 +183,17 @@ def run_cli(*arguments):
 @pytest.mark.filterwarnings("ignore:the network may have ripples", "ignore:the run ended")
 def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
     run, (_, _, arrays) = tmp_path / "run", fixture("ddpmpp_vp")
-    assert run_cli("convert", released / "checkpoint_1.pth", "--recipe", released / "small.toml", "--out", run) == 0
+    assert (
+        run_cli(
+            "convert",
+            released / "checkpoint_1.pth",
+            "--recipe",
+            released / "small.toml",
+            "--out",
+            run,
+        )
+        == 0
+    )
     shown = capsys.readouterr().out
     assert "passed over in checkpoint_1.pth: optimizer, sigmas\n" in shown
     assert "189,347 parameters" in shown
@@ -156,10 +201,18 @@ def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
     with torch.no_grad():
         score = model.score(arrays["input/z_t"], arrays["input/t"])
     assert relative_error(score, arrays["output/score"]) < 1e-5
-    assert type(model.flow) is Identity and model.shape == (3, 16, 16) and model.scaling.levels == 256
+    assert (
+        type(model.flow) is Identity and model.shape == (3, 16, 16) and model.scaling.levels == 256
+    )
     made = json.loads((run / "conversion.json").read_text())
-    assert made["provenance"]["weights_sha256"] == {file["name"]: file["sha256"] for file in made["files"]}
-    assert made["files"][0]["weights"] == "ema" and made["step"] == 123 and len(made["files"][0]["sha256"]) == 64
+    assert made["provenance"]["weights_sha256"] == {
+        file["name"]: file["sha256"] for file in made["files"]
+    }
+    assert (
+        made["files"][0]["weights"] == "ema"
+        and made["step"] == 123
+        and len(made["files"][0]["sha256"]) == 64
+    )
 
     few = ("--examples", 2, "--nll-examples", 0, "--times", 1, "--quiet")
     assert run_cli("evaluate", run, *few) == 0
@@ -168,15 +221,28 @@ def test_a_converted_run_is_evaluated_and_sampled(released, tmp_path, capsys):
     assert run_cli("sample", run, "-n", 2, "--steps", 2, "--quiet") == 0
     assert np.load(run / "samples.npz")["samples"].shape == (2, 3, 16, 16)
     assert (
-        run_cli("train", run, "--train.steps", 1, "--train.batch_size", 4, "--out", tmp_path / "more", "--quiet") == 0
+        run_cli(
+            "train",
+            run,
+            "--train.steps",
+            1,
+            "--train.batch_size",
+            4,
+            "--out",
+            tmp_path / "more",
+            "--quiet",
+        )
+        == 0
     )
 
 
-# ── The flow ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The flow ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch):
-    """The seam: it gets the flow's last weights, or its averages, the given arguments and the images' shape."""
+    """The seam: it gets the flow's last weights, or its averages, the given arguments and the
+    images' shape.
+    """
     seen = []
 
     def flow_from_state(state, table, shape):
@@ -184,9 +250,17 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
         return ActNorm(shape[0])
 
     monkeypatch.setattr("indm.workbench.convert.flow_from_state", flow_from_state)
-    state = {"lamb": torch.tensor(2.0), "nnet.0.weight": torch.ones(2), "nnet.0.scale": torch.tensor(5.0)}
+    state = {
+        "lamb": torch.tensor(2.0),
+        "nnet.0.weight": torch.ones(2),
+        "nnet.0.scale": torch.tensor(5.0),
+    }
     flow = checkpoint(state, tmp_path / "flow.pth", averages=[torch.tensor(3.0), torch.zeros(2)])
-    options = {"recipe": released / "small.toml", "flow_checkpoint": flow, "changes": {"flow.coeff": "0.9"}}
+    options = {
+        "recipe": released / "small.toml",
+        "flow_checkpoint": flow,
+        "changes": {"flow.coeff": "0.9"},
+    }
     convert(released / "checkpoint_1.pth", tmp_path / "a", **options)
     convert(released / "checkpoint_1.pth", tmp_path / "b", **options, weights="ema")
     raw, averaged = (state for state, *_ in seen)

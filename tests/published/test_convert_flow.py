@@ -1,4 +1,6 @@
-"""Released flows, converted: against their recorded outputs, and against the original layout evaluated as it stands."""
+"""Released flows, converted: against their recorded outputs, and against the original layout
+evaluated as it stands.
+"""
 
 import json
 import math
@@ -30,7 +32,11 @@ def recorded(name):
     with np.load(FIXTURES / f"{name}.npz") as arrays:
         values = {key: torch.from_numpy(arrays[key]) for key in arrays.files}
     settings = json.loads((FIXTURES / f"{name}.json").read_text())
-    state = {key.removeprefix("state/"): value for key, value in values.items() if key.startswith("state/")}
+    state = {
+        key.removeprefix("state/"): value
+        for key, value in values.items()
+        if key.startswith("state/")
+    }
     shape = (settings["num_channels"], settings["image_size"], settings["image_size"])
     return (
         state,
@@ -50,7 +56,7 @@ def assert_near(found, expected, tolerance):
     assert (found.double() - expected).abs().max().item() <= tolerance
 
 
-# ── Recorded outputs ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Recorded outputs ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_plain_flow_as_recorded():
@@ -70,8 +76,17 @@ def test_conditional_flow_as_recorded():
     state, settings, values, shape = recorded(CONDITIONAL)
     flow = converted(state, settings, shape)
     assert isinstance(flow, ConditionalResidualFlow) and not flow.training
-    assert (flow.code_dim, flow.encoder_planes, flow.prior_steps, flow.prior_width) == (64, (8, 8, 8), 2, 32)
-    x, noise, recorded_code = values["input/x"].float(), values["input/code_noise"].float(), values["output/code"]
+    assert (flow.code_dim, flow.encoder_planes, flow.prior_steps, flow.prior_width) == (
+        64,
+        (8, 8, 8),
+        2,
+        32,
+    )
+    x, noise, recorded_code = (
+        values["input/x"].float(),
+        values["input/code_noise"].float(),
+        values["output/code"],
+    )
     with torch.no_grad():
         mean, log_variance = flow.posterior(x)
         assert_near(mean, values["output/code_mean"], 1e-5)
@@ -79,7 +94,11 @@ def test_conditional_flow_as_recorded():
         code = mean + (0.5 * log_variance).exp() * noise
         assert_near(code, recorded_code, 1e-5)
         assert_near(flow.kl(x, code), values["output/kl"], 1e-4)
-        assert_near(flow.prior.code_of(values["input/prior_noise"].float()), values["output/prior_code"], 1e-4)
+        assert_near(
+            flow.prior.code_of(values["input/prior_noise"].float()),
+            values["output/prior_code"],
+            1e-4,
+        )
         z, log_det = flow(x[:1], code[:1])
         assert_near(z, values["output/z"][:1], 1e-5)
         assert_near(log_det, values["output/log_det_exact"][:1], 1e-4)
@@ -89,10 +108,16 @@ def test_conditional_flow_as_recorded():
 @pytest.mark.parametrize("name", [PLAIN, CONDITIONAL])
 def test_a_checkpoint_file_in_the_released_format(name, tmp_path):
     state, settings, values, shape = recorded(name)
-    kept = re.compile(r"\.(running_\w+|num_batches_tracked|weight_inv|scale|last_\w+)$")  # not averaged
+    # not averaged
+    kept = re.compile(r"\.(running_\w+|num_batches_tracked|weight_inv|scale|last_\w+)$")
     shadow = [2 * value.float() for key, value in state.items() if not kept.search(key)]
     ema = {"decay": 0.999, "num_updates": 3, "shadow_params": shadow}
-    checkpoint = {"optimizer": {}, "model": {k: v.float() for k, v in state.items()}, "ema": ema, "step": 123}
+    checkpoint = {
+        "optimizer": {},
+        "model": {k: v.float() for k, v in state.items()},
+        "ema": ema,
+        "step": 123,
+    }
     torch.save(checkpoint, tmp_path / "flow_checkpoint_1.pth")
     read = read_checkpoint(tmp_path / "flow_checkpoint_1.pth")
     loaded, averages = read.weights("model"), read.weights("ema")
@@ -106,14 +131,18 @@ def test_a_checkpoint_file_in_the_released_format(name, tmp_path):
 
 def test_a_converted_flow_is_saved_and_loaded_as_any_other(tmp_path):
     state, settings, values, shape = recorded(CONDITIONAL)
-    model = build_model({"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}, shape)
+    model = build_model(
+        {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"}}, shape
+    )
     INDM(flow_from_state(state, settings, shape), model.score, shape=shape).save(tmp_path)
     with torch.no_grad():
-        z = INDM.load(tmp_path).flow.latent(values["input/x"].float(), values["output/code"].float())
+        z = INDM.load(tmp_path).flow.latent(
+            values["input/x"].float(), values["output/code"].float()
+        )
     assert_near(z, values["output/z"], 1e-5)
 
 
-# ── The original layout, with other settings ────────────────────────────────────────────────────────────────────────
+# ── The original layout, with other settings ──────────────────────────────────────────────────────
 
 PHI = {
     "sin": lambda v, _: torch.sin(2 * math.pi * v) / (2 * math.pi),
@@ -128,7 +157,9 @@ GATE = {"elu": F.elu, "relu": F.relu, "leaky_relu": lambda v: F.leaky_relu(v, 0.
 
 
 class Original:
-    """A random state in the layout of the released flows, and what it computes, in double precision."""
+    """A random state in the layout of the released flows, and what it computes, in double
+    precision.
+    """
 
     def __init__(self, seed=0, prefix="module."):
         self.generator, self.state, self.prefix = torch.Generator().manual_seed(seed), {}, prefix
@@ -160,7 +191,9 @@ class Original:
                     self.state[f"{self.prefix}{name}.initialized"] = torch.tensor(1)
                     continue
                 first = 0 if (i, sum(k == "block" for k, _ in self.layers)) == (0, 1) else 1
-                for j, (a, b, k) in enumerate([(channels, width, 3), (width, width, 1), (width, channels, 3)]):
+                for j, (a, b, k) in enumerate(
+                    [(channels, width, 3), (width, width, 1), (width, channels, 3)]
+                ):
                     linear = f"{name}.nnet.{first + 2 * j}"
                     self.add(f"{linear}.weight", b, a, k, k, scale=0.1)
                     self.add(f"{linear}.bias", b)
@@ -187,7 +220,9 @@ class Original:
             if kind == "squeeze":
                 h, depth = F.pixel_unshuffle(h, 2), depth + 1
             elif kind == "actnorm":
-                weight, bias = (self.get(f"{name}.{part}")[None, :, None, None] for part in ("weight", "bias"))
+                weight, bias = (
+                    self.get(f"{name}.{part}")[None, :, None, None] for part in ("weight", "bias")
+                )
                 h = (h + bias) * weight.exp()
             else:
                 h = h + self.g(h, name, code)
@@ -202,7 +237,9 @@ class Original:
                 weight = self.get(f"{linear}.weight")
                 rows = weight.abs().sum((1, 2, 3), keepdim=True)
                 if self.has(f"{linear}.h_net.net.bias"):
-                    entering = code @ self.get(f"{linear}.h_net.net.weight").T + self.get(f"{linear}.h_net.net.bias")
+                    entering = code @ self.get(f"{linear}.h_net.net.weight").T + self.get(
+                        f"{linear}.h_net.net.bias"
+                    )
                     v = v + entering[:, :, None, None]
                 weight = weight / (rows / 0.98).clamp(min=1)
                 v = F.conv2d(v, weight, self.get(f"{linear}.bias"), padding=weight.shape[-1] // 2)
@@ -229,12 +266,16 @@ class Original:
         self.add(f"{name}.weight", b, a, kernel, kernel, scale=0.3)
         for part, start, scale in (("weight", 1, 0.1), ("bias", 0, 0.1), ("running_mean", 0, 0.1)):
             self.add(f"{norm}.{part}", b, start=start, scale=scale)
-        self.state[f"{self.prefix}{norm}.running_var"] = torch.rand(b, generator=self.generator) + 0.5
+        self.state[f"{self.prefix}{norm}.running_var"] = (
+            torch.rand(b, generator=self.generator) + 0.5
+        )
         self.state[f"{self.prefix}{norm}.num_batches_tracked"] = torch.tensor(5)
 
     def weight_norm(self, name, a, b):
         self.add(f"{name}.linear.bias", b, scale=0.1)
-        self.state[f"{self.prefix}{name}.linear.weight_g"] = torch.rand(b, 1, generator=self.generator) * 0.3
+        self.state[f"{self.prefix}{name}.linear.weight_g"] = (
+            torch.rand(b, 1, generator=self.generator) * 0.3
+        )
         self.add(f"{name}.linear.weight_v", b, a)
 
     def dense(self, name, h):
@@ -246,7 +287,10 @@ class Original:
         def convolve(h, name, norm, stride=1):
             weight = self.get(f"{name}.weight")
             h = F.conv2d(h, weight, stride=stride, padding=weight.shape[-1] // 2)
-            statistics = (self.get(f"{norm}.{part}") for part in ("running_mean", "running_var", "weight", "bias"))
+            statistics = (
+                self.get(f"{norm}.{part}")
+                for part in ("running_mean", "running_var", "weight", "bias")
+            )
             return F.batch_norm(h, *statistics)
 
         for level in range(len(self.planes)):
@@ -286,13 +330,19 @@ class Original:
                           "coupling2_dn"):  # fmt: skip
                 if layer.endswith("actnorm"):
                     log_scale = self.get(f"{step}.{layer}.log_scale")
-                    u, log_det = u * log_scale.exp() + self.get(f"{step}.{layer}.bias"), log_det + log_scale.sum()
+                    u, log_det = (
+                        u * log_scale.exp() + self.get(f"{step}.{layer}.bias"),
+                        log_det + log_scale.sum(),
+                    )
                 elif layer == "linear":
                     weight = self.get(f"{step}.linear.weight")
                     u, log_det = u @ weight.T, log_det + torch.linalg.slogdet(weight)[1]
                 else:
                     halves, moved, shift, scale = self.coupling(u, f"{step}.unit.{layer}.net")
-                    halves[moved], log_det = halves[moved] * scale + shift, log_det + scale.log().sum(1)
+                    halves[moved], log_det = (
+                        halves[moved] * scale + shift,
+                        log_det + scale.log().sum(1),
+                    )
                     u = self.joined(halves, layer)
         return log_det - 0.5 * (u.square() + math.log(2 * math.pi)).sum(1)
 
@@ -302,12 +352,18 @@ class Original:
         kept, moved = (0, 1) if "_up" in net else (1, 0)
         h = halves[kept]
         for part in ("fc1", "fc2"):
-            h = self.prior_gate(h @ self.get(f"{net}.{part}.weight").T + self.get(f"{net}.{part}.bias"))
+            h = self.prior_gate(
+                h @ self.get(f"{net}.{part}.weight").T + self.get(f"{net}.{part}.bias")
+            )
         shift, raw = self.dense(f"{net}.fc3", h).chunk(2, 1)
         return halves, moved, shift, torch.sigmoid(raw + 2) + 1e-3
 
     def joined(self, halves, layer):
-        return torch.stack(halves, 2).flatten(1) if layer.startswith("coupling2") else torch.cat(halves, 1)
+        return (
+            torch.stack(halves, 2).flatten(1)
+            if layer.startswith("coupling2")
+            else torch.cat(halves, 1)
+        )
 
 
 PLAINS = {
@@ -337,8 +393,12 @@ def test_plain_flows_of_other_settings(name):
         z, log_det = flow(x.float())
     assert_near(z, expected, 1e-5)
     for i in range(2):
-        jacobian = torch.autograd.functional.jacobian(lambda v: original.z(v, squeeze=squeeze), x[i : i + 1])
-        assert_near(log_det[i], torch.linalg.slogdet(jacobian.reshape(expected[0].numel(), -1))[1], 1e-4)
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v: original.z(v, squeeze=squeeze), x[i : i + 1]
+        )
+        assert_near(
+            log_det[i], torch.linalg.slogdet(jacobian.reshape(expected[0].numel(), -1))[1], 1e-4
+        )
 
 
 CONDITIONALS = {
@@ -371,31 +431,43 @@ def test_conditional_flows_of_other_settings(name):
     flow = converted(original.state, settings, shape)
     seen = F.pixel_unshuffle(x, 2) if squeeze else x
     with torch.no_grad():
-        for found, expected in zip(flow.posterior(x.float()), original.posterior(seen), strict=True):
+        for found, expected in zip(
+            flow.posterior(x.float()), original.posterior(seen), strict=True
+        ):
             assert_near(found, expected, 1e-5)
-        code = torch.randn(3, code_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+        code = torch.randn(
+            3, code_dim, dtype=torch.float64, generator=torch.Generator().manual_seed(2)
+        )
         assert_near(flow.prior.log_prob(code.float()), original.log_prior(code), 1e-4)
         z, log_det = flow(x.float(), code.float())
         assert_near(z, original.z(x, code, squeeze), 1e-5)
     if shape[1] == 8:
-        jacobian = torch.autograd.functional.jacobian(lambda v: original.z(v, code[:1], squeeze), x[:1])
+        jacobian = torch.autograd.functional.jacobian(
+            lambda v: original.z(v, code[:1], squeeze), x[:1]
+        )
         assert_near(log_det[0], torch.linalg.slogdet(jacobian.reshape(z[0].numel(), -1))[1], 1e-4)
 
 
-# ── What does not fit ───────────────────────────────────────────────────────────────────────────────────────────────
+# ── What does not fit ─────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("name", [PLAIN, CONDITIONAL])
 def test_every_tensor_counts(name):
     """One that is missing, extra or of another shape is named; all of them at once."""
     state, settings, _, shape = recorded(name)
-    keys = [key for key in state if key.endswith((".bias", "running_mean", "weight_g", "linear.weight"))]
+    keys = [
+        key for key in state if key.endswith((".bias", "running_mean", "weight_g", "linear.weight"))
+    ]
     for key in keys[1 :: max(1, len(keys) // 6)]:
         broken = {k: v for k, v in state.items() if k != key}
         with pytest.raises(ValueError, match=f"{key.removeprefix('module.')} is missing"):
             flow_from_state(broken, settings, shape)
     first, second = keys[1], keys[2]
-    broken = state | {first: torch.zeros(7, 7), "module.extra.u": torch.zeros(3), "module.extra.v": torch.zeros(3)}
+    broken = state | {
+        first: torch.zeros(7, 7),
+        "module.extra.u": torch.zeros(3),
+        "module.extra.v": torch.zeros(3),
+    }
     del broken[second]
     with pytest.raises(ValueError) as error:
         flow_from_state(broken, settings, shape)
@@ -410,7 +482,9 @@ def test_states_that_are_no_such_flow():
         flow_from_state({"conv.weight": torch.zeros(1)}, settings, shape)
     small = {"name": "residual", "norm": "rows", "width": 4}
     with pytest.raises(ValueError, match="one or two groups of blocks"):
-        flow_from_state(Original().blocks("", 1, (1, 1, 1), 4).state, small | {"blocks": (1, 1, 1)}, (1, 8, 8))
+        flow_from_state(
+            Original().blocks("", 1, (1, 1, 1), 4).state, small | {"blocks": (1, 1, 1)}, (1, 8, 8)
+        )
     fresh = Original().blocks("", 1, (1,), 4, actnorm=True).state
     fresh["module.transforms.0.chain.0.initialized"] = torch.tensor(0)
     with pytest.raises(ValueError, match="ActNorm that never saw data"):

@@ -1,4 +1,6 @@
-"""The published networks: resampling against its definition, the whole against the original's layout, the score."""
+"""The published networks: resampling against its definition, the whole against the original's
+layout, the score.
+"""
 
 import copy
 
@@ -20,14 +22,16 @@ PLUSPLUS = {
 
 def small(shape=(3, 8, 8), **options):
     torch.manual_seed(0)
-    net = NCSNpp(shape, **{"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)} | options)
+    net = NCSNpp(
+        shape, **{"channels": 8, "multipliers": (1, 2), "blocks": 1, "attention": (4,)} | options
+    )
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return net.eval()
 
 
-# ── Resampling ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Resampling ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("up, down", [(1, 1), (2, 1), (1, 2), (2, 3), (3, 2)])
@@ -35,7 +39,8 @@ def small(shape=(3, 8, 8), **options):
 @pytest.mark.parametrize("taps", [(1, 3, 3, 1), (1, 2, 5), (2, 1)])
 def test_upfirdn2d_is_what_its_name_says(up, down, padding, taps):
     x = torch.randn(2, 3, 7, 6, dtype=torch.float64)
-    kernel = torch.outer(torch.tensor(taps), torch.tensor([*taps[:-1], 7])).double()  # of no symmetry
+    # of no symmetry
+    kernel = torch.outer(torch.tensor(taps), torch.tensor([*taps[:-1], 7])).double()
     expected = slow_upfirdn(x, kernel.numpy(), up, down, *padding)
     torch.testing.assert_close(upfirdn2d(x, kernel, up, down, padding), expected)
 
@@ -51,24 +56,37 @@ def test_upfirdn2d_has_the_right_derivatives():
 def test_resampling_keeps_constants_and_shapes(taps):
     h = torch.full((2, 3, 8, 6), 1.7)
     up, down = Up(taps)(h), Down(taps)(h)
-    assert up.shape == (2, 3, 16, 12) and down.shape == (2, 3, 4, 3) == StridedConv(3, 3, taps)(h).shape
+    assert (
+        up.shape == (2, 3, 16, 12)
+        and down.shape == (2, 3, 4, 3) == StridedConv(3, 3, taps)(h).shape
+    )
     for result in (up, down):
-        torch.testing.assert_close(result[:, :, 2:-2, 2:-2], torch.full_like(result[:, :, 2:-2, 2:-2], 1.7))
+        torch.testing.assert_close(
+            result[:, :, 2:-2, 2:-2], torch.full_like(result[:, :, 2:-2, 2:-2], 1.7)
+        )
 
 
 def test_up_and_down_are_each_others_transpose_of_a_symmetric_filter():
-    h, small_h = torch.randn(1, 1, 8, 8, dtype=torch.float64), torch.randn(1, 1, 4, 4, dtype=torch.float64)
+    h, small_h = (
+        torch.randn(1, 1, 8, 8, dtype=torch.float64),
+        torch.randn(1, 1, 4, 4, dtype=torch.float64),
+    )
     taps = (1, 3, 3, 1)
     up, down = Up(taps).double(), Down(taps).double()
     torch.testing.assert_close((up(small_h) * h).sum(), 4 * (down(h) * small_h).sum())
 
 
-# ── The network ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The network ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize(
     "options, count",
-    [({}, 61_804_419), ({"blocks": 8}, 106_632_579), (PLUSPLUS, 62_758_787), (PLUSPLUS | {"blocks": 8}, 107_586_947)],
+    [
+        ({}, 61_804_419),
+        ({"blocks": 8}, 106_632_579),
+        (PLUSPLUS, 62_758_787),
+        (PLUSPLUS | {"blocks": 8}, 107_586_947),
+    ],
 )
 def test_parameter_counts_at_the_published_settings(options, count):
     with torch.device("meta"):
@@ -77,15 +95,26 @@ def test_parameter_counts_at_the_published_settings(options, count):
 
 def test_ncsnpp_starts_at_zero_learns_with_every_parameter_and_is_kept(tmp_path):
     """As the contract of networks asks of DDPM++, which has all defaults."""
-    z, level, t = torch.randn(3, 3, 8, 8), torch.tensor([0.3, 1.0, 20.0]), torch.tensor([1e-5, 0.4, 1.0])
+    z, level, t = (
+        torch.randn(3, 3, 8, 8),
+        torch.tensor([0.3, 1.0, 20.0]),
+        torch.tensor([1e-5, 0.4, 1.0]),
+    )
     assert (
-        NCSNpp((3, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,), **PLUSPLUS)(z, level) == 0
+        NCSNpp((3, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=(4,), **PLUSPLUS)(
+            z, level
+        )
+        == 0
     ).all()
     net = small(**PLUSPLUS)
     net(z, level).square().sum().backward()
-    assert not [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0]
+    assert not [
+        name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().max() > 0
+    ]
     torch.testing.assert_close(net(z[2:], level[2:]), net(z, level)[2:], rtol=1e-4, atol=1e-5)
-    model = INDM(Identity(), PublishedScore(net, VESDE()), Scaling.images(256, net.centered), (3, 8, 8)).eval()
+    model = INDM(
+        Identity(), PublishedScore(net, VESDE()), Scaling.images(256, net.centered), (3, 8, 8)
+    ).eval()
     model.save(tmp_path)
     again = INDM.load(tmp_path)
     assert type(again.score) is PublishedScore and torch.equal(again.score(z, t), model.score(z, t))
@@ -135,7 +164,7 @@ def test_mistakes(options, words):
         small(**options)
 
 
-# ── Its score ───────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Its score ─────────────────────────────────────────────────────────────────────────────────────
 
 
 class Constant(torch.nn.Module):
@@ -161,19 +190,30 @@ def test_level_and_sign_of_the_score(sde):
 
 def test_published_sigma_is_the_original_s_and_near_the_exact_one():
     t = torch.tensor([1e-5, 1e-4, 0.01, 1.0])
-    decay = np.exp(-(0.1 * t.double().numpy() + 0.5 * 19.9 * t.double().numpy() ** 2)).astype(np.float32)
+    decay = np.exp(-(0.1 * t.double().numpy() + 0.5 * 19.9 * t.double().numpy() ** 2)).astype(
+        np.float32
+    )
     for sde, expected in ((VPSDE(), np.sqrt(1 - decay)), (SubVPSDE(), 1 - decay)):
         score = PublishedScore(Constant(), sde)
         torch.testing.assert_close(score.published_sigma(t), torch.from_numpy(expected))
         exact = score.published_sigma(t.double()) / sde.sigma(t.double())
         torch.testing.assert_close(exact, torch.ones_like(exact))
-    assert abs(PublishedScore(Constant(), VPSDE()).published_sigma(t)[0] / VPSDE().sigma(t)[0] - 1.0061) < 1e-4
+    assert (
+        abs(
+            PublishedScore(Constant(), VPSDE()).published_sigma(t)[0] / VPSDE().sigma(t)[0] - 1.0061
+        )
+        < 1e-4
+    )
 
 
 def test_score_of_the_wrong_sde_or_epsilon():
-    with pytest.raises(ValueError, match="sde must be vp, subvp or ve for a published network, got LogLinearSDE"):
+    with pytest.raises(
+        ValueError, match="sde must be vp, subvp or ve for a published network, got LogLinearSDE"
+    ):
         PublishedScore(small(), LogLinearSDE())
-    with pytest.raises(ValueError, match=r"sde\.eps must leave noise in single precision, got 1e-08"):
+    with pytest.raises(
+        ValueError, match=r"sde\.eps must leave noise in single precision, got 1e-08"
+    ):
         PublishedScore(small(), VPSDE(eps=1e-8))
 
 
@@ -182,13 +222,20 @@ def test_the_network_decides_which_score_it_gets(tmp_path):
     for name, kind in (("ncsnpp", PublishedScore), ("unet", ScoreModel)):
         net = {"name": name, "channels": 8, "multipliers": [1, 2], "blocks": 1, "attention": []}
         assert type(build_model(tables | {"net": net}, (3, 8, 8)).score) is kind
-    for score in (ScoreModel(small(), VPSDE()), PublishedScore(UNet((3, 8, 8), 8, (1, 2), 1), VPSDE())):
-        with pytest.raises(ValueError, match=r"score must be the network's (PublishedScore|ScoreModel)"):
+    for score in (
+        ScoreModel(small(), VPSDE()),
+        PublishedScore(UNet((3, 8, 8), 8, (1, 2), 1), VPSDE()),
+    ):
+        with pytest.raises(
+            ValueError, match=r"score must be the network's (PublishedScore|ScoreModel)"
+        ):
             INDM(Identity(), score, shape=(3, 8, 8)).save(tmp_path)
 
 
 def test_a_network_that_predicts_nothing_has_the_nelbo_of_pure_noise():
-    """With s = 0 the denoising errors are ½‖n‖², so the score term is d/2 times the length of the clock."""
+    """With s = 0 the denoising errors are ½‖n‖², so the score term is d/2 times the length of the
+    clock.
+    """
     torch.manual_seed(0)
     net = NCSNpp((1, 8, 8), channels=8, multipliers=(1, 2), blocks=1, attention=())
     model = INDM(Identity(), PublishedScore(net, VPSDE()), shape=(1, 8, 8))

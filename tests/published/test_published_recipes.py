@@ -1,4 +1,6 @@
-"""The recipes of the paper's settings: sizes, what they train, two steps of each on generated images."""
+"""The recipes of the paper's settings: sizes, what they train, two steps of each on generated
+images.
+"""
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from indm.workbench.recipes import recipe as recipes
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
 PUBLISHED = [
-    name for name, recipe in ((n, recipes.load(n)) for n in recipes.bundled()) if recipe["net"]["name"] == "ncsnpp"
+    name
+    for name, recipe in ((n, recipes.load(n)) for n in recipes.bundled())
+    if recipe["net"]["name"] == "ncsnpp"
 ]
 REDUCED = {
     "net.channels": "8", "net.blocks": "1", "flow.width": "4", "flow.blocks": "[1, 1]", "flow.code_dim": "4",
@@ -31,7 +35,10 @@ def generated(recipe):
     """Images of the recipe's size in place of its data."""
     shape, options = image_shape(recipe), recipe["data"]
     draws = torch.Generator().manual_seed(0)
-    sets = [InMemory(torch.randint(0, 256, (4, *shape), generator=draws, dtype=torch.uint8)) for _ in range(3)]
+    sets = [
+        InMemory(torch.randint(0, 256, (4, *shape), generator=draws, dtype=torch.uint8))
+        for _ in range(3)
+    ]
     scaling = Scaling.images(256, options.get("centered", True))
     return Data("generated", *sets, scaling=scaling, shape=shape, flip=options["flip"])
 
@@ -46,7 +53,8 @@ def test_parameters_at_full_size(name):
     assert [count_parameters(n) / 1e6 for n in (net, deep)] == pytest.approx(expected, abs=0.05)
 
 
-# What the authors' configuration files say, under their names. The same flow and optimizer are in all of them.
+# What the authors' configuration files say, under their names. The same flow and optimizer are in
+# all of them.
 THE_SAME = {
     "dropout": 0.1, "attention": True, "auxiliary_resblock": True, "fourier_feature": False, "name": "ncsnpp",
     "nf": 128, "normalization": "GroupNorm", "nonlinearity": "swish", "ch_mult": [1, 2, 2, 2],
@@ -65,7 +73,10 @@ BY_SDE = {
         "scale_by_sigma": True, "centered": False, "ema_rate": 0.999,
     },
 }  # fmt: skip
-BY_DATA = {"cifar10": {"image_size": 32, "sigma_max": 50.0}, "celeba": {"image_size": 64, "sigma_max": 90.0}}
+BY_DATA = {
+    "cifar10": {"image_size": 32, "sigma_max": 50.0},
+    "celeba": {"image_size": 64, "sigma_max": 90.0},
+}
 FLOW = {
     "name": "conditional-residual", "blocks": [16, 16], "width": 512, "norm": "rows", "coeff": 0.98,
     "activation": "sin", "code_dim": 64, "encoder_planes": [48, 96, 96], "encoder_channels": 8,
@@ -88,10 +99,22 @@ def test_settings_are_the_published_ones(name):
                 assert recipe[key]["name"] == value
             else:
                 actual = getattr(part, argument)
-                assert tuple(actual) == tuple(value) if isinstance(actual, tuple) else actual == value
+                assert (
+                    tuple(actual) == tuple(value) if isinstance(actual, tuple) else actual == value
+                )
     assert shape[1:] == (settings["image_size"],) * 2 and options.ema == settings["ema_rate"]
-    assert (options.batch_size, options.lr, options.flow_lr, options.betas) == (128, 2e-4, 1e-3, (0.9, 0.99))
-    assert (options.weight_decay, options.flow_weight_decay, options.clip, options.warmup) == (0.01, 0.01, 1.0, 0)
+    assert (options.batch_size, options.lr, options.flow_lr, options.betas) == (
+        128,
+        2e-4,
+        1e-3,
+        (0.9, 0.99),
+    )
+    assert (options.weight_decay, options.flow_weight_decay, options.clip, options.warmup) == (
+        0.01,
+        0.01,
+        1.0,
+        0,
+    )
     assert options.objective == ("fid" if name.endswith("vp-fid") else "mle")
     assert options.soft_truncation == (1.2 if name.endswith("st") else 0)
     assert options.latent_mean == (name == "cifar10-ve-fid")
@@ -108,6 +131,8 @@ def test_settings_are_the_published_ones(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_models_of_the_published_settings(name):
     recipe = recipes.load(name)
-    model = build_model(recipes.model_tables(recipes.override(recipe, REDUCED)), image_shape(recipe))
+    model = build_model(
+        recipes.model_tables(recipes.override(recipe, REDUCED)), image_shape(recipe)
+    )
     assert type(model.score) is PublishedScore and type(model.flow) is ConditionalResidualFlow
     assert model.sde.eps == 1e-5 and isinstance(model.sde, VESDE if "ve" in name else VPSDE)

@@ -32,11 +32,26 @@ CALLS = {
     "score_samples": (DensityEstimator, lambda model: model.score_samples(ROWS), "log p", 100),
     "score": (DensityEstimator, lambda model: model.score(ROWS), "log p", 100),
     "sample": (DensityEstimator, lambda model: model.sample(100), "draws", 100),
-    "joint.score_samples": (JointDensityEstimator, lambda model: model.score_samples(gaps(), given=[]), "log p", 100),
-    "log_prob_cells": (JointDensityEstimator, lambda model: model.log_prob_cells(ROWS), "log p", 200),
+    "joint.score_samples": (
+        JointDensityEstimator,
+        lambda model: model.score_samples(gaps(), given=[]),
+        "log p",
+        100,
+    ),
+    "log_prob_cells": (
+        JointDensityEstimator,
+        lambda model: model.log_prob_cells(ROWS),
+        "log p",
+        200,
+    ),
     "joint.sample": (JointDensityEstimator, lambda model: model.sample(100), "draws", 100),
     "impute": (JointDensityEstimator, lambda model: model.impute(gaps(), n=3), "draws", 300),
-    "conditional": (JointDensityEstimator, lambda model: model.conditional({0: 1.0}).sample(100), "draws", 100),
+    "conditional": (
+        JointDensityEstimator,
+        lambda model: model.conditional({0: 1.0}).sample(100),
+        "draws",
+        100,
+    ),
     "range": (
         JointDensityEstimator,
         lambda model: model.conditional({0: (1, 2)}).sample(100, random_state=0),
@@ -44,9 +59,19 @@ CALLS = {
         100,
     ),
     "log_prob": (PosteriorEstimator, lambda model: model.log_prob(ROWS, [0.0, 0.0]), "log p", 100),
-    "posterior.sample": (PosteriorEstimator, lambda model: model.sample(100, [0.0, 0.0]), "draws", 100),
+    "posterior.sample": (
+        PosteriorEstimator,
+        lambda model: model.sample(100, [0.0, 0.0]),
+        "draws",
+        100,
+    ),
     "mode": (PosteriorEstimator, lambda model: model.mode([0.0, 0.0]), "ascent to the mode", 20),
-    "calibration": (PosteriorEstimator, lambda model: model.calibration(ROWS[:20], ROWS[:20], 10), "draws", 200),
+    "calibration": (
+        PosteriorEstimator,
+        lambda model: model.calibration(ROWS[:20], ROWS[:20], 10),
+        "draws",
+        200,
+    ),
 }
 
 
@@ -74,9 +99,15 @@ def test_a_call_that_lasts_shows_a_bar_and_others_show_nothing(call, monkeypatch
 @pytest.mark.long
 def test_rows_in_batches_have_the_integral_of_all_at_once(monkeypatch):
     numbers = np.random.default_rng(0)
-    X = np.stack([numbers.poisson(4, 300), numbers.normal(size=300), numbers.poisson(2, 300)], 1).astype(float)
-    model = DensityEstimator(discrete=(0, 2), max_steps=30, n_models=1, max_components=2, random_state=0).fit(X)
-    joint_model = JointDensityEstimator(discrete=(0, 2), max_steps=30, max_components=2, random_state=0).fit(X)
+    X = np.stack(
+        [numbers.poisson(4, 300), numbers.normal(size=300), numbers.poisson(2, 300)], 1
+    ).astype(float)
+    model = DensityEstimator(
+        discrete=(0, 2), max_steps=30, n_models=1, max_components=2, random_state=0
+    ).fit(X)
+    joint_model = JointDensityEstimator(
+        discrete=(0, 2), max_steps=30, max_components=2, random_state=0
+    ).fit(X)
     whole = [found.score_samples(X[:15]) for found in (model, joint_model)]
     monkeypatch.setattr(solve, "ROWS_AT_ONCE", 60)
     for before, found in zip(whole, (model, joint_model), strict=True):

@@ -24,11 +24,19 @@ from indm.tables.columns import (
 POWERS = np.array([0.0, 0.3, 1.0, 1.7, 2.0])
 
 
-def map_of(rows: int = 400, far: bool = False, reach: float = 50.0) -> tuple[Columns, np.ndarray, np.ndarray]:
-    """A map with fixed powers, rows far into both tails and their conditions; convex ones bend up to ``reach``."""
+def map_of(
+    rows: int = 400, far: bool = False, reach: float = 50.0
+) -> tuple[Columns, np.ndarray, np.ndarray]:
+    """A map with fixed powers, rows far into both tails and their conditions; convex ones bend up
+    to ``reach``.
+    """
     numbers = np.random.default_rng(0)
     c = numbers.normal(size=(rows, 2))
-    X = 3.0 + numbers.standard_t(3, (rows, 5)) * [1e-3, 1.0, 2.0, 50.0, 1.0] + c @ numbers.normal(size=(2, 5))
+    X = (
+        3.0
+        + numbers.standard_t(3, (rows, 5)) * [1e-3, 1.0, 2.0, 50.0, 1.0]
+        + c @ numbers.normal(size=(2, 5))
+    )
     columns = Columns.fitted(X, c, np.arange(5), np.full(5, far))
     return replace(columns, power=POWERS, reach=np.array([[-reach], [reach]]).repeat(5, 1)), X, c
 
@@ -47,7 +55,9 @@ def test_log_volume_is_that_of_finite_differences(far, reach):
     jacobian = np.empty((20, 5, 5))
     for j, step in enumerate(1e-5 * columns.scale):
         shift = step * np.eye(5)[j]
-        jacobian[:, j] = (columns.latents(X + shift, c) - columns.latents(X - shift, c)) / (2 * step)
+        jacobian[:, j] = (columns.latents(X + shift, c) - columns.latents(X - shift, c)) / (
+            2 * step
+        )
     np.testing.assert_allclose(columns.log_volume(X), np.linalg.slogdet(jacobian)[1], atol=1e-6)
 
 
@@ -81,7 +91,8 @@ def test_a_skewed_column_becomes_symmetric_and_a_normal_one_stays(sign):
     X = np.stack([sign * np.exp(numbers.normal(size=5_000)), numbers.normal(size=5_000)], 1)
     columns = Columns.fitted(X, np.zeros((5_000, 0)), np.array([0, 1]))
     z = columns.latents(X, np.zeros((5_000, 0)))[:, 0]
-    assert abs(((z - z.mean()) ** 3).mean() / z.std() ** 3) < 1.2  # of 1,000,000 log-normal ones it is 6
+    # of 1,000,000 log-normal ones it is 6
+    assert abs(((z - z.mean()) ** 3).mean() / z.std() ** 3) < 1.2
     assert columns.power[1] == pytest.approx(1.0, abs=0.05)
 
 
@@ -90,7 +101,9 @@ def test_a_power_is_that_of_the_highest_likelihood_by_scipy(kind):
     u = np.random.default_rng(0).normal(size=200)
     u = {"skewed": -np.exp(u), "normal": u, "rare": 1.0 * (u > 2)}[kind]
     u = (u - u.mean()) / u.std()
-    best = minimize_scalar(lambda power: -yeojohnson_llf(power, u), bounds=(0, 2), method="bounded").x
+    best = minimize_scalar(
+        lambda power: -yeojohnson_llf(power, u), bounds=(0, 2), method="bounded"
+    ).x
     assert most_likely_power(u) == pytest.approx(best, abs=1e-8)
 
 
@@ -118,11 +131,15 @@ def test_moments_neither_overflow_nor_vanish(unit):
 
 
 def test_powers_are_used_where_validation_says_so():
-    """Log-normal rows of known density: a power about the mean does most of what their logarithm does."""
+    """Log-normal rows of known density: a power about the mean does most of what their logarithm
+    does.
+    """
     numbers = np.random.default_rng(3)
     y = numbers.normal(size=(1_500, 3)) @ [[1.0, 0.7, 0.0], [0.0, 0.7, 0.3], [0.0, 0.0, 1.0]]
     X, rows = np.exp(y), slice(1_000, None)
-    estimator = DensityEstimator(max_steps=0, n_models=1, max_components=1, random_state=0).fit(X[:1_000])
+    estimator = DensityEstimator(max_steps=0, n_models=1, max_components=1, random_state=0).fit(
+        X[:1_000]
+    )
     covariance = np.cov(y.T)
     quadratic = np.einsum("ni,ij,nj->n", y[rows], np.linalg.inv(covariance), y[rows])
     gaussian = multivariate_normal(X[:1_000].mean(0), np.cov(X[:1_000].T)).logpdf(X[rows]).mean()
@@ -148,7 +165,9 @@ def test_a_column_with_bounds_stays_within_and_comes_back(low, high):
 
 def test_a_uniform_column_becomes_a_normal_one():
     X = np.random.default_rng(8).uniform(-1, 1, (20_000, 1))
-    z = Columns.fitted(X, np.zeros((20_000, 0)), np.array([], dtype=int), interval=np.array([[-1.0], [1.0]]))
+    z = Columns.fitted(
+        X, np.zeros((20_000, 0)), np.array([], dtype=int), interval=np.array([[-1.0], [1.0]])
+    )
     latents = z.latents(X, np.zeros((20_000, 0)))
     assert (latents**4).mean() == pytest.approx(3.0, abs=0.15)
 
@@ -164,10 +183,14 @@ def test_a_box_is_mapped_to_the_line_and_back_up_to_its_ends(edge):
     line = to_line(X, interval, edge)
     back = from_line(line, interval, edge)
     assert np.isfinite(line).all()
-    np.testing.assert_allclose(np.minimum(back + 2, 3 - back), np.minimum(X + 2, 3 - X), rtol=1e-10, atol=1e-15)
+    np.testing.assert_allclose(
+        np.minimum(back + 2, 3 - back), np.minimum(X + 2, 3 - X), rtol=1e-10, atol=1e-15
+    )
     X = X[np.minimum(X + 2, 3 - X) > 1e-6][:, None]
     step = 1e-4 * np.minimum(X + 2, 3 - X)
-    rise = np.log((to_line(X + step, interval, edge) - to_line(X - step, interval, edge)) / (2 * step))
+    rise = np.log(
+        (to_line(X + step, interval, edge) - to_line(X - step, interval, edge)) / (2 * step)
+    )
     np.testing.assert_allclose(log_slope(X, interval, edge), rise, atol=1e-5)
 
 
@@ -181,7 +204,9 @@ def test_what_comes_from_the_line_is_inside_of_the_box_and_has_a_density(edge):
 @pytest.mark.parametrize("edge", EDGES[1:])
 def test_the_logit_is_solved_for_as_by_bisection(edge):
     y = np.array([[-3.0], [-1.0], [-0.4], [0.0], [1e-9], [0.97], [1.0], [1.03], [2.0]])
-    roots = [brentq(lambda v, y=y: np.tanh(v / 2) + edge * v - y, -200, 200, xtol=1e-14) for y in y[:, 0]]
+    roots = [
+        brentq(lambda v, y=y: np.tanh(v / 2) + edge * v - y, -200, 200, xtol=1e-14) for y in y[:, 0]
+    ]
     found = from_line(y, np.array([[0.0], [1.0]]), edge)[:, 0]
     np.testing.assert_allclose(found, expit(np.array(roots)), atol=1e-15, rtol=1e-10)
 
@@ -196,6 +221,11 @@ def test_a_box_is_linear_inside_where_that_is_more_likely():
     assert np.isnan(edges[[0, 2]]).all() and edges[1] in (0.3, 0.03)
     columns = Columns.fitted(X, c, np.array([], dtype=int), interval=interval)
     np.testing.assert_array_equal(columns.edge, edges)
-    jacobian = np.stack([(columns.latents(X + d, c) - columns.latents(X - d, c)) / 2e-6 for d in 1e-6 * np.eye(3)], 1)
+    jacobian = np.stack(
+        [(columns.latents(X + d, c) - columns.latents(X - d, c)) / 2e-6 for d in 1e-6 * np.eye(3)],
+        1,
+    )
     inside = (np.abs(X[:, :2]) < 0.99).all(1)
-    np.testing.assert_allclose(columns.log_volume(X)[inside], np.linalg.slogdet(jacobian)[1][inside], atol=1e-4)
+    np.testing.assert_allclose(
+        columns.log_volume(X)[inside], np.linalg.slogdet(jacobian)[1][inside], atol=1e-4
+    )

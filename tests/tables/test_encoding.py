@@ -14,7 +14,9 @@ NORMAL = np.random.default_rng(0).normal(size=200)
 
 
 def column_of(entries, **options):
-    return fitted_column(np.array(entries, dtype=object), "column 0 (age)", NUMBERS, **PLAIN | options)
+    return fitted_column(
+        np.array(entries, dtype=object), "column 0 (age)", NUMBERS, **PLAIN | options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,9 @@ def table():
     rows[:, 4] = True
     rows[::7, 0], rows[::5, 1], rows[::6, 2], rows[::9, 3] = None, np.nan, None, np.nan
     options = [{}, {}, {"spikes": (0.0,), "interval": (0.0, np.inf)}, {"is_whole": True}, {}]
-    return rows, Encoding(tuple(column_of(rows[:, i], **option) for i, option in enumerate(options)))
+    return rows, Encoding(
+        tuple(column_of(rows[:, i], **option) for i, option in enumerate(options))
+    )
 
 
 def test_rows_come_back_as_they_were(table):
@@ -41,7 +45,9 @@ def test_rows_come_back_as_they_were(table):
     assert (are_missing(back) == missing).all()
     numeric = [0, 2, 3]
     there = ~missing[:, numeric]
-    np.testing.assert_allclose(back[:, numeric][there].astype(float), rows[:, numeric][there].astype(float), rtol=1e-9)
+    np.testing.assert_allclose(
+        back[:, numeric][there].astype(float), rows[:, numeric][there].astype(float), rtol=1e-9
+    )
     assert (back[:, 1] == rows[:, 1])[~missing[:, 1]].all() and back[:, 4].all()
 
 
@@ -51,7 +57,9 @@ def test_spikes_have_codes_and_no_numbers(table):
     is_zero = np.equal(rows[:, 2], 0.0)
     assert np.isnan(x[is_zero, 1]).all() and (codes[is_zero, 1] == 1).all()
     assert (codes[are_missing(rows[:, 2]), 1] == -1).all()
-    np.testing.assert_array_equal(encoding.one_hot(codes)[:3, 3:].sum(1), (codes[:3, 1] >= 0).astype(float))
+    np.testing.assert_array_equal(
+        encoding.one_hot(codes)[:3, 3:].sum(1), (codes[:3, 1] >= 0).astype(float)
+    )
 
 
 @pytest.mark.parametrize("is_whole", [False, True])
@@ -80,40 +88,86 @@ def test_the_volume_of_each_number_is_its_slope(table):
 def test_a_skewed_column_is_bent_and_a_normal_one_is_not():
     line = np.array([[-np.inf], [np.inf]])
     assert best_map(NORMAL[:, None], line, np.random.RandomState(0), True).power == 1
-    assert abs(best_map(np.exp(NORMAL)[:, None], line, np.random.RandomState(0), True).power[0]) < 0.3
+    assert (
+        abs(best_map(np.exp(NORMAL)[:, None], line, np.random.RandomState(0), True).power[0]) < 0.3
+    )
     far = np.where(np.arange(200) == 7, 1e6, NORMAL)[:, None]
     assert best_map(far, line, np.random.RandomState(0), True).far[0]
 
 
 ERRORS = {
-    "infinite": ([1.0, 2.0, np.inf], {}, r"column 0 \(age\) must hold numbers of at most 1e\+300, got inf"),
-    "too large to subtract": ([1e308, -1e308], {}, r"column 0 \(age\) must hold numbers of at most 1e\+300, got 1e"),
+    "infinite": (
+        [1.0, 2.0, np.inf],
+        {},
+        r"column 0 \(age\) must hold numbers of at most 1e\+300, got inf",
+    ),
+    "too large to subtract": (
+        [1e308, -1e308],
+        {},
+        r"column 0 \(age\) must hold numbers of at most 1e\+300, got 1e",
+    ),
     "no spike": (
         [1.0, 2.0, 3.0],
         {"spikes": (np.nan,)},
         r"different finite numbers as spikes, such as 0, got \(nan,\)",
     ),
-    "words as spikes": ([1.0, 2.0], {"spikes": ("none",)}, "different finite numbers as spikes, .* got .'none'"),
-    "equal spikes": ([1.0, 2.0, 3.0], {"spikes": (0.0, 0.0)}, "must have different finite numbers as spikes"),
+    "words as spikes": (
+        [1.0, 2.0],
+        {"spikes": ("none",)},
+        "different finite numbers as spikes, .* got .'none'",
+    ),
+    "equal spikes": (
+        [1.0, 2.0, 3.0],
+        {"spikes": (0.0, 0.0)},
+        "must have different finite numbers as spikes",
+    ),
     "fractions": ([1.0, 2.5], {"is_whole": True}, "must hold whole numbers, got 2.5 in row 1"),
-    "outside": ([1.0, -2.0], {"interval": (0, np.inf)}, "must be above 0 and below inf, its bounds, got -2"),
-    "on a bound": ([1.0, 0.0], {"interval": (0, np.inf)}, "got 0; widen them, or declare a value .* in spikes"),
-    "categories": ([f"row {i // 2}" for i in range(2002)], {}, "at most 1,000 categories.* got 1,001 in 2,002 rows"),
+    "outside": (
+        [1.0, -2.0],
+        {"interval": (0, np.inf)},
+        "must be above 0 and below inf, its bounds, got -2",
+    ),
+    "on a bound": (
+        [1.0, 0.0],
+        {"interval": (0, np.inf)},
+        "got 0; widen them, or declare a value .* in spikes",
+    ),
+    "categories": (
+        [f"row {i // 2}" for i in range(2002)],
+        {},
+        "at most 1,000 categories.* got 1,001 in 2,002 rows",
+    ),
     "identifiers": (
         [f"row {i // 1.05:.0f}" for i in range(40)],
         {},
         "in several rows each, got 38 .*: drop a column of ident",
     ),
-    "dates": ([datetime.date(2024, 1, i) for i in range(1, 9)], {}, r"got date; turn dates .*pd.to_datetime\(dates\)"),
+    "dates": (
+        [datetime.date(2024, 1, i) for i in range(1, 9)],
+        {},
+        r"got date; turn dates .*pd.to_datetime\(dates\)",
+    ),
     "words of dates": (
         [f"2024-01-{i}" for i in range(10, 31)],
         {},
         r"got dates such as '2024-01-10'.*categories",
     ),
-    "no order": (["a", 1j, 2j], {"is_category": True}, r"column 0 \(age\) must hold strings, numbers or truth values"),
-    "sets": (["a", {1}], {}, r"column 0 \(age\) must hold strings, numbers or truth values as categories"),
+    "no order": (
+        ["a", 1j, 2j],
+        {"is_category": True},
+        r"column 0 \(age\) must hold strings, numbers or truth values",
+    ),
+    "sets": (
+        ["a", {1}],
+        {},
+        r"column 0 \(age\) must hold strings, numbers or truth values as categories",
+    ),
     "too large": ([1.0, 10**400], {}, r"column 0 \(age\) must hold numbers"),
-    "category": (["a", "b"], {"spikes": (0,)}, "has categories, so it cannot have bounds, spikes or whole numbers"),
+    "category": (
+        ["a", "b"],
+        {"spikes": (0,)},
+        "has categories, so it cannot have bounds, spikes or whole numbers",
+    ),
 }
 
 
@@ -128,7 +182,10 @@ def test_a_column_of_two_entries_has_a_map():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         column = column_of([None] * 9 + [1.0, 2.0])
-    assert column.is_number and np.isfinite(column.map.latents(np.array([[1.5]]), np.zeros((1, 0)))).all()
+    assert (
+        column.is_number
+        and np.isfinite(column.map.latents(np.array([[1.5]]), np.zeros((1, 0)))).all()
+    )
 
 
 def test_many_categories_are_no_error():
@@ -147,15 +204,25 @@ def test_a_column_of_fewer_than_two_entries_is_left_out(entries):
 def test_a_range_is_possible_where_a_number_of_the_column_is_in_it():
     counts = column_of([0.0, 1.0, 4.0, 4.0], is_whole=True, interval=(0.0, 4.0))
     rates = column_of(np.abs(NORMAL), interval=(0.0, np.inf), spikes=(-1.0,))
-    for column, low, high in ((counts, -3, 0), (counts, 4, 9), (rates, -1, -0.5), (rates, 0, 0.1), (rates, -0.5, 9)):
+    for column, low, high in (
+        (counts, -3, 0),
+        (counts, 4, 9),
+        (rates, -1, -0.5),
+        (rates, 0, 0.1),
+        (rates, -0.5, 9),
+    ):
         column.check_range(low, high)
     for column, low, high in ((counts, -3, -1), (counts, 5, 9), (rates, -0.5, 0), (rates, -9, -2)):
-        with pytest.raises(ValueError, match=f"given has a range of probability 0, {low} to {high} of column 0"):
+        with pytest.raises(
+            ValueError, match=f"given has a range of probability 0, {low} to {high} of column 0"
+        ):
             column.check_range(low, high)
 
 
 def test_unknown_categories_and_words_among_numbers_are_errors():
     with pytest.raises(ValueError, match="must hold one of a, b, got 'c' in row 1"):
         column_of(["a", "b"]).encoded(np.array(["a", "c"], dtype=object))
-    with pytest.raises(ValueError, match=r"must hold numbers, or be among the categories, got str; turn"):
+    with pytest.raises(
+        ValueError, match=r"must hold numbers, or be among the categories, got str; turn"
+    ):
         column_of(NORMAL).encoded(np.array([1.0, "tall"], dtype=object))

@@ -1,4 +1,6 @@
-"""How a table's network is trained: the loss against the NELBO, levels by their gradients, and when it ends."""
+"""How a table's network is trained: the loss against the NELBO, levels by their gradients, and when
+it ends.
+"""
 
 import itertools
 import math
@@ -29,7 +31,9 @@ def model_of(k: int = 0, width: int = 8) -> INDM:
     return INDM(Identity(), ScoreModel(net, VPSDE(eps=1e-4)), shape=(2,), condition=condition)
 
 
-def training_of(rows: torch.Tensor, c: torch.Tensor | None = None, rate: float = 1e-2, **options) -> Training:
+def training_of(
+    rows: torch.Tensor, c: torch.Tensor | None = None, rate: float = 1e-2, **options
+) -> Training:
     c = torch.zeros(len(rows), 0) if c is None else c
     return Training(model_of(c.shape[1]), rows, c, rate, 0.0, **options)
 
@@ -66,7 +70,9 @@ def test_the_gradient_of_a_level_is_that_of_the_last_layer():
     error, difference = paired_error(training.model, c, z, t, noise)
     found = gradient_square(difference, training.hidden.unflatten(0, (2, -1)))
     for row, expected in zip(error, found, strict=True):
-        (gradient,) = torch.autograd.grad(row, training.model.score.backbone.mlp.output.weight, retain_graph=True)
+        (gradient,) = torch.autograd.grad(
+            row, training.model.score.backbone.mlp.output.weight, retain_graph=True
+        )
         assert 4 * gradient.square().sum().item() == pytest.approx(expected.item(), rel=1e-4)
 
 
@@ -99,7 +105,9 @@ def test_a_gain_is_that_of_the_bound_and_its_error_over_rows():
     """From N(0, 4 I) to N(0, I), the truth: KL(N(0, I) ‖ N(0, 4 I)) = 2 log 2 − 3/4 nats."""
     rows = torch.randn(1_500, 2, generator=torch.Generator().manual_seed(0))
     training = training_of(rows.repeat_interleave(4, 0), groups=4)
-    training.ema.model.score.backbone.set_mixture(torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None])
+    training.ema.model.score.backbone.set_mixture(
+        torch.ones(1), torch.zeros(1, 2), torch.eye(2)[None]
+    )
     assert training.validate()
     gain, error = training.gain()
     assert gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * error + 0.02)
@@ -116,8 +124,12 @@ def test_training_follows_the_condition():
 
 
 @pytest.mark.parametrize("rows, growths", [(40, 0), (4_000, 1)])
-def test_it_ends_some_epochs_after_the_last_gain_and_the_batch_grows_before(rows, growths, monkeypatch):
-    """A tiny rate gains nothing: a plateau at once, in the larger batch another, and then the fall of the rate."""
+def test_it_ends_some_epochs_after_the_last_gain_and_the_batch_grows_before(
+    rows, growths, monkeypatch
+):
+    """A tiny rate gains nothing: a plateau at once, in the larger batch another, and then the fall
+    of the rate.
+    """
     for name, value in {"CHECK_EVERY": 5, "PATIENCE": 1, "LEAST_STEPS": 20}.items():
         monkeypatch.setattr(fit, name, value)
     z, sizes, rates = torch.randn(rows, 2), [], []
@@ -149,7 +161,9 @@ def test_seconds_end_a_training_at_a_rate_of_zero(monkeypatch):
 
 @pytest.mark.parametrize("steps", [100, 10_000])
 def test_the_better_of_two_trainings_goes_on_after_the_race(steps, monkeypatch):
-    """One starts at the truth; the other, from N(0, 4 I) at a tiny rate, stays behind and stops with the race."""
+    """One starts at the truth; the other, from N(0, 4 I) at a tiny rate, stays behind and stops
+    with the race.
+    """
     monkeypatch.setattr(fit, "RACE_STEPS", 100)
     z = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     behind, ahead = training_of(z, rate=1e-12), training_of(z, rate=1e-12)
@@ -158,14 +172,19 @@ def test_the_better_of_two_trainings_goes_on_after_the_race(steps, monkeypatch):
     ahead.start = ahead.lowest = ahead._errors()
 
     options = 500, 250, min(steps, 200)
-    assert fit.race([behind, ahead], lambda i: (z[i], torch.zeros(len(i), 0)), *options, math.inf) is ahead
+    assert (
+        fit.race([behind, ahead], lambda i: (z[i], torch.zeros(len(i), 0)), *options, math.inf)
+        is ahead
+    )
     assert behind.step == 100 and ahead.step == min(steps, 200)
     gain, error = ahead.gain(behind.start)
     assert gain == pytest.approx(2 * np.log(2) - 0.75, abs=3 * error + 0.05)
 
 
 def test_what_time_ended_says_what_it_gained_late(monkeypatch):
-    """After 35 % of the time the errors are 4, after 70 % they are 2.5; what the falling rate gains does not count."""
+    """After 35 % of the time the errors are 4, after 70 % they are 2.5; what the falling rate gains
+    does not count.
+    """
     training = training_of(torch.zeros(8, 2))
     clock = iter([0.0, 0.1, 0.4, 0.5, 0.75, 0.9, 1.1])
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
@@ -185,15 +204,21 @@ def test_what_time_ended_says_what_it_gained_late(monkeypatch):
 
 
 def test_a_row_far_from_all_others_does_not_choose_a_state():
-    """Errors are lower in most rows and a million nats higher in one, which stands twice in the validation."""
-    training, generator = training_of(torch.randn(400, 2), groups=2), torch.Generator().manual_seed(0)
+    """Errors are lower in most rows and a million nats higher in one, which stands twice in the
+    validation.
+    """
+    training, generator = (
+        training_of(torch.randn(400, 2), groups=2),
+        torch.Generator().manual_seed(0),
+    )
     errors = 3 + torch.randn(400, generator=generator)
     others = errors + 0.1 + 0.1 * torch.randn(400, generator=generator)
     assert training.is_lower(errors, others) and not training.is_lower(others, errors)
     errors[8:10] += 1e6
     assert training.is_lower(errors, others) and not training.is_lower(others, errors)
     assert not training.is_lower(errors, errors)
-    assert training.is_lower(torch.tensor([0.0, 15.0]), torch.tensor([30.0, 0.0]))  # a row's draws are averaged before
+    # a row's draws are averaged before
+    assert training.is_lower(torch.tensor([0.0, 15.0]), torch.tensor([30.0, 0.0]))
 
 
 @pytest.mark.parametrize("n", [40, 400])
@@ -202,7 +227,14 @@ def test_the_columns_start_at_the_first_plateau_and_the_rate_falls_at_a_later_on
     monkeypatch.setattr(fit, "LEAST_STEPS", 150)
     training = training_of(torch.randn(64, 2), rate=0.0)
     columns, started = training.model.score.backbone.columns, []
-    for _ in train(training, lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)), n, 40, 10_000, math.inf):
+    for _ in train(
+        training,
+        lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)),
+        n,
+        40,
+        10_000,
+        math.inf,
+    ):
         started.append(not columns.is_off)
     assert not started[0] and started[-1] and training.ended == "plateau"
     assert columns.is_off is training.ema.model.score.backbone.columns.is_off is False
@@ -213,7 +245,9 @@ def test_the_columns_start_at_half_of_the_seconds(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     training = training_of(torch.randn(64, 2))
-    steps = train(training, lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)), 400, 40, 10_000, 400.0)
+    steps = train(
+        training, lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)), 400, 40, 10_000, 400.0
+    )
     off_at = [training.step for _ in steps if training.model.score.backbone.columns.is_off]
     assert 0.3 < off_at[-1] / training.step < 0.6
 

@@ -1,4 +1,6 @@
-"""Density estimators that start from a flow: the race between starts, and the density behind the flow."""
+"""Density estimators that start from a flow: the race between starts, and the density behind the
+flow.
+"""
 
 import copy
 import math
@@ -26,7 +28,13 @@ def banana(n, seed):
 @pytest.fixture(scope="module")
 def fitted():
     X, _ = banana(2_000, 0)
-    options = {"max_components": 1, "max_steps": 300, "max_seconds": 1e4, "random_state": 0, "progress": False}
+    options = {
+        "max_components": 1,
+        "max_steps": 300,
+        "max_seconds": 1e4,
+        "random_state": 0,
+        "progress": False,
+    }
     return DensityEstimator(flow=True, n_models=1, batch_size=64, **options).fit(X)
 
 
@@ -40,37 +48,64 @@ def test_a_flow_wins_where_a_gaussian_is_poor_and_the_density_is_right(fitted):
     assert abs(mass - 1) < 0.03
     drawn = fitted.sample(2_000, random_state=0)
     assert abs((drawn[:, 1] - drawn[:, 0] ** 2).std() - 0.2) < 0.05
-    assert abs(fitted.score_samples(drawn[:500]).mean() + 0.5 * 2 * (1 + np.log(2 * np.pi)) + np.log(0.2)) < 0.15
+    assert (
+        abs(
+            fitted.score_samples(drawn[:500]).mean()
+            + 0.5 * 2 * (1 + np.log(2 * np.pi))
+            + np.log(0.2)
+        )
+        < 0.15
+    )
 
 
 def test_the_start_is_the_flow_with_a_mixture_behind_it(fitted):
     (model,) = fitted.models_
     z = torch.randn(5, 2, dtype=torch.float64)
-    jacobian = torch.autograd.functional.jacobian(lambda z: model.flow(z)[0].sum(0), z).transpose(0, 1)
+    jacobian = torch.autograd.functional.jacobian(lambda z: model.flow(z)[0].sum(0), z).transpose(
+        0, 1
+    )
     network = model.score.backbone
-    parts = zip(network.log_weight.softmax(0), network.mean, network.variance, network.basis, strict=True)
-    law = [(w, torch.distributions.MultivariateNormal(m, q @ v.diag() @ q.T)) for w, m, v, q in parts]
-    expected = torch.stack([w.log() + part.log_prob(model.flow(z)[0]) for w, part in law]).logsumexp(0)
+    parts = zip(
+        network.log_weight.softmax(0), network.mean, network.variance, network.basis, strict=True
+    )
+    law = [
+        (w, torch.distributions.MultivariateNormal(m, q @ v.diag() @ q.T)) for w, m, v, q in parts
+    ]
+    expected = torch.stack(
+        [w.log() + part.log_prob(model.flow(z)[0]) for w, part in law]
+    ).logsumexp(0)
     found = start_log_prob(at(model, torch.zeros(5, 0)), z)
     torch.testing.assert_close(found, expected + jacobian.det().abs().log(), atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:the network found nothing")
 def test_without_a_flow_or_with_few_rows_there_is_none():
-    options = {"max_components": 1, "max_steps": 30, "n_models": 1, "random_state": 0, "progress": False}
+    options = {
+        "max_components": 1,
+        "max_steps": 30,
+        "n_models": 1,
+        "random_state": 0,
+        "progress": False,
+    }
     for rows, flow in ((300, None), (2_500, False)):
-        assert DensityEstimator(**options, flow=flow).fit(banana(rows, 0)[0]).starts_ == ["1 Gaussian"]
+        assert DensityEstimator(**options, flow=flow).fit(banana(rows, 0)[0]).starts_ == [
+            "1 Gaussian"
+        ]
 
 
 def test_errors_of_a_race_are_the_bound_of_all_starts(fitted):
-    """The flow's error is −log p; that of a diffusion is −log p of its start at first, and near −log p at the end."""
+    """The flow's error is −log p; that of a diffusion is −log p of its start at first, and near
+    −log p at the end.
+    """
     X, _ = banana(1_000, 2)
     z = torch.from_numpy(fitted.columns_.latents(X, np.zeros((len(X), 0)))).float()
     law = Mixture(np.ones(1), np.full((1, 2), 0.1), 1.5 * np.eye(2)[None], 2)
     flow = copy.deepcopy(fitted.models_[0].flow).float()
     data = Latents(fitted.columns_, 2_000, lambda i: (z[i], z[i, :0]), z, z[:, :0], 1, math.inf)
     (training,) = fitted._trainings(flow, [law], data)
-    torch.testing.assert_close(training.start, -start_log_prob(training.model, z), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(
+        training.start, -start_log_prob(training.model, z), atol=1e-3, rtol=1e-3
+    )
 
 
 def test_the_flow_leaves_a_share_of_the_seconds():
@@ -82,12 +117,18 @@ def test_the_flow_leaves_a_share_of_the_seconds():
 
 
 def test_the_network_behind_a_flow_trains_on_what_the_flow_makes(fitted, monkeypatch):
-    """The flow doubles: the rows that train, those that validate and the mixture's are twice the latents."""
+    """The flow doubles: the rows that train, those that validate and the mixture's are twice the
+    latents.
+    """
     z = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
-    data = Latents(fitted.columns_, 400, lambda i: (z[i], z[i, :0]), z[:100], z[:100, :0], 1, math.inf)
+    data = Latents(
+        fitted.columns_, 400, lambda i: (z[i], z[i, :0]), z[:100], z[:100, :0], 1, math.inf
+    )
     flowing = FlowTraining(indm.flows.ElementwiseFlow((2,)), z[:100])
     monkeypatch.setattr(
-        type(flowing.best), "forward", lambda flow, z, generator=None: (2 * z, z.new_full((len(z),), 2 * math.log(2)))
+        type(flowing.best),
+        "forward",
+        lambda flow, z, generator=None: (2 * z, z.new_full((len(z),), 2 * math.log(2))),
     )
     seen = {}
 
@@ -111,23 +152,33 @@ def test_a_flow_with_a_network_behind_it_has_mass_one_draws_of_its_density_and_i
     torch.nn.init.normal_(model.score.backbone.mlp.output.weight, std=0.05)
     a, b = np.linspace(-6, 6, 97), np.linspace(-20, 20, 121)
     grid = np.stack(np.meshgrid(a, b, indexing="ij"), -1).reshape(-1, 2)
-    grid[:, 1] = grid[:, 0] ** 2 + 0.2 * grid[:, 1]  # along the ridge, where a cell has 0.2 of its area
+    # along the ridge, where a cell has 0.2 of its area
+    grid[:, 1] = grid[:, 0] ** 2 + 0.2 * grid[:, 1]
     mass = np.exp(density.score_samples(grid)) * 0.2 * (a[1] - a[0]) * (b[1] - b[0])
     assert mass.sum() == pytest.approx(1, abs=0.02)
     drawn = density.sample(2_000, random_state=0)
     for frequency in (0.5, 1.0):
         for i in (0, 1):
             wave, of_draws = (np.sin(frequency * rows[:, i] + 0.5) for rows in (grid, drawn))
-            assert of_draws.mean() == pytest.approx((mass * wave).sum(), abs=4 * of_draws.std() / 2_000**0.5 + 0.01)
+            assert of_draws.mean() == pytest.approx(
+                (mass * wave).sum(), abs=4 * of_draws.std() / 2_000**0.5 + 0.01
+            )
     z = torch.from_numpy(density.columns_.latents(drawn[:6], np.zeros((6, 0)))).requires_grad_()
     (value,) = density.log_densities(z, np.zeros((6, 0)), 48)
     (slope,) = torch.autograd.grad(value.sum(), z)
     step = 1e-6
     for column in (0, 1):
         nudge = step * torch.eye(2, dtype=z.dtype)[column]
-        ends = [next(density.log_densities(z.detach() + sign * nudge, np.zeros((6, 0)), 48)) for sign in (1, -1)]
-        torch.testing.assert_close(slope[:, column], (ends[0] - ends[1]).detach() / (2 * step), atol=1e-3, rtol=1e-3)
-    assert (value.detach() - latent_log_prob(fitted.models_[0], z.detach(), 0.01)[0]).abs().max() > 0.1
+        ends = [
+            next(density.log_densities(z.detach() + sign * nudge, np.zeros((6, 0)), 48))
+            for sign in (1, -1)
+        ]
+        torch.testing.assert_close(
+            slope[:, column], (ends[0] - ends[1]).detach() / (2 * step), atol=1e-3, rtol=1e-3
+        )
+    assert (
+        value.detach() - latent_log_prob(fitted.models_[0], z.detach(), 0.01)[0]
+    ).abs().max() > 0.1
 
 
 def test_a_flow_is_compared_with_the_density_of_a_diffusion_and_not_with_its_bound(fitted):
@@ -151,8 +202,13 @@ def test_the_bound_without_an_ode_is_the_nelbo(fitted):
     z = torch.randn(256, 2, dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     found = bounds_of(model, z, torch.zeros(256, 0), 100, generator).T
-    other = torch.stack([-indm.nelbo(model, z, times=100, generator=generator).total.mean() for _ in range(8)])
-    off, error = found.mean() - other.mean(), math.hypot(found.mean(1).std() / 100**0.5, other.std() / 8**0.5)
+    other = torch.stack(
+        [-indm.nelbo(model, z, times=100, generator=generator).total.mean() for _ in range(8)]
+    )
+    off, error = (
+        found.mean() - other.mean(),
+        math.hypot(found.mean(1).std() / 100**0.5, other.std() / 8**0.5),
+    )
     assert error < 0.05 and abs(off) < 4 * error
     assert (found - start_log_prob(model, z)).mean(0).abs().max() > 0.1  # the network counts
 
@@ -192,7 +248,9 @@ class Behind:
     "silenced, control, gain",
     [(False, (0.0, 0.01), (0.0, 0.01)), (True, (0.0, 0.01), None), (False, (0.1, 0.01), None)],
 )
-def test_there_is_nothing_to_find_only_where_a_living_network_and_the_mixture_find_nothing(silenced, control, gain):
+def test_there_is_nothing_to_find_only_where_a_living_network_and_the_mixture_find_nothing(
+    silenced, control, gain
+):
     training = Behind()
     training.is_silenced = silenced
     assert Fitted(None, torch.zeros(2), training, (0.0, 0.0), control).gain == gain

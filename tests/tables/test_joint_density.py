@@ -1,4 +1,6 @@
-"""Mixtures of numbers and categories with missing entries, and the joint density of a table: any question."""
+"""Mixtures of numbers and categories with missing entries, and the joint density of a table: any
+question.
+"""
 
 import io
 import itertools
@@ -24,7 +26,9 @@ from indm.tables.networks import MaskedMixtureMLP
 
 # In the few steps of SMALL; and where the machine is busy.
 pytestmark = pytest.mark.filterwarnings(
-    "ignore:the network found nothing", "ignore:max_seconds ended", "ignore:column .* of its rows, where the density"
+    "ignore:the network found nothing",
+    "ignore:max_seconds ended",
+    "ignore:column .* of its rows, where the density",
 )
 
 SMALL = {"max_components": 2, "width": 8, "depth": 1, "max_steps": 5, "random_state": 0}
@@ -37,7 +41,9 @@ def people(n, seed=0, missing=0.1):
     height = numbers.normal(size=n)
     weight = height + 0.5 * numbers.normal(size=n)
     smoker = np.where(numbers.uniform(size=n) < 1 / (1 + np.exp(-2 * weight)), "yes", "no")
-    rain = np.where(numbers.uniform(size=n) < 0.4, 0.0, np.exp(0.5 * height + 0.5 * numbers.normal(size=n)))
+    rain = np.where(
+        numbers.uniform(size=n) < 0.4, 0.0, np.exp(0.5 * height + 0.5 * numbers.normal(size=n))
+    )
     rows = np.empty((n, 4), dtype=object)
     rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3] = height, weight, smoker, rain
     rows[numbers.uniform(size=(n, 4)) < missing] = None
@@ -50,7 +56,7 @@ def model():
     return JointDensityEstimator(spikes={3: 0}, bounds={3: (0, None)}, **options).fit(people(800))
 
 
-# ── Mixtures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Mixtures ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_expectation_maximisation_climbs_with_missing_entries_and_categories(monkeypatch):
@@ -59,7 +65,9 @@ def test_expectation_maximisation_climbs_with_missing_entries_and_categories(mon
     hot = np.eye(3)[numbers.integers(0, 3, 400)]
     z[numbers.uniform(size=z.shape) < 0.3], hot[::5] = np.nan, 0
     expected = JointMixture._expected
-    monkeypatch.setattr(JointMixture, "_expected", lambda law, *rows: _kept(values, expected(law, *rows)))
+    monkeypatch.setattr(
+        JointMixture, "_expected", lambda law, *rows: _kept(values, expected(law, *rows))
+    )
     monkeypatch.setattr(mixture, "LEAST_CHANGE", -np.inf)
     monkeypatch.setattr(mixture, "COUNT", 0.0)
     law = JointMixture.fitted(z, hot, (3,), 3, 0.0, 0)
@@ -74,7 +82,9 @@ def _kept(values, found):
 
 @pytest.mark.parametrize("draws", [1, 3])
 def test_a_row_far_from_all_others_does_not_choose_a_mixture(draws):
-    """The second law is better in all rows but one, which stands ``draws`` times; the third is worse in all."""
+    """The second law is better in all rows but one, which stands ``draws`` times; the third is
+    worse in all.
+    """
     numbers = np.random.default_rng(0)
     values = numbers.normal(size=(3, 60 * draws)) * 0.1 + [[0.0], [0.2], [-0.2]]
     values[1, : 1 * draws] = -1e9
@@ -89,7 +99,9 @@ def test_tails_count_in_a_choice_up_to_ten_nats_a_row():
 
 
 def test_shares_of_categories_are_shrunk_towards_those_of_all_rows(monkeypatch):
-    """A count of one row of the whole table's shares is added to those of each component, and 1e-3 to each value."""
+    """A count of one row of the whole table's shares is added to those of each component, and 1e-3
+    to each value.
+    """
     z, hot = np.array([[-9.0]] * 20 + [[9.0]] * 20), np.eye(2).repeat(20, 0)
     law = JointMixture.fitted(z, hot, (2,), 2, 1e-2, 0)
     expected = [(20 + 0.5 + 1e-3) / 21.002, (0.5 + 1e-3) / 21.002]
@@ -97,7 +109,9 @@ def test_shares_of_categories_are_shrunk_towards_those_of_all_rows(monkeypatch):
 
 
 def test_a_gaussian_is_found_where_missing_depends_on_what_is_there(monkeypatch):
-    """The second number is missing where the first is above 0: the mean of the others is off by half a deviation."""
+    """The second number is missing where the first is above 0: the mean of the others is off by
+    half a deviation.
+    """
     monkeypatch.setattr(mixture, "LEAST_CHANGE", 0.0)
     numbers = np.random.default_rng(0)
     x = numbers.normal(size=(4_000, 1))
@@ -108,13 +122,19 @@ def test_a_gaussian_is_found_where_missing_depends_on_what_is_there(monkeypatch)
     assert law.covariance[0] == pytest.approx(np.array([[1, 1], [1, 1.25]]), abs=0.1)
 
 
-@pytest.mark.parametrize("entries", [mixture.LAW_ENTRIES, 40], ids=["one part", "parts of two sets"])
+@pytest.mark.parametrize(
+    "entries", [mixture.LAW_ENTRIES, 40], ids=["one part", "parts of two sets"]
+)
 def test_expected_values_are_those_of_each_component_alone(entries, monkeypatch):
-    """Row by row, by the conditional law of the missing numbers, a row without any and one with all among them."""
+    """Row by row, by the conditional law of the missing numbers, a row without any and one with all
+    among them.
+    """
     numbers = np.random.default_rng(0)
     bases = numbers.normal(size=(2, 3, 3))
     covariance = bases @ bases.swapaxes(1, 2) + 0.1 * np.eye(3)
-    law = JointMixture(np.array([0.3, 0.7]), numbers.normal(size=(2, 3)), covariance, np.zeros((2, 0)))
+    law = JointMixture(
+        np.array([0.3, 0.7]), numbers.normal(size=(2, 3)), covariance, np.zeros((2, 0))
+    )
     z = numbers.normal(size=(9, 3))
     z[:8][~np.array(list(itertools.product([False, True], repeat=3)))] = np.nan
     monkeypatch.setattr(mixture, "LAW_ENTRIES", entries)
@@ -127,7 +147,9 @@ def test_expected_values_are_those_of_each_component_alone(entries, monkeypatch)
         slope = np.linalg.solve(own[np.ix_(~m, ~m)], own[np.ix_(~m, m)])
         np.testing.assert_allclose(filled[k, i][m], mean[m] + (x - mean)[~m] @ slope)
         scatter[k][np.ix_(m, m)] += share[i, k] * (own[np.ix_(m, m)] - own[np.ix_(m, ~m)] @ slope)
-        log_p = multivariate_normal.logpdf(x[~m], mean[~m], own[np.ix_(~m, ~m)]) if not m.all() else 0.0
+        log_p = (
+            multivariate_normal.logpdf(x[~m], mean[~m], own[np.ix_(~m, ~m)]) if not m.all() else 0.0
+        )
         expected[i, k] = log_p + np.log(law.weight[k])
     np.testing.assert_allclose(rest, scatter)
     np.testing.assert_allclose(np.exp(expected) / np.exp(expected).sum(1, keepdims=True), share)
@@ -144,12 +166,14 @@ def test_components_of_categories_are_found():
     assert law.log_prob(z[800:], hot[800:]).mean() == pytest.approx(truth, abs=0.1)
 
 
-# ── The estimator ───────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The estimator ─────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.filterwarnings("ignore:few values", "ignore:log p is off by")  # its data
 def test_scikit_learns_own_checks(coarse):
-    check_estimator(JointDensityEstimator(**SMALL | {"max_steps": 1, "max_components": 1}), on_skip=None)
+    check_estimator(
+        JointDensityEstimator(**SMALL | {"max_steps": 1, "max_components": 1}), on_skip=None
+    )
 
 
 @pytest.mark.parametrize("solved", [False, True], ids=["closed form", "ODE"])
@@ -162,7 +186,9 @@ def test_without_a_step_it_is_the_mixture_of_each_question(solved, monkeypatch):
     X[::4, 1] = np.nan
     fitted = JointDensityEstimator(**SMALL | {"max_steps": 0}).fit(X)
     net, encoding = fitted.model_.score.backbone, fitted.encoding_
-    law = JointMixture(*(part.numpy() for part in (net.weight, net.mean, net.covariance, net.log_share)))
+    law = JointMixture(
+        *(part.numpy() for part in (net.weight, net.mean, net.covariance, net.log_share))
+    )
     z, volume, none = encoding.latents(X), encoding.log_volume(X), np.zeros((300, 0))
     expected = law.log_prob(z, none) + np.nansum(volume, 1)
     np.testing.assert_allclose(fitted.score_samples(X[:20]), expected[:20], atol=tol)
@@ -184,7 +210,9 @@ def test_each_question_has_all_probability(model):
     line = np.linspace(-6, 4, 61)
     rain[:, 0], rain[:, 3] = -0.3, [0.0, *np.exp(line)]
     density = np.exp(model.conditional({0: -0.3}).score_samples(rain))
-    assert density[0] + (density[1:] * np.exp(line)).sum() * (line[1] - line[0]) == pytest.approx(1, abs=0.01)
+    assert density[0] + (density[1:] * np.exp(line)).sum() * (line[1] - line[0]) == pytest.approx(
+        1, abs=0.01
+    )
     assert 0.25 < density[0] < 0.55
 
 
@@ -193,7 +221,9 @@ def test_a_mask_gives_each_row_its_own_entries(model):
     given = np.array([[0, 1, 0, 0], [0, 0, 1, 0]] * 3, dtype=bool)
     found = model.score_samples(X, given=given)
     for rows, column in ((slice(0, None, 2), 1), (slice(1, None, 2), 2)):
-        np.testing.assert_allclose(found[rows], model.score_samples(X[rows], given=[column]), atol=1e-3)
+        np.testing.assert_allclose(
+            found[rows], model.score_samples(X[rows], given=[column]), atol=1e-3
+        )
     with pytest.raises(ValueError, match=r"shape \(6, 4\) of X, got \(1, 4\)"):
         model.score_samples(X, given=given[:1])
 
@@ -212,11 +242,15 @@ def test_a_smoker_is_as_likely_as_the_probability_says(model):
     rows = np.empty((2, 4), dtype=object)
     rows[:, 1], rows[:, 2] = 1.0, ["yes", "no"]
     yes, no = np.exp(model.score_samples(rows, given=[1]))
-    assert yes + no == pytest.approx(1, abs=1e-6) and yes == pytest.approx(1 / (1 + np.exp(-2)), abs=0.08)
+    assert yes + no == pytest.approx(1, abs=1e-6) and yes == pytest.approx(
+        1 / (1 + np.exp(-2)), abs=0.08
+    )
 
 
 def test_dependent_categories_have_their_joint_law():
-    """l is either of two, x is −3 or 3 by l, and L is l in 92 % of the rows: in closed form, and in draws."""
+    """l is either of two, x is −3 or 3 by l, and L is l in 92 % of the rows: in closed form, and in
+    draws.
+    """
     numbers = np.random.default_rng(0)
     rows = np.empty((1000, 3), dtype=object)
     left = numbers.uniform(size=1000) < 0.5
@@ -226,7 +260,9 @@ def test_dependent_categories_have_their_joint_law():
     fitted = JointDensityEstimator(**SMALL | {"max_steps": 0}).fit(rows)
     pairs = np.array([[None, a, b] for a in "lr" for b in "LR"], dtype=object)
     assert np.exp(fitted.score_samples(pairs)) == pytest.approx([0.46, 0.04, 0.04, 0.46], abs=0.04)
-    assert np.exp(fitted.score_samples(pairs, given=[1])) == pytest.approx([0.92, 0.08, 0.08, 0.92], abs=0.04)
+    assert np.exp(fitted.score_samples(pairs, given=[1])) == pytest.approx(
+        [0.92, 0.08, 0.08, 0.92], abs=0.04
+    )
     drawn = fitted.sample(400, 0)
     is_left = drawn[:, 1] == "l"
     assert np.mean(is_left == (drawn[:, 2] == "L")) == pytest.approx(0.92, abs=0.06)
@@ -236,24 +272,33 @@ def test_dependent_categories_have_their_joint_law():
 
 @pytest.fixture(scope="module")
 def gaussian():
-    """Three dependent numbers, a category that is "high" where the first is above 0, and gaps: in closed form."""
+    """Three dependent numbers, a category that is "high" where the first is above 0, and gaps: in
+    closed form.
+    """
     numbers = np.random.default_rng(0)
-    x = numbers.normal(size=(1500, 3)) @ np.array([[1.0, 0.8, 0.5], [0.0, 0.6, -0.4], [0.0, 0.0, 0.7]]) + [5, 0, 0]
+    x = numbers.normal(size=(1500, 3)) @ np.array(
+        [[1.0, 0.8, 0.5], [0.0, 0.6, -0.4], [0.0, 0.0, 0.7]]
+    ) + [5, 0, 0]
     X = np.empty((1500, 4), dtype=object)
     X[:, :3], X[:, 3] = x, np.where(x[:, 1] > 0, "high", "low")
     X[::3, 2], X[::6, 3] = None, None
     options = SMALL | {"max_steps": 0, "max_components": 1}
-    return JointDensityEstimator(**options).fit(X[:, :3].astype(float)), JointDensityEstimator(**options).fit(X)
+    return JointDensityEstimator(**options).fit(X[:, :3].astype(float)), JointDensityEstimator(
+        **options
+    ).fit(X)
 
 
 def test_each_cell_has_the_law_that_the_rest_of_its_row_leaves(gaussian):
-    """Of a Gaussian with precision P that is N(m_i − Σ P_ij (x_j − m_j)/P_ii, 1/P_ii); without the third, of two."""
+    """Of a Gaussian with precision P that is N(m_i − Σ P_ij (x_j − m_j)/P_ii, 1/P_ii); without the
+    third, of two.
+    """
     fitted, net = gaussian[0], gaussian[0].model_.score.backbone
     X = np.array([[5.5, 1.0, 0.2], [4.0, 1.5, np.nan], [np.nan, -1.0, -1.0]])
     z, expected = fitted.encoding_.latents(X), fitted.encoding_.log_volume(X)
     for row, there in enumerate(~np.isnan(X)):
         P = np.linalg.inv(net.covariance[0].numpy()[np.ix_(there, there)])
-        pull = P @ (z[row] - net.mean[0].numpy())[there]  # P_ii times the distance of each from its conditional mean
+        # P_ii times the distance of each from its conditional mean
+        pull = P @ (z[row] - net.mean[0].numpy())[there]
         expected[row, there] += 0.5 * (np.log(np.diag(P) / (2 * np.pi)) - pull**2 / np.diag(P))
     np.testing.assert_allclose(fitted.log_prob_cells(X), expected, atol=2e-3)
     truth = (
@@ -271,18 +316,24 @@ def test_an_odd_cell_does_not_make_the_others_odd(gaussian):
     np.testing.assert_allclose(odd[[0, 2]], alone[[0, 2]], atol=1e-3)
     X[1, 2] = np.nan
     filled = [gaussian[0].impute(X[1:], random_state=seed)[0] for seed in range(20)]
-    assert np.mean([row[2] for row in filled]) == pytest.approx(0.25, abs=0.6) and filled[0][1] == 400
+    assert (
+        np.mean([row[2] for row in filled]) == pytest.approx(0.25, abs=0.6) and filled[0][1] == 400
+    )
 
 
 def test_cells_of_categories_have_probabilities(gaussian):
     X = np.array([[5.0, 0.1, None, "high"], [5.0, 0.1, None, "low"]], dtype=object)
     found = gaussian[1].log_prob_cells(X)
     assert np.exp(found[:, 3]).sum() == pytest.approx(1, abs=1e-6) and np.isnan(found[:, 2]).all()
-    np.testing.assert_allclose(found[:, 3], gaussian[1].score_samples(X, given=[0, 1, 2]), atol=1e-6)
+    np.testing.assert_allclose(
+        found[:, 3], gaussian[1].score_samples(X, given=[0, 1, 2]), atol=1e-6
+    )
 
 
 def test_draws_given_a_range_follow_the_truncated_law(gaussian):
-    """x in (5.5, 6.5) is a truncated normal number; the second number is 0.8 (x − 5) and noise of deviation 0.6."""
+    """x in (5.5, 6.5) is a truncated normal number; the second number is 0.8 (x − 5) and noise of
+    deviation 0.6.
+    """
     drawn = gaussian[0].conditional({0: (5.5, 6.5)}).sample(800, 0)
     x, law = drawn[:, 0], truncnorm(0.5, 1.5, 5.0, 1.0)
     assert drawn.shape == (800, 3) and (x > 5.5).all() and (x < 6.5).all()
@@ -294,7 +345,9 @@ def test_draws_given_a_range_follow_the_truncated_law(gaussian):
 
 
 def test_draws_with_gaps_have_those_of_the_table(gaussian):
-    """A third of the rows lacks the third number, half of these the category, too, and no other row does."""
+    """A third of the rows lacks the third number, half of these the category, too, and no other row
+    does.
+    """
     missing = joint.are_missing(gaussian[1].sample(900, 0, gaps=True))
     assert not missing[:, :2].any() and not (missing[:, 3] & ~missing[:, 2]).any()
     assert missing[:, 2].mean() == pytest.approx(1 / 3, abs=0.06)
@@ -304,11 +357,17 @@ def test_draws_with_gaps_have_those_of_the_table(gaussian):
 
 
 RANGES = {
-    "order": ({0: (6, 5)}, r"a range in given must be a lower and a higher number or None, got \(6, 5\) of column 0"),
+    "order": (
+        {0: (6, 5)},
+        r"a range in given must be a lower and a higher number or None, got \(6, 5\) of column 0",
+    ),
     "three": ({0: (1, 2, 3)}, "a range in given must be a lower and a higher number"),
     "category": ({3: ("a", "b")}, "column 3 must hold one of high, low, got 'a' in row 0"),
     "numbers of a category": ({3: (0, 1)}, "column 3 must hold one of high, low, got 0 in row 0"),
-    "rare": ({0: (1000, None)}, r"0 of \d\d,\d{3} draws in them, too few for n_samples=5; widen them"),
+    "rare": (
+        {0: (1000, None)},
+        r"0 of \d\d,\d{3} draws in them, too few for n_samples=5; widen them",
+    ),
 }
 
 
@@ -321,7 +380,9 @@ def test_ranges_without_draws_are_refused(case, gaussian, monkeypatch):
 
 
 def test_a_range_outside_of_the_bounds_has_probability_zero(model):
-    with pytest.raises(ValueError, match="given has a range of probability 0, -3 to -1 of column 3"):
+    with pytest.raises(
+        ValueError, match="given has a range of probability 0, -3 to -1 of column 3"
+    ):
         model.conditional({3: (-3, -1)})
     spikes = model.conditional({3: (-1, 1e-9)}).sample(5, 0)
     assert (spikes[:, 3] == 0).all()
@@ -379,10 +440,16 @@ def test_numbers_are_trained_on_the_categories_that_are_asked_with_them():
     """x ~ N(0, 1) and its sign, both asked: a start at which they are independent lacks log 2 nats."""
     torch.manual_seed(0)
     z = torch.randn(900, 1)
-    sign, asked, given = torch.cat([z < 0, z >= 0], 1).float(), np.ones((900, 1), bool), np.zeros((900, 1), bool)
+    sign, asked, given = (
+        torch.cat([z < 0, z >= 0], 1).float(),
+        np.ones((900, 1), bool),
+        np.zeros((900, 1), bool),
+    )
     questions = Questions(asked, given, asked, given)
     net = MaskedMixtureMLP((1,), (2,), 1, 16, 1)
-    model = INDM(Identity(), ScoreModel(net, VPSDE(eps=1e-4)), shape=(1,), condition=Vector(net.size))
+    model = INDM(
+        Identity(), ScoreModel(net, VPSDE(eps=1e-4)), shape=(1,), condition=Vector(net.size)
+    )
     own = {"questions": questions[:400], "one_hot": sign[:400]}
     training = JointTraining(model, z[:400], torch.zeros(400, 0), 1e-2, 0.0, **own)
     for _ in range(120):
@@ -396,7 +463,11 @@ def test_frames_come_back_as_frames():
     table = pandas.DataFrame(people(100), columns=NAMES).infer_objects()
     fitted = JointDensityEstimator(spikes={"rain": 0}, **SMALL).fit(table)
     drawn = fitted.conditional({"smoker": "yes"}).sample(3, 0)
-    assert list(drawn.columns) == NAMES and (drawn["smoker"] == "yes").all() and drawn["height"].dtype == float
+    assert (
+        list(drawn.columns) == NAMES
+        and (drawn["smoker"] == "yes").all()
+        and drawn["height"].dtype == float
+    )
     filled = fitted.impute(table, random_state=0)
     assert list(filled.columns) == NAMES and not filled.isna().any().any()
     table["married"] = np.arange(100) % 3 == 0
@@ -409,19 +480,29 @@ def test_frames_come_back_as_frames():
 def test_filled_frames_keep_index_and_kinds():
     pandas = pytest.importorskip("pandas")
     table = pandas.DataFrame(ROWS, np.arange(30) + 100)
-    table[1], table[2], table[3] = pandas.Categorical([4, 7] * 15), "same", pandas.Categorical([1] * 30)
+    table[1], table[2], table[3] = (
+        pandas.Categorical([4, 7] * 15),
+        "same",
+        pandas.Categorical([1] * 30),
+    )
     table.iloc[5, 0] = np.nan
     with pytest.warns(UserWarning, match="column 2, same, column 3, 1"):
         fitted = JointDensityEstimator(**SMALL).fit(table)
     filled = fitted.impute(table, random_state=0)
     assert (filled.index == table.index).all() and filled[0].drop(105).equals(table[0].drop(105))
     drawn = fitted.sample(9, 0)
-    assert list(drawn.columns) == [0, 1, 2, 3] and set(drawn[1]) == {4, 7} and set(drawn[2]) == {"same"}
+    assert (
+        list(drawn.columns) == [0, 1, 2, 3]
+        and set(drawn[1]) == {4, 7}
+        and set(drawn[2]) == {"same"}
+    )
     assert np.isfinite(fitted.score(table))
 
 
 def test_frames_keep_the_kinds_of_their_columns():
-    """Fractions of a column of integers that is not discrete stay floats; a refit takes the columns for the same."""
+    """Fractions of a column of integers that is not discrete stay floats; a refit takes the columns
+    for the same.
+    """
     pandas = pytest.importorskip("pandas")
     numbers = np.random.default_rng(0)
     kinds = {
@@ -438,11 +519,16 @@ def test_frames_keep_the_kinds_of_their_columns():
     holes = frame.copy()
     for i, name in enumerate(("width", "rooms", "sold", "zone")):
         holes.loc[i::9, name] = pandas.NA if name in ("rooms", "sold") else np.nan
-    fitted = JointDensityEstimator(discrete=("rooms", "year"), **SMALL | {"max_steps": 0}).fit(holes)
+    fitted = JointDensityEstimator(discrete=("rooms", "year"), **SMALL | {"max_steps": 0}).fit(
+        holes
+    )
     filled, drawn = fitted.impute(holes, random_state=0), fitted.sample(9, 0)
     expected = kinds | {"zone": frame.dtypes["zone"]}
     assert filled.dtypes.equals(pandas.Series(expected).map(pandas.api.types.pandas_dtype))
-    assert drawn.dtypes.drop("price").equals(filled.dtypes.drop("price")) and drawn["price"].dtype == float
+    assert (
+        drawn.dtypes.drop("price").equals(filled.dtypes.drop("price"))
+        and drawn["price"].dtype == float
+    )
     assert fitted.fit(filled).encoding_.sizes == (2, 3)
 
 
@@ -454,12 +540,16 @@ def test_a_table_of_categories_alone_has_their_joint_law(steps):
     left, same = numbers.uniform(size=(2, 1000)) < [[0.5], [0.9]]
     rows[:, 0], rows[:, 1] = np.where(left, "l", "r"), np.where(left == same, "L", "R")
     rows[::9, 1] = None
-    with pytest.warns(UserWarning, match="left out of the density, as fewer than two rows have an entry: column 2"):
+    with pytest.warns(
+        UserWarning, match="left out of the density, as fewer than two rows have an entry: column 2"
+    ):
         fitted = JointDensityEstimator(**SMALL | {"max_steps": steps}).fit(rows)
     pairs = np.array([[a, b, None] for a in "lr" for b in "LR"], dtype=object)
     assert np.exp(fitted.score_samples(pairs)) == pytest.approx([0.45, 0.05, 0.05, 0.45], abs=0.04)
     assert np.exp(fitted.score_samples(pairs)).sum() == pytest.approx(1, abs=1e-6)
-    assert np.exp(fitted.score_samples(pairs, given=[0])) == pytest.approx([0.9, 0.1, 0.1, 0.9], abs=0.04)
+    assert np.exp(fitted.score_samples(pairs, given=[0])) == pytest.approx(
+        [0.9, 0.1, 0.1, 0.9], abs=0.04
+    )
     drawn, filled = fitted.sample(800, 0), fitted.impute(rows, random_state=0)
     for table in (drawn, filled[::9]):
         assert np.mean((table[:, 0] == "l") == (table[:, 1] == "L")) == pytest.approx(0.9, abs=0.09)
@@ -475,25 +565,41 @@ def test_a_number_far_from_all_others_is_named(bounds, coarse):
     options = SMALL | {"max_steps": 0, "bounds": bounds}
     JointDensityEstimator(**options).fit(frame)  # without a warning
     frame.loc[7, "height"] = 1e5
-    with pytest.warns(UserWarning, match=r"row 7 of X is far from the others: 100000 in column 0 \(height\)"):
+    with pytest.warns(
+        UserWarning, match=r"row 7 of X is far from the others: 100000 in column 0 \(height\)"
+    ):
         JointDensityEstimator(**options).fit(frame)
 
 
 def test_a_column_of_names_is_named():
     rows = ROWS.astype(object)
     rows[:, 1] = [f"row {i // 1.5:.0f}" for i in range(30)]
-    with pytest.warns(UserWarning, match="column 1 has 20 categories in 30 rows: leave out a column of names"):
+    with pytest.warns(
+        UserWarning, match="column 1 has 20 categories in 30 rows: leave out a column of names"
+    ):
         JointDensityEstimator(**SMALL).fit(rows)
 
 
 @pytest.mark.parametrize(
     "use, message",
     [
-        (lambda model: model.conditional({3: -1}), "column 3 must be inside of its bounds, got -1 in row 0"),
-        (lambda model: model.impute([[None, 1.0, "yes", -1.0]]), "column 3 must be inside of its bounds"),
+        (
+            lambda model: model.conditional({3: -1}),
+            "column 3 must be inside of its bounds, got -1 in row 0",
+        ),
+        (
+            lambda model: model.impute([[None, 1.0, "yes", -1.0]]),
+            "column 3 must be inside of its bounds",
+        ),
         (lambda model: model.conditional(["smoker"]), "given must be values of columns"),
-        (lambda model: model.impute(people(3), n=0), "n must be a whole number of at least 1, got 0"),
-        (lambda model: model.conditional({}).sample(2.5), "n_samples must be a whole number of at least 1, got 2.5"),
+        (
+            lambda model: model.impute(people(3), n=0),
+            "n must be a whole number of at least 1, got 0",
+        ),
+        (
+            lambda model: model.conditional({}).sample(2.5),
+            "n_samples must be a whole number of at least 1, got 2.5",
+        ),
     ],
 )
 def test_questions_without_an_answer_are_refused(use, message, model):
@@ -501,14 +607,21 @@ def test_questions_without_an_answer_are_refused(use, message, model):
         use(model)
 
 
-def test_where_the_network_gains_nothing_the_density_is_the_mixture_in_closed_form(monkeypatch, coarse):
+def test_where_the_network_gains_nothing_the_density_is_the_mixture_in_closed_form(
+    monkeypatch, coarse
+):
     """With the probabilities of categories, which have a network of their own."""
     X = people(300, missing=0.0)
     monkeypatch.setattr(JointTraining, "gain", lambda training, start=None, end=None: (0.1, 0.06))
-    monkeypatch.setattr(JointTraining, "is_lower", lambda training, errors, others: True)  # each step is kept
+    # each step is kept
+    monkeypatch.setattr(JointTraining, "is_lower", lambda training, errors, others: True)
     options = SMALL | {"learning_rate": 1e-2, "spikes": {3: 0}}
-    found, start = (JointDensityEstimator(**options | {"max_steps": steps}).fit(X) for steps in (5, 0))
-    monkeypatch.setattr("indm.tables.solve._solved", lambda *arguments: pytest.fail("an ODE is solved"))
+    found, start = (
+        JointDensityEstimator(**options | {"max_steps": steps}).fit(X) for steps in (5, 0)
+    )
+    monkeypatch.setattr(
+        "indm.tables.solve._solved", lambda *arguments: pytest.fail("an ODE is solved")
+    )
     for given in ([], [0, 1]):
         exact = start.score_samples(X[:20], given=given)
         assert found.score_samples(X[:20], given=given) == pytest.approx(exact, abs=1e-9)
@@ -540,13 +653,23 @@ def test_a_number_outside_of_its_bounds_has_no_density_asked_or_given():
     X = np.stack([v + 0.1 * numbers.normal(size=300), v, count], 1)
     options = SMALL | {"max_steps": 0}
     fitted = JointDensityEstimator(bounds={1: (0, 1), 2: (0, 4)}, discrete=(2,), **options).fit(X)
-    rows = np.array([[0.5, 0.999, 0.0], [0.5, 1.5, 0.0], [0.5, -3.0, 0.0], [0.5, 1.0, 0.0], [0.5, 0.5, -1.0]])
+    rows = np.array(
+        [[0.5, 0.999, 0.0], [0.5, 1.5, 0.0], [0.5, -3.0, 0.0], [0.5, 1.0, 0.0], [0.5, 0.5, -1.0]]
+    )
     for given in ([], [0], [1, 2], [1], [0, 1, 2]):
-        assert np.isneginf(fitted.score_samples(rows, given=given)).tolist() == [False, True, True, True, True]
+        assert np.isneginf(fitted.score_samples(rows, given=given)).tolist() == [
+            False,
+            True,
+            True,
+            True,
+            True,
+        ]
     left_out = np.array([[np.nan, 0.5, np.nan], [0.5, np.nan, np.nan]])
     assert np.isfinite(fitted.score_samples(left_out, given=[1])).all()
     cells = fitted.log_prob_cells(rows)
-    assert np.isneginf(cells).argmax(1).tolist() == [0, 1, 1, 1, 2] and np.isneginf(cells).sum() == 4
+    assert (
+        np.isneginf(cells).argmax(1).tolist() == [0, 1, 1, 1, 2] and np.isneginf(cells).sum() == 4
+    )
 
 
 def test_whole_numbers_have_probabilities_that_sum_to_one():
@@ -577,7 +700,11 @@ def test_a_column_of_spikes_and_one_other_value_has_probabilities():
         fitted = JointDensityEstimator(spikes={1: 0, 2: 0}, **SMALL | {"max_steps": 0}).fit(X)
     rows = np.array([[np.nan, 0.0, np.nan], [np.nan, 1.0, np.nan], [np.nan, np.nan, 1.0]])
     zero, one, other = np.exp(fitted.score_samples(rows))
-    assert zero + one == pytest.approx(1, abs=1e-6) and one == pytest.approx(garages.mean(), abs=0.02) and other == 0
+    assert (
+        zero + one == pytest.approx(1, abs=1e-6)
+        and one == pytest.approx(garages.mean(), abs=0.02)
+        and other == 0
+    )
     drawn = fitted.sample(100, 0)
     assert drawn.dtype == float and set(drawn[:, 1]) == {0.0, 1.0} and not drawn[:, 2].any()
 
@@ -618,7 +745,11 @@ ERRORS = {
     ),
     "few": (ROWS[:5], {}, r"5 sample\(s\).*minimum of 10"),
     "spikes": (ROWS, {"spikes": {4: 0}}, r"spikes must hold columns of X \(indices 0 … 1\), got 4"),
-    "bounds": (ROWS, {"bounds": {1: (1, 1)}}, r"bounds must be a lower and a higher number or None, got \(1, 1\)"),
+    "bounds": (
+        ROWS,
+        {"bounds": {1: (1, 1)}},
+        r"bounds must be a lower and a higher number or None, got \(1, 1\)",
+    ),
     "width": (ROWS, {"width": 0}, "width must be a whole number of at least 1, got 0"),
 }
 

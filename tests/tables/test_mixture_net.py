@@ -1,4 +1,6 @@
-"""The mixture's denoiser against autograd of the noised mixture's log-density, written out by torch.distributions."""
+"""The mixture's denoiser against autograd of the noised mixture's log-density, written out by
+torch.distributions.
+"""
 
 import math
 
@@ -30,9 +32,14 @@ def test_its_score_is_that_of_the_noised_mixture(sde):
 
 
 def test_what_is_learned_fades_with_the_distance_of_mahalanobis_from_the_nearest_component():
-    """The MLP adds 1/2 near the mixture with noise of variance 0.25, and nothing at 10 deviations more than √3."""
+    """The MLP adds 1/2 near the mixture with noise of variance 0.25, and nothing at 10 deviations
+    more than √3.
+    """
     torch.manual_seed(0)
-    root, mean = torch.randn(2, 2, 3, 3, dtype=torch.float64)[0], torch.randn(2, 3, dtype=torch.float64)
+    root, mean = (
+        torch.randn(2, 2, 3, 3, dtype=torch.float64)[0],
+        torch.randn(2, 3, dtype=torch.float64),
+    )
     covariance, r = root @ root.mT + 0.1 * torch.eye(3), 0.3
     z = torch.randn(60, 3, dtype=torch.float64) * torch.linspace(0, 15, 60)[:, None]
     net = MixtureMLP((3,), components=2, width=8, depth=1).double()
@@ -64,12 +71,18 @@ def test_the_mlp_is_added():
 
 
 def test_the_mlp_of_single_columns_sees_them_at_their_own_scale_and_their_centres():
-    """Without noise, what it sees at z/√(1 + r) is the column/√(1 + r), where a column is z @ unwhitening + centre."""
+    """Without noise, what it sees at z/√(1 + r) is the column/√(1 + r), where a column is z @
+    unwhitening + centre.
+    """
     torch.manual_seed(0)
     net = MixtureMLP((3,), width=8, depth=1, condition=(2,)).double()
     columns = torch.randn(3, 3).double(), torch.randn(3).double(), torch.randn(2, 3).double()
     net.set_columns(*columns)
-    z, c, r = torch.randn(4, 3).double(), torch.randn(4, 2).double(), torch.tensor([0.1, 0.5, 1.0, 3.0]).double()
+    z, c, r = (
+        torch.randn(4, 3).double(),
+        torch.randn(4, 2).double(),
+        torch.tensor([0.1, 0.5, 1.0, 3.0]).double(),
+    )
     seen = []
     net.columns.register_forward_pre_hook(lambda _, inputs: seen.extend(inputs))
     net(z / (1 + r).sqrt()[:, None], 0.5 * r.log(), c)
@@ -85,7 +98,10 @@ def test_at_a_condition_it_is_the_mixtures_law_of_z_at_c():
     covariance = root @ root.mT + 0.1 * torch.eye(5)
     net = MixtureMLP((2,), components=3, width=8, depth=1, condition=(4,)).double()
     net.set_mixture(weight, mean, covariance)
-    z, c = torch.randn(6, 2, dtype=torch.float64, requires_grad=True), torch.randn(6, 3, dtype=torch.float64)
+    z, c = (
+        torch.randn(6, 2, dtype=torch.float64, requires_grad=True),
+        torch.randn(6, 3, dtype=torch.float64),
+    )
     noise = torch.zeros(5, 5, dtype=torch.float64)
     noise[:2, :2] = 0.3**2 * torch.eye(2)
     joint = MixtureSameFamily(Categorical(weight), MultivariateNormal(mean, covariance + noise))

@@ -38,8 +38,11 @@ def test_a_run_is_read_by_its_name(store, tmp_path):
     indm.train(indm.recipe("array", changes), store / "ann" / "tiny", progress=False)
     (tmp_path / "table.npy").unlink()
     assert main(["sample", "ann/tiny", "-n", "3", "--steps", "2", "--quiet", "--out", "drawn"]) == 0
-    assert main(["sample", "ann/tiny", "-n", "3", "--steps", "2", "--quiet"]) == 0  # of the folder that is there now
-    assert (tmp_path / "drawn" / "samples.npz").exists() and (tmp_path / "runs/ann--tiny/samples.npz").exists()
+    # of the folder that is there now
+    assert main(["sample", "ann/tiny", "-n", "3", "--steps", "2", "--quiet"]) == 0
+    assert (tmp_path / "drawn" / "samples.npz").exists() and (
+        tmp_path / "runs/ann--tiny/samples.npz"
+    ).exists()
     mine, theirs = indm.INDM.load(store / "ann" / "tiny"), indm.from_pretrained("ann/tiny")
     x = torch.randn(4, 2)
     t = torch.full((4,), 0.5)
@@ -51,6 +54,8 @@ def test_a_run_is_read_by_its_name(store, tmp_path):
         indm.from_pretrained("not a name")
 
 
-@pytest.mark.parametrize("text", ["user", "user/", "/name", "a/b/c", "../up", "user/na me", "runs/../x", ""])
+@pytest.mark.parametrize(
+    "text", ["user", "user/", "/name", "a/b/c", "../up", "user/na me", "runs/../x", ""]
+)
 def test_a_name_of_the_hub_is_user_and_name(text):
     assert hub.is_name("user-1/name_2.b") and not hub.is_name(text)

@@ -1,7 +1,9 @@
-"""The page of ``indm app``, of Gradio: what can be set, which request a button makes, and whose requests are taken.
+"""The page of ``indm app``, of Gradio: what can be set, which request a button makes, and whose
+requests are taken.
 
-One request is computed at a time. Nothing is fetched from elsewhere, and no file of this machine is served but the
-uploads and pictures of the page, which are kept in a folder of their own until the program ends.
+One request is computed at a time. Nothing is fetched from elsewhere, and no file of this machine is
+served but the uploads and pictures of the page, which are kept in a folder of their own until the
+program ends.
 """
 
 import contextlib
@@ -28,9 +30,12 @@ from indm.workbench.app.requests import WAYS, Ends, Side, Source
 from indm.workbench.data.images import IMAGE_SUFFIXES
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
-LARGEST_UPLOAD, MOST_WAITING, KEPT_SECONDS = 10 * 2**20, 4, 3600  # bytes of a file; requests; seconds of an upload
+# bytes of a file; requests; seconds of an upload
+LARGEST_UPLOAD, MOST_WAITING, KEPT_SECONDS = 10 * 2**20, 4, 3600
 AROUND = 2**20  # bytes of a request beside a file
-THEME = gr.themes.Base(primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+THEME = gr.themes.Base(
+    primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+)
 PAGE_STYLE = """
 img { image-rendering: pixelated; } .picture .image-container { padding-top: 2rem; }
 #likelihood :is(th, td) { white-space: nowrap; padding: 0.5em; }
@@ -44,14 +49,22 @@ class Guard:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = Headers(scope=scope) if scope["type"] == "http" and scope["method"] == "POST" else Headers()
+        headers = (
+            Headers(scope=scope)
+            if scope["type"] == "http" and scope["method"] == "POST"
+            else Headers()
+        )
         origin = headers.get("origin")
         other_site = origin is not None and origin.partition("://")[2] != headers.get("host")
         if other_site or headers.get("sec-fetch-site") == "cross-site":
-            return await PlainTextResponse("Origin must be that of this page", 403)(scope, receive, send)
+            return await PlainTextResponse("Origin must be that of this page", 403)(
+                scope, receive, send
+            )
         length = headers.get("content-length", "") if headers else "0"
         if not length.isdecimal() or int(length) > LARGEST_UPLOAD + AROUND:
-            return await PlainTextResponse("a request must hold one image at most", 413)(scope, receive, send)
+            return await PlainTextResponse("a request must hold one image at most", 413)(
+                scope, receive, send
+            )
         await self.app(scope, receive, send)
 
 
@@ -72,14 +85,23 @@ class Builder:
             except (ValueError, OSError, RuntimeError) as error:
                 raise gr.Error(one_line(error), print_exception=False) from error
 
-        listen(handler, list(inputs), outputs, concurrency_id="model", concurrency_limit=1, api_visibility="private")
+        listen(
+            handler,
+            list(inputs),
+            outputs,
+            concurrency_id="model",
+            concurrency_limit=1,
+            api_visibility="private",
+        )
 
     def source(self, side: Side) -> list[Any]:
         """Fields that choose an image, and how the model sees it; gives its file and its number."""
         with gr.Column(min_width=200):
             file = gr.File(label="Image", file_types=sorted(IMAGE_SUFFIXES), height=150)
             have, label = side.test is not None, "or the test image of number"
-            index = gr.Number(0 if have else None, label=label, precision=0, minimum=0, visible=have)
+            index = gr.Number(
+                0 if have else None, label=label, precision=0, minimum=0, visible=have
+            )
             start = requests.preview(side, Source(None, 0)) if have else None
             shown = image_field("Image, as the model sees it", height=180, value=start)
         for field in (file, index):
@@ -90,7 +112,14 @@ class Builder:
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 n = gr.Slider(1, 64, 16, step=1, label="Number")
-                steps = gr.Slider(1, 200, 25, step=1, label="Steps", info="“ode” takes as many as its error needs.")
+                steps = gr.Slider(
+                    1,
+                    200,
+                    25,
+                    step=1,
+                    label="Steps",
+                    info="“ode” takes as many as its error needs.",
+                )
                 sampler = gr.Dropdown(list(SAMPLERS), value=SAMPLER, label="Sampler")
                 seed = seed_field()
                 temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",
@@ -112,7 +141,9 @@ class Builder:
                 seed, c = seed_field(), condition_field(side)
                 button = gr.Button("Likelihood", variant="primary")
             with gr.Column(scale=2, min_width=300):
-                table = gr.Markdown("Bits/dim of the image, with an error bar.", elem_id="likelihood")
+                table = gr.Markdown(
+                    "Bits/dim of the image, with an error bar.", elem_id="likelihood"
+                )
         self.on(button.click, lambda file, index, *more: requests.likelihood(side, Source(file, index), *more),
                 [*chosen, draws, seed, c], table)  # fmt: skip
 
@@ -120,12 +151,19 @@ class Builder:
         a, b = ends.sides
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
-                way = gr.Radio(list(WAYS), value=WAYS[0], label="Direction", visible=not ends.within_one)
+                way = gr.Radio(
+                    list(WAYS), value=WAYS[0], label="Direction", visible=not ends.within_one
+                )
                 chosen = self.source(a)
-                classes = [condition_field(side, f"Condition of {name}") for side, name in ((a, "A"), (b, "B"))]
+                classes = [
+                    condition_field(side, f"Condition of {name}")
+                    for side, name in ((a, "A"), (b, "B"))
+                ]
                 if b.labels:
                     classes[1].value = b.labels[-1]
-                strength = gr.Slider(0.05, 1, 1, step=0.05, label="Strength", info="Less keeps more of the source.")
+                strength = gr.Slider(
+                    0.05, 1, 1, step=0.05, label="Strength", info="Less keeps more of the source."
+                )
                 steps = gr.Slider(10, 240, 120, step=1, label="Steps")
                 guidance = gr.Slider(1, 8, 1, step=0.5, label="Guidance", visible=ends.guides,
                                      info="More leads farther away from A, at a loss of detail.")  # fmt: skip
@@ -133,10 +171,17 @@ class Builder:
             with gr.Column(scale=2, min_width=300):
                 pair, strip = image_field("Source and result"), image_field("The way")
 
-        def compute(file: str | None, index: float | None, way: str, c_a: str, c_b: str, *more: Any) -> tuple:
+        def compute(
+            file: str | None, index: float | None, way: str, c_a: str, c_b: str, *more: Any
+        ) -> tuple:
             return ends.translate(Source(file, index), way, (c_a, c_b), *more)
 
-        self.on(button.click, compute, [*chosen, way, *classes, strength, steps, guidance], [pair, strip])
+        self.on(
+            button.click,
+            compute,
+            [*chosen, way, *classes, strength, steps, guidance],
+            [pair, strip],
+        )
 
 
 def seen_image(side: Side, file: str | None, index: float | None) -> requests.Picture | None:
@@ -156,14 +201,18 @@ def seed_field() -> gr.Number:
 def condition_field(side: Side, label: str = "Condition") -> gr.Dropdown:
     """Classes to choose from; hidden for a model without them."""
     choices = [("none: p(x)", "")] * side.knows_marginal + [(name, name) for name in side.labels]
-    return gr.Dropdown(choices, value=next(iter(side.labels), None), label=label, visible=bool(side.labels))
+    return gr.Dropdown(
+        choices, value=next(iter(side.labels), None), label=label, visible=bool(side.labels)
+    )
 
 
 def build_page(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     """The page of one or two models."""
     make, side, ends = Builder(seconds), sides[0], requests.ends_of(sides)
     title = f"indm: {' and '.join(side.name for side in sides)}"
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
+    with gr.Blocks(
+        title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)
+    ) as page:
         gr.Markdown(f"# {title}\n{' '.join(f'`{side.run}`' for side in sides)}")
         for name, tab in {"Sample": make.samples, "Likelihood": make.likelihood}.items():
             with gr.Tab(name):
@@ -180,18 +229,31 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
     with tempfile.TemporaryDirectory(prefix="indm-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(sides, seconds)
-        options: Any = {"prevent_thread_lock": True, "quiet": True, "share": False, "ssr_mode": False}
-        options |= {"footer_links": [], "run_history": False, "enable_monitoring": False, "pwa": False}
+        options: Any = {
+            "prevent_thread_lock": True,
+            "quiet": True,
+            "share": False,
+            "ssr_mode": False,
+        }
+        options |= {
+            "footer_links": [],
+            "run_history": False,
+            "enable_monitoring": False,
+            "pwa": False,
+        }
         options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
         guards = [Middleware(Guard)]
-        if host in LOCAL:  # a page of somebody else is refused, also by a name that he lets point here
+        # a page of somebody else is refused, also by a name that he lets point here
+        if host in LOCAL:
             guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
         options["app_kwargs"] = {"middleware": guards}
         try:
             _, address, _ = page.launch(theme=THEME, css=PAGE_STYLE, **options)
         except OSError as error:
             place = f"port {port}" if port else "any port from 7860 to 7959"
-            raise OSError(f"nothing can listen at {host} and {place}; choose another host or port") from error
+            raise OSError(
+                f"nothing can listen at {host} and {place}; choose another host or port"
+            ) from error
         try:
             yield address
         finally:

@@ -1,7 +1,7 @@
 """The requests behind the buttons of ``indm app``: pictures and words computed with a run.
 
-Images of strangers are read by :mod:`indm.workbench.data.images` alone. A request that takes too long is stopped at the
-next evaluation of a network.
+Images of strangers are read by :mod:`indm.workbench.data.images` alone. A request that takes too
+long is stopped at the next evaluation of a network.
 """
 
 import functools
@@ -72,7 +72,9 @@ class Side:
                 f"use 'indm sample {run}' and 'indm evaluate {run}'"
             )
         if not (model.condition.is_none or model.condition.is_class):
-            raise ValueError(f"indm app needs a model of p(x) or p(x|class), got {run}; use 'indm sample {run}'")
+            raise ValueError(
+                f"indm app needs a model of p(x) or p(x|class), got {run}; use 'indm sample {run}'"
+            )
         table = recipe.data.table()
         return cls(run, model, table, None, guidance=recipe.sample.guidance).with_data(table)
 
@@ -96,12 +98,15 @@ class Side:
                 why = f"; there are no test images: {self.absent}" if self.absent else ""
                 raise ValueError(f"upload an image first{why}")
             if not 0 <= source.number < len(self.test):
-                raise ValueError(f"the test image must be 0 to {len(self.test) - 1}, got {source.number:g}")
+                raise ValueError(
+                    f"the test image must be 0 to {len(self.test) - 1}, got {source.number:g}"
+                )
             return self.test[int(source.number)], f"test image {source.number:g}"
         file = Path(source.file)
         try:
             example = read_example(file, self.model.shape, self.levels, self.data)
-        except (ValueError, OSError) as error:  # name the file itself, not the place where uploads are kept
+        # name the file itself, not the place where uploads are kept
+        except (ValueError, OSError) as error:
             raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
         return example.pixels, example.note
 
@@ -118,7 +123,9 @@ class Side:
 
     @functools.cached_property
     def reference(self) -> GaussianReference | None:
-        """The law of the latents of test images, which takes noise from likelihoods; None where it is not known."""
+        """The law of the latents of test images, which takes noise from likelihoods; None where it
+        is not known.
+        """
         if self.test is None or sees_condition(self.model.flow):
             return None
         return latent_reference(self.model, stack(self.test, REFERENCE_IMAGES).to(self.device))
@@ -151,7 +158,9 @@ def at_most(seconds: float) -> Iterator[None]:
 
     def check(module: torch.nn.Module, inputs: tuple) -> None:
         if time.monotonic() > end:
-            raise TimeoutError(f"stopped after {seconds:g} seconds; take fewer steps or images, or allow more seconds")
+            raise TimeoutError(
+                f"stopped after {seconds:g} seconds; take fewer steps or images, or allow more seconds"
+            )
 
     hook = register_module_forward_pre_hook(check)
     try:
@@ -166,10 +175,22 @@ def preview(side: Side, source: Source) -> Picture:
 
 
 def samples(
-    side: Side, n: int, steps: int, sampler: str, seed: float, temperature: float, c: str | None, guidance: float
+    side: Side,
+    n: int,
+    steps: int,
+    sampler: str,
+    seed: float,
+    temperature: float,
+    c: str | None,
+    guidance: float,
 ) -> Picture:
     """A grid of samples; the arguments go to :func:`indm.sample`."""
-    options: Any = {"sampler": sampler, "steps": steps, "temperature": temperature, "guidance": guidance}
+    options: Any = {
+        "sampler": sampler,
+        "steps": steps,
+        "temperature": temperature,
+        "guidance": guidance,
+    }
     x = sample(side.model, n, c=c or None, generator=side.generator(seed), **options)
     return sheets.grid(side.model.scaling.to_data(x).cpu(), side.levels)
 
@@ -180,7 +201,12 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
     raw, generator = torch.stack([image] * draws).to(side.device), side.generator(seed)
     with evaluation_mode(model):
         x, log_q = model.from_data(raw, generator=generator)
-        more: dict[str, Any] = {"c": c or None, "log_q": log_q, "reference": side.reference, "generator": generator}
+        more: dict[str, Any] = {
+            "c": c or None,
+            "log_q": log_q,
+            "reference": side.reference,
+            "generator": generator,
+        }
         bound = nelbo(model, x, times=NELBO_TIMES, **more).nats
         report = nll(model, x, **more)
     unit = math.log(2) * image.numel()
@@ -190,12 +216,16 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
         mean, deviation = mean_and_error(nats.double().cpu() / unit)
         lines.append(f"| **{name}** | {mean:.3f} | {deviation:.3f} | {error} |")
     said = f"The image{f' given {c}' if c else ''}: {note or 'as it was uploaded'}, {'×'.join(map(str, model.shape))}. "
-    return "\n".join([*lines, "", f"{said}±: standard error over {draws} draws, of this image alone."])
+    return "\n".join(
+        [*lines, "", f"{said}±: standard error over {draws} draws, of this image alone."]
+    )
 
 
 @dataclass(frozen=True)
 class Ends:
-    """A and B of a translation: each with its model and images, and the runs that lead from one to the other."""
+    """A and B of a translation: each with its model and images, and the runs that lead from one to
+    the other.
+    """
 
     sides: tuple[Side, Side]  # the same side twice for one model of classes
     runs: TranslationRuns
@@ -219,17 +249,23 @@ class Ends:
         steps: int,
         guidance: float = 1.0,
     ) -> tuple[Picture, Picture]:
-        """Source and result side by side, and the way between them, a row a leg; guidance is of one model alone."""
+        """Source and result side by side, and the way between them, a row a leg; guidance is of one
+        model alone.
+        """
         a, b = self.sides
         runs = replace(self.runs, classes=(c[0] or None, c[1] or None))
         first, last = (a, b) if way == WAYS[0] else (b, a)
         runs = runs if way == WAYS[0] else runs.backward()
-        route = runs.route(strength=strength, steps=steps, guidance=guidance if self.guides else 1.0)
+        route = runs.route(
+            strength=strength, steps=steps, guidance=guidance if self.guides else 1.0
+        )
         raw = first.read(source)[0][None].to(first.device)
         arrival = route.translate(raw, frames=FRAMES)
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
         rows = []
-        for i, (leg, frames) in enumerate(zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)):
+        for i, (leg, frames) in enumerate(
+            zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)
+        ):
             times = route.times(FRAMES)[i * FRAMES : (i + 1) * FRAMES]
             rows.append(sheets.strip(leg.model.scaling.to_data(frames).cpu(), times))
         pair = sheets.Panel(shown, 2, tops=("source", "result"))
@@ -237,7 +273,9 @@ class Ends:
 
 
 def ends_of(sides: Sequence[Side]) -> Ends | None:
-    """The translation between two models, two classes of one, or the ends of a bridge; None where there is none."""
+    """The translation between two models, two classes of one, or the ends of a bridge; None where
+    there is none.
+    """
     if len(sides) == 2:
         a, b = sides
         check_pair(a.model, b.model)
@@ -248,5 +286,7 @@ def ends_of(sides: Sequence[Side]) -> Ends | None:
         if recipe.data_b is None or not is_bridge(recipe):
             return None
         b = a.with_data(recipe.data_b.table())
-        return Ends((a, b), TranslationRuns((a.run,), (a.model,), a.data, b.data, noise=noise_of(recipe)))
+        return Ends(
+            (a, b), TranslationRuns((a.run,), (a.model,), a.data, b.data, noise=noise_of(recipe))
+        )
     return Ends((a, b), TranslationRuns((a.run, b.run), (a.model, b.model), a.data, b.data))

@@ -12,22 +12,29 @@ from tyro.conf import Positional, Suppress, UseAppendAction, arg
 from indm import names
 
 RunFolder = Annotated[
-    Positional[Path], arg(metavar="RUN", help="The run folder, or a model of the hub by its name there, user/name.")
+    Positional[Path],
+    arg(metavar="RUN", help="The run folder, or a model of the hub by its name there, user/name."),
 ]
-DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141  # see docs/reliability.md
+# see docs/reliability.md
+DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130, 141
 
 
 @dataclass(kw_only=True)
 class Common(ABC):
-    """Options of every command. A command is a dataclass of its options with ``run() -> exit status``."""
+    """Options of every command. A command is a dataclass of its options with
+    ``run() -> exit status``.
+    """
 
     tables: ClassVar[tuple[str, ...]] = ()
-    """Tables whose keys are given as ``--table.key value``, and parts of the recipe as ``--table name``, see
-    :func:`indm.workbench.cli.main.take_tables`."""
+    """Tables whose keys are given as ``--table.key value``, and parts of the recipe as
+    ``--table name``, see :func:`indm.workbench.cli.main.take_tables`.
+    """
 
     table_values: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
     """What was given so, as TOML texts."""
-    trust: Annotated[tuple[str, ...], UseAppendAction, arg(metavar="PACKAGE", help_behavior_hint="(repeatable)")] = ()
+    trust: Annotated[
+        tuple[str, ...], UseAppendAction, arg(metavar="PACKAGE", help_behavior_hint="(repeatable)")
+    ] = ()
     """Let files name code of this package, which is then imported and run: package.module:Class."""
     debug: bool = False
     """Also show where in the program an error came from."""
@@ -38,7 +45,10 @@ class Common(ABC):
 
     def trusted(self) -> list[str]:
         """The packages whose code may be run."""
-        return [*self.trust, *(place for name in self.named() for place in names.outside_places(name))]
+        return [
+            *self.trust,
+            *(place for name in self.named() for place in names.outside_places(name)),
+        ]
 
     def computing(self) -> AbstractContextManager[None]:
         """Inside, everything is computed where the command shall compute."""
@@ -86,6 +96,8 @@ def say(text: str, file: Any = None) -> None:
 
 
 def run_name(source: str) -> str:
-    """Name of a run of a recipe or on a folder: a single name, which never leads out of the folder of runs."""
+    """Name of a run of a recipe or on a folder: a single name, which never leads out of the folder
+    of runs.
+    """
     path = Path(os.path.abspath(source))
     return (path.name if path.is_dir() else path.stem).lstrip(".") or "run"

@@ -28,7 +28,10 @@ class DrawsSamples(ShowsProgress):
 
     def sampler_options(self) -> dict[str, object]:
         """The values of --sampler.tol and so on."""
-        return {name.removeprefix("sampler."): recipes.value_of(text) for name, text in self.table_values.items()}
+        return {
+            name.removeprefix("sampler."): recipes.value_of(text)
+            for name, text in self.table_values.items()
+        }
 
     def named(self) -> list[str]:
         return [self.drawing.sampler]
@@ -38,9 +41,9 @@ class DrawsSamples(ShowsProgress):
 class Sample(DrawsSamples):
     """Draw samples of a run: samples.png and samples.npz.
 
-    samples.png is a grid of 256 images at most, or points beside the data; samples.csv has the rows of a table.
-    samples.json says how they were drawn. A model of classes draws a row of each; one class by --condition 3, and
-    classes as often as the data have them by -n.
+    samples.png is a grid of 256 images at most, or points beside the data; samples.csv has the rows
+    of a table. samples.json says how they were drawn. A model of classes draws a row of each; one
+    class by --condition 3, and classes as often as the data have them by -n.
     """
 
     run_folder: RunFolder
@@ -53,7 +56,10 @@ class Sample(DrawsSamples):
         from indm.workbench.runs.samples import SAMPLES, change_line, draw
 
         run = run_folder(self.run_folder)
-        out, drawing = self.out or run, replace(self.drawing, sampler_options=self.sampler_options())
+        out, drawing = (
+            self.out or run,
+            replace(self.drawing, sampler_options=self.sampler_options()),
+        )
         options = {"overwrite": self.overwrite, "progress": self.progress}
         samples, levels, drawn = draw(run, drawing, out, **options)
         made_by: Any = drawn
@@ -63,8 +69,11 @@ class Sample(DrawsSamples):
             sheets.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
             plots.scatter(samples, test_data(made_by["data"], len(samples)), out / "samples.png")
-        by = made_by["sampler"] + (f", {counted(made_by['steps'], 'step')}" if made_by["steps"] else "")
-        shown = "samples.png" if (out / "samples.png").exists() else SAMPLES  # single numbers have no picture
+        by = made_by["sampler"] + (
+            f", {counted(made_by['steps'], 'step')}" if made_by["steps"] else ""
+        )
+        # single numbers have no picture
+        shown = "samples.png" if (out / "samples.png").exists() else SAMPLES
         print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
         if line := change_line(out, levels):
             print(line)
@@ -100,7 +109,9 @@ class Fid(ShowsProgress):
 
     def run(self) -> int:
         if importlib.util.find_spec("torch_fidelity") is None:
-            raise ValueError("indm fid needs the library torch-fidelity: pip install torch-fidelity")
+            raise ValueError(
+                "indm fid needs the library torch-fidelity: pip install torch-fidelity"
+            )
         from indm.files import atomic
         from indm.workbench.evaluation import fid
         from indm.workbench.runs.folder import check_absent
@@ -121,33 +132,41 @@ class Fid(ShowsProgress):
 class Translate(ShowsProgress):
     """Translate images of A into images of B by trained runs.
 
-    "indm translate RUN_A RUN_B photos --out results" takes two models: to noise along A's probability flow, back along
-    B's.
+    "indm translate RUN_A RUN_B photos --out results" takes two models: to noise along A's
+    probability flow, back along B's.
 
     "indm translate PAIR photos --out results" does the same, with the folder of "indm train-pair".
 
     "indm translate BRIDGE photos --out results" takes one model of "indm train-bridge".
 
-    "indm translate RUN photos --condition cat dog --out results" takes one model of classes: to noise as cat, back
-    as dog.
+    "indm translate RUN photos --condition cat dog --out results" takes one model of classes: to
+    noise as cat, back as dog.
 
-    With --method sdedit --strength 0.5 all of these use the model of B alone: they add noise, then follow B's flow
-    back. "indm translate RUN_B photos" is then enough.
+    With --method sdedit --strength 0.5 all of these use the model of B alone: they add noise, then
+    follow B's flow back. "indm translate RUN_B photos" is then enough.
 
-    Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results interleaved, and
-    translation.json with the distance of each result from its source and the reason for each that failed.
+    Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results
+    interleaved, and translation.json with the distance of each result from its source and the
+    reason for each that failed.
     """
 
-    paths: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN] IMAGES…", help_behavior_hint="(required)")]
-    """One or two run folders or models of the hub, user/name; then images: files, folders, patterns like "x/*.png",
-    arrays as .npz or .npy."""
+    paths: Annotated[
+        Positional[tuple[Path, ...]],
+        arg(metavar="RUN [RUN] IMAGES…", help_behavior_hint="(required)"),
+    ]
+    """One or two run folders or models of the hub, user/name; then images: files, folders, patterns
+    like "x/*.png", arrays as .npz or .npy.
+    """
     out: Annotated[Path, arg(metavar="FOLDER")]
     """Where to write; a folder that is not empty is an error without --overwrite."""
     direction: Literal["forward", "backward"] = "forward"
     """From A to B, or from B to A."""
-    condition: Annotated[tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")] = None
-    """For one model of classes: the class of the images, and the class that they become. Give names, or indices from 0
-    unless a class name contains a digit."""
+    condition: Annotated[
+        tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")
+    ] = None
+    """For one model of classes: the class of the images, and the class that they become. Give
+    names, or indices from 0 unless a class name contains a digit.
+    """
     options: Annotated[TranslationOptions, arg(name="")] = field(default_factory=TranslationOptions)
     overwrite: bool = False
     """Write into a folder that is not empty."""
@@ -161,15 +180,22 @@ class Translate(ShowsProgress):
         if not self.overwrite:
             check_empty(self.out, "name another, or add --overwrite")
         first, *others = self.paths
-        second = [path if path.suffix else run_folder(path) for path in others[:1]]  # with a suffix it is an image
+        # with a suffix it is an image
+        second = [path if path.suffix else run_folder(path) for path in others[:1]]
         given = (run_folder(first), *second, *others[1:])
         count = len([*itertools.takewhile(lambda path: is_run(path) or is_pair(path), given)])
         if not count or count == len(given):
-            what = "a run folder (with a recipe.toml in it) first" if not count else "images after the run folders"
+            what = (
+                "a run folder (with a recipe.toml in it) first"
+                if not count
+                else "images after the run folders"
+            )
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
         sources = given[count:]
         found_in(sources)
-        opened = open_runs(given[:count], self.direction, self.condition, method=self.options.method)
+        opened = open_runs(
+            given[:count], self.direction, self.condition, method=self.options.method
+        )
         report = translate_files(opened, sources, self.out, self.options, progress=self.progress)
         print(summary(report))
         for name, why in report["failed"].items():

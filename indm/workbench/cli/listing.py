@@ -30,8 +30,8 @@ measures a step on this machine. Memory is that of the whole process."""
 class List(Common):
     """List recipes and parts, or the keys of a table.
 
-    "indm list" lists all recipes and parts, "indm list flow" the flows, and "indm list train" explains the keys of a
-    recipe's [train] table.
+    "indm list" lists all recipes and parts, "indm list flow" the flows, and "indm list train"
+    explains the keys of a recipe's [train] table.
     """
 
     what: Annotated[Positional[str | None], arg(metavar="KIND"), default("all")] = None
@@ -39,7 +39,9 @@ class List(Common):
 
     def run(self) -> int:
         if self.what is not None:
-            check_name(self.what, ["recipes", *OPTION_TABLES, *names.BUILT_IN], "kind of parts", self.what)
+            check_name(
+                self.what, ["recipes", *OPTION_TABLES, *names.BUILT_IN], "kind of parts", self.what
+            )
         if self.what in (None, "recipes"):
             print(of_recipes())
         if self.what in OPTION_TABLES:
@@ -78,26 +80,41 @@ def of_table(table: str) -> str:
 
 
 def sentences_of(declared: Any) -> dict[str, str]:
-    """Descriptions of a function's or class's arguments, or of a dataclass's fields with its bases, from docstrings."""
+    """Descriptions of a function's or class's arguments, or of a dataclass's fields with its bases,
+    from docstrings.
+    """
     function = getattr(declared, "func", declared)  # unwraps a functools.partial
     bases = [base for base in getattr(function, "__mro__", ())[::-1] if is_dataclass(base)]
     found: dict[str, str] = {}
     for kind in bases or [function]:
-        arguments = docstring_parser.parse_from_object(kind, docstring_parser.DocstringStyle.GOOGLE).params
-        found |= {name.strip(): str(line.description) for line in arguments for name in line.arg_name.split(",")}
+        arguments = docstring_parser.parse_from_object(
+            kind, docstring_parser.DocstringStyle.GOOGLE
+        ).params
+        found |= {
+            name.strip(): str(line.description)
+            for line in arguments
+            for name in line.arg_name.split(",")
+        }
     return found
 
 
 def flags_of(options: type, default_of_all: str) -> type:
-    """A dataclass with a field for each of the dataclass ``options``: its TOML text, or None where no value was given.
+    """A dataclass with a field for each of the dataclass ``options``: its TOML text, or None where
+    no value was given.
 
     The help shows ``default_of_all`` as the default of each flag.
     """
     sentences, made = sentences_of(options), []
     for option in fields(options):
-        flag = arg(metavar=f"<{type_words(option.type)}>", help=" ".join(sentences[option.name].split()))
-        made.append((option.name, Annotated[str | None, flag, default(default_of_all)], field(default=None)))
-    return make_dataclass(f"{options.__name__}Flags", made, namespace={"__doc__": options.__doc__}, kw_only=True)
+        flag = arg(
+            metavar=f"<{type_words(option.type)}>", help=" ".join(sentences[option.name].split())
+        )
+        made.append(
+            (option.name, Annotated[str | None, flag, default(default_of_all)], field(default=None))
+        )
+    return make_dataclass(
+        f"{options.__name__}Flags", made, namespace={"__doc__": options.__doc__}, kw_only=True
+    )
 
 
 def wrapped(text: str, indent: int = 0, first: int = 0) -> str:

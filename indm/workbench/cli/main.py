@@ -1,4 +1,5 @@
-"""The ``indm`` program: its commands, the one that the arguments ask for, and that run to its exit status.
+"""The ``indm`` program: its commands, the one that the arguments ask for, and that run to its exit
+status.
 
 A command is a class, imported when it is asked for.
 """
@@ -24,7 +25,11 @@ from indm.workbench.cli.common import DEFECT, DONE, INTERRUPTED, MISTAKE, NOBODY
 from indm.workbench.recipes.recipe import NAMED_TABLES, OPTION_TABLES, OPTIONAL_TABLES
 
 GROUPS = {
-    "Train": {"train": "train:Train", "train-pair": "train:TrainPair", "train-bridge": "train:TrainBridge"},
+    "Train": {
+        "train": "train:Train",
+        "train-pair": "train:TrainPair",
+        "train-bridge": "train:TrainBridge",
+    },
     "Look at a run": {
         "sample": "draw:Sample",
         "evaluate": "runs:Evaluate",
@@ -58,7 +63,10 @@ def overview() -> str:
     """All commands on one screen."""
     lines = ["usage: indm COMMAND …", TITLE, ""]
     for title, group in GROUPS.items():
-        lines += [title, *(f"  {name:14}{str(command_of(name).__doc__).splitlines()[0]}" for name in group)]
+        lines += [
+            title,
+            *(f"  {name:14}{str(command_of(name).__doc__).splitlines()[0]}" for name in group),
+        ]
     return "\n".join([*lines, "", MORE])
 
 
@@ -77,7 +85,9 @@ def parse(arguments: list[str]) -> Common:
         raise ValueError(f"a command must come before {name}{nearest(name.lstrip('-'), COMMANDS)}")
     kind = command_of(name)
     options, values = take_tables(options, kind.tables)
-    command, unknown = tyro.cli(kind, prog=f"indm {name}", args=options, config=CONFIG, return_unknown_args=True)
+    command, unknown = tyro.cli(
+        kind, prog=f"indm {name}", args=options, config=CONFIG, return_unknown_args=True
+    )
     if unknown:
         raise ValueError(complaint(name, kind, unknown[0]))
     command.table_values = values
@@ -88,7 +98,8 @@ def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str
     """Take the values of the recipe's tables out of the arguments, which tyro has no fields for.
 
     They are ``--train.steps 500``, ``--flow coupling``, ``--flow.width 64``.
-    The keys of a part come from its class, which may be anybody's; the recipe's checks reject a wrong one.
+    The keys of a part come from its class, which may be anybody's; the recipe's checks reject a
+    wrong one.
 
     Returns:
         The other arguments, and the values by ``table.key`` and ``table``.
@@ -114,12 +125,18 @@ def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str
 def complaint(name: str, kind: type[Common], unknown: str) -> str:
     """The error message for an argument that the command does not take."""
     if not unknown.startswith("-"):
-        given = f"; data are given as --data.path {unknown}" if name == "train" and Path(unknown).exists() else ""
+        given = (
+            f"; data are given as --data.path {unknown}"
+            if name == "train" and Path(unknown).exists()
+            else ""
+        )
         return f"{unknown} is one argument too many{given}"
     keys = [f"--{table}.{f.name}" for table in kind.tables if table in OPTION_TABLES
             for f in dataclasses.fields(OPTION_TABLES[table])]  # fmt: skip
     near = did_you_mean(unknown.partition("=")[0], [*flags(kind), *keys])
-    return f"{unknown} is not an option of indm {name}" + (near or f'; "indm {name} --help" lists its options')
+    return f"{unknown} is not an option of indm {name}" + (
+        near or f'; "indm {name} --help" lists its options'
+    )
 
 
 def flags(options: type) -> Iterator[str]:
@@ -133,7 +150,9 @@ def flags(options: type) -> Iterator[str]:
 
 
 def flag_of(error: Exception, command: Common | None) -> str:
-    """The flag of the argument that an error names first, or of the package that it asks to trust; "" of others."""
+    """The flag of the argument that an error names first, or of the package that it asks to trust;
+    "" of others.
+    """
     if isinstance(error, names.Untrusted):
         return f" (--trust {error.package})"
     argument = str(error).partition(" ")[0]
@@ -157,7 +176,9 @@ def trusting(packages: list[str]) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; failures are explained on standard error and by the exit status, see docs/reliability.md."""
+    """Run one command; failures are explained on standard error and by the exit status, see
+    docs/reliability.md.
+    """
     for name in ("stdout", "stderr"):  # closed before the program started
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
@@ -186,10 +207,15 @@ def main(arguments: list[str] | None = None) -> int:
         kind = type(error)
         known = kind is RuntimeError or kind.__name__ == "OutOfMemoryError"  # PyTorch's
         if known or issubclass(kind, ValueError | OSError | MemoryError):
-            print(f"indm: error: {one_line(error) or kind.__name__}{flag_of(error, command)}", file=sys.stderr)
+            print(
+                f"indm: error: {one_line(error) or kind.__name__}{flag_of(error, command)}",
+                file=sys.stderr,
+            )
             return MISTAKE
         message = f"unexpected {kind.__name__}: {one_line(error)}"
-        print(f"indm: error: {message} (the same command with --debug shows where)", file=sys.stderr)
+        print(
+            f"indm: error: {message} (the same command with --debug shows where)", file=sys.stderr
+        )
         return DEFECT
 
 

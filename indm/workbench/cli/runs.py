@@ -24,10 +24,11 @@ EvaluationFlags = flags_of(Evaluation, "the recipe's")
 class Evaluate(ShowsProgress):
     """Report the likelihood of held-out data under a run, in bits/dim or nats.
 
-    Prints a table of NELBO and NLL, with and without reconstruction, beside baselines on the same examples: uniform
-    noise, a Gaussian, PNG. Also prints the NELBO by noise level. Writes evaluation.json, and per-example nats to
-    evaluation.npz. Options that are not given come from the recipe's [evaluate] table. Use --data NAME or
-    --data.path my-images to evaluate on data that differ from the recipe's.
+    Prints a table of NELBO and NLL, with and without reconstruction, beside baselines on the same
+    examples: uniform noise, a Gaussian, PNG. Also prints the NELBO by noise level. Writes
+    evaluation.json, and per-example nats to evaluation.npz. Options that are not given come from
+    the recipe's [evaluate] table. Use --data NAME or --data.path my-images to evaluate on data that
+    differ from the recipe's.
     """
 
     tables = ("data",)
@@ -49,7 +50,9 @@ class Evaluate(ShowsProgress):
         from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}
-        options = recipes.options_of("evaluate", {key: recipes.value_of(text) for key, text in texts.items()})
+        options = recipes.options_of(
+            "evaluate", {key: recipes.value_of(text) for key, text in texts.items()}
+        )
         run = run_folder(self.run_folder)
         data = recipes.override(recipe_of(run), self.table_values)["data"]
         if data["name"] == GIVEN and "path" in data:
@@ -66,12 +69,14 @@ class Evaluate(ShowsProgress):
 class Compare(ShowsProgress):
     """Compare evaluated runs: a table, paired differences from the first, a page.
 
-    The table shows parameters, steps, seconds and likelihoods of each run, and differences from the first run. Their
-    error is over the examples, for these trainings. To compare methods, train each with several seeds. With one run,
-    the page shows that run.
+    The table shows parameters, steps, seconds and likelihoods of each run, and differences from the
+    first run. Their error is over the examples, for these trainings. To compare methods, train each
+    with several seeds. With one run, the page shows that run.
     """
 
-    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN…]", help_behavior_hint="(required)")]
+    run_folders: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="RUN [RUN…]", help_behavior_hint="(required)")
+    ]
     """One or more run folders, each of them evaluated on the same examples."""
     out: Path = Path(".")
     """Where to write comparison.html, comparison.png and comparison.json."""
@@ -92,14 +97,19 @@ class Compare(ShowsProgress):
 class App(Computes):
     """Try a run in the browser: samples, likelihoods, translation.
 
-    With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between both of a pair, and
-    with one model of classes between classes. Ctrl-C ends it. It needs Gradio, and no network. Images of up to 10 MB
-    are read as "indm translate" reads them, one request is computed at a time, and no file of this machine is served.
-    Uploads are deleted after an hour, or when the app ends.
+    With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between
+    both of a pair, and with one model of classes between classes. Ctrl-C ends it. It needs Gradio,
+    and no network. Images of up to 10 MB are read as "indm translate" reads them, one request is
+    computed at a time, and no file of this machine is served. Uploads are deleted after an hour, or
+    when the app ends.
     """
 
-    run_folders: Annotated[Positional[tuple[Path, ...]], arg(metavar="RUN [RUN]", help_behavior_hint="(required)")]
-    """One or two run folders of models of images, or models of the hub by their names there, user/name."""
+    run_folders: Annotated[
+        Positional[tuple[Path, ...]], arg(metavar="RUN [RUN]", help_behavior_hint="(required)")
+    ]
+    """One or two run folders of models of images, or models of the hub by their names there,
+    user/name.
+    """
     host: str = "127.0.0.1"
     """The address to listen at; with 0.0.0.0 everybody who reaches this machine may use it."""
     port: Annotated[int | None, arg(metavar="PORT"), default("the first free from 7860")] = None
@@ -116,11 +126,15 @@ class App(Computes):
         sides = requests.open_sides([run_folder(folder) for folder in self.run_folders])
         from indm.workbench.app.page import LOCAL, serving
 
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # end as by Ctrl-C, so that uploads are removed
+        # end as by Ctrl-C, so that uploads are removed
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
         with serving(sides, self.host, self.port, self.seconds) as address:
             print(f"{address} (Ctrl-C ends it)", flush=True)
             if self.host not in LOCAL:
-                print(f"indm: warning: everybody who reaches {self.host} may use this", file=sys.stderr)
+                print(
+                    f"indm: warning: everybody who reaches {self.host} may use this",
+                    file=sys.stderr,
+                )
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
         return DONE
@@ -130,9 +144,10 @@ class App(Computes):
 class Convert(Common):
     """Make a run of a checkpoint that the paper's authors or score_sde_pytorch released.
 
-    Checkpoints of score_sde_pytorch have no flow. --recipe says what the networks are: --recipe cifar10-vp-nll is that
-    setting of the paper. Keys like --net.blocks 8, --sde subvp, --flow.activation swish or --data.path my-images change
-    it. A tensor that does not fit is an error that lists it. Nothing pickled in the files is run.
+    Checkpoints of score_sde_pytorch have no flow. --recipe says what the networks are: --recipe
+    cifar10-vp-nll is that setting of the paper. Keys like --net.blocks 8, --sde subvp,
+    --flow.activation swish or --data.path my-images change it. A tensor that does not fit is an
+    error that lists it. Nothing pickled in the files is run.
     """
 
     tables = ("data", "sde", "net", "flow", "evaluate")
@@ -145,8 +160,12 @@ class Convert(Common):
     """The run folder."""
     recipe: Annotated[str, arg(metavar="RECIPE")] = field(kw_only=True)
     """A recipe that describes data, SDE, network and flow."""
-    weights: Annotated[Literal["ema", "model", None], arg(metavar="ema|model"), default("as published")] = None
-    """Moving averages or the last weights. The paper's results are of the score's averages and the flow's last ones."""
+    weights: Annotated[
+        Literal["ema", "model", None], arg(metavar="ema|model"), default("as published")
+    ] = None
+    """Moving averages or the last weights. The paper's results are of the score's averages and the
+    flow's last ones.
+    """
 
     def run(self) -> int:
         from indm.workbench.convert import convert
@@ -162,5 +181,7 @@ class Convert(Common):
         for file in made["files"]:
             print(f"passed over in {file['name']}: {', '.join(file['passed_over']) or 'nothing'}")
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
-        print(f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score")
+        print(
+            f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score"
+        )
         return DONE

@@ -16,8 +16,15 @@ from indm.workbench.cli.common import DONE, INTERRUPTED, ShowsProgress, run_name
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import default
 
-TRANSLATES, EVALUATES = "pictures of A as pictures of B", "the likelihood of the test split, beside simple baselines"
-TWO = arg(metavar="A B | RECIPE", help_behavior_hint="(required)", help="Two image folders, or one recipe.")
+TRANSLATES, EVALUATES = (
+    "pictures of A as pictures of B",
+    "the likelihood of the test split, beside simple baselines",
+)
+TWO = arg(
+    metavar="A B | RECIPE",
+    help_behavior_hint="(required)",
+    help="Two image folders, or one recipe.",
+)
 Sources = Annotated[Positional[tuple[str, ...]], TWO]
 
 
@@ -35,9 +42,20 @@ class TrainsRecipe(ShowsProgress):
     def named(self) -> list[str]:
         if self.resume:  # a run that somebody else may have written
             return []
-        return [value for key, value in self.table_values.items() if "." not in key or key == "train.objective"]
+        return [
+            value
+            for key, value in self.table_values.items()
+            if "." not in key or key == "train.objective"
+        ]
 
-    def train(self, recipe: recipes.AnyTables, out: Path, like: Path | None = None, *, translates: bool = False) -> int:
+    def train(
+        self,
+        recipe: recipes.AnyTables,
+        out: Path,
+        like: Path | None = None,
+        *,
+        translates: bool = False,
+    ) -> int:
         """Train one run and print what came of it, or show the plan; the exit status."""
         from indm.workbench.training.loop import train
 
@@ -46,7 +64,10 @@ class TrainsRecipe(ShowsProgress):
         summary = train(recipe, out, like=like, resume=self.resume, progress=self.progress)
         run, trained = shlex.quote(str(out)), recipes.resolve(recipes.load(out)).train
         if summary["interrupted"]:
-            say(f"Interrupted at step {summary['steps']}. Continue with: indm train {run} --resume", file=sys.stderr)
+            say(
+                f"Interrupted at step {summary['steps']}. Continue with: indm train {run} --resume",
+                file=sys.stderr,
+            )
             return INTERRUPTED
         say(f"{out}: {came_to(summary)}")
         commands = {f"indm translate {run} IMAGES --out FOLDER": TRANSLATES} if translates else {}
@@ -59,14 +80,22 @@ class TrainsRecipe(ShowsProgress):
 
 
 def loaded(source: str) -> recipes.Tables:
-    """The recipe that the user named; a ValueError with the command that was meant where it is data."""
+    """The recipe that the user named; a ValueError with the command that was meant where it is
+    data.
+    """
     path = Path(source)
     if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
         images = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
-        meant = images if any(path.iterdir()) else "it is empty: give the command that made it, without --resume"
+        meant = (
+            images
+            if any(path.iterdir())
+            else "it is empty: give the command that made it, without --resume"
+        )
         raise ValueError(f"{source} is not a run folder, there is no recipe.toml in it; {meant}")
     if path.is_file() and not source.endswith(".toml"):
-        meant = f"to train on an array or a table: indm train array --data.path {shlex.quote(source)}"
+        meant = (
+            f"to train on an array or a table: indm train array --data.path {shlex.quote(source)}"
+        )
         raise ValueError(f"{source} is not a recipe, whose name would end in .toml; {meant}")
     return recipes.load(source)
 
@@ -75,13 +104,15 @@ def loaded(source: str) -> recipes.Tables:
 class Train(TrainsRecipe):
     """Train a model by a recipe, in a run folder.
 
-    Change any key of the recipe by an option: --train.steps 500 --flow.width 32 --data.path my-images. A table's name
-    alone chooses a part: --flow identity (a linear diffusion), --sde ve, --net mlp. A part can also be code of yours:
-    --net my_package.nets:Mine --net.width 64. Values are TOML (--net.multipliers "[1, 2]"); what is not TOML is a
-    string. "indm list train" explains the keys of [train], the reference of the site the keys of a part.
+    Change any key of the recipe by an option: --train.steps 500 --flow.width 32 --data.path
+    my-images. A table's name alone chooses a part: --flow identity (a linear diffusion), --sde ve,
+    --net mlp. A part can also be code of yours: --net my_package.nets:Mine --net.width 64. Values
+    are TOML (--net.multipliers "[1, 2]"); what is not TOML is a string. "indm list train" explains
+    the keys of [train], the reference of the site the keys of a part.
 
-    Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits --resume", with the
-    recipe saved there. "indm train digits --dry-run > mine.toml" writes a recipe to start your own from.
+    Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits
+    --resume", with the recipe saved there. "indm train digits --dry-run > mine.toml" writes a
+    recipe to start your own from.
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
@@ -89,8 +120,9 @@ class Train(TrainsRecipe):
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE")] = None
     """The run folder."""
     like: Annotated[Path | None, arg(metavar="RUN"), default("the recipe's budget")] = None
-    """Choose the number of steps so that this run costs the same as RUN. First, the cost of a step of both is measured,
-    in turn."""
+    """Choose the number of steps so that this run costs the same as RUN. First, the cost of a step
+    of both is measured, in turn.
+    """
 
     def run(self) -> int:
         options = {"--resume": self.resume, "--dry-run": self.dry_run}
@@ -108,11 +140,14 @@ class Train(TrainsRecipe):
 class TrainPair(TrainsRecipe):
     """Train two models, of the data of A and of B, for "indm translate".
 
-    Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress, digits-3-8, …). Both
-    models have the recipe's settings, and its budget each. Any key can be changed as in "indm train":
-    --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity trains linear diffusions (DDIB).
+    Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress,
+    digits-3-8, …). Both models have the recipe's settings, and its budget each. Any key can be
+    changed as in "indm train":
+    --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity trains linear
+    diffusions (DDIB).
 
-    The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume continues.
+    The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume
+    continues.
     """
 
     sources: Sources
@@ -135,7 +170,9 @@ class TrainPair(TrainsRecipe):
         for side, summary in summaries.items():
             say(f"{out / side}: {came_to(summary)}")
         commands = {f"indm translate {shlex.quote(str(out))} IMAGES --out FOLDER": TRANSLATES}
-        commands |= {f"indm evaluate {shlex.quote(str(out / side))}": EVALUATES for side in summaries}
+        commands |= {
+            f"indm evaluate {shlex.quote(str(out / side))}": EVALUATES for side in summaries
+        }
         say(next_commands(commands))
         return DONE
 
@@ -144,12 +181,13 @@ class TrainPair(TrainsRecipe):
 class TrainBridge(TrainsRecipe):
     """Train one model of the images of A and of B, for "indm translate".
 
-    It is class-conditional: A and B are its classes. A translation goes to noise as class A and back as class B.
+    It is class-conditional: A and B are its classes. A translation goes to noise as class A and
+    back as class B.
 
-    With --form terminal its diffusion leads from A at t = 0 to B at t = T: it minimises the NELBO of A plus
-    train.terminal times −log p of B's images under the flow and the prior, both per dimension and logged as nelbo and
-    terminal. Only the flow models B. For this form recipes therefore have a flow that can model images, and a large
-    weight of B.
+    With --form terminal its diffusion leads from A at t = 0 to B at t = T: it minimises the NELBO
+    of A plus train.terminal times −log p of B's images under the flow and the prior, both per
+    dimension and logged as nelbo and terminal. Only the flow models B. For this form recipes
+    therefore have a flow that can model images, and a large weight of B.
 
     Sources and changes as in "indm train-pair".
     """
@@ -170,7 +208,9 @@ class TrainBridge(TrainsRecipe):
             recipe, name = recipe_of_two(self.sources, self.table_values, as_bridge)
             if not is_bridge(recipe):
                 why = "a recipe without [bridge.train] needs it, --train.terminal 100"
-                raise ValueError(f"train.terminal must be above 0 for --form terminal, got 0: {why}")
+                raise ValueError(
+                    f"train.terminal must be above 0 for --form terminal, got 0: {why}"
+                )
         return self.train(recipe, self.out or Path("runs") / f"{name}-bridge", translates=True)
 
 
@@ -212,21 +252,35 @@ def recipe_of_two(
     changes: dict[str, str],
     prepared: Callable[[recipes.Tables], recipes.Tables] = lambda recipe: recipe,
 ) -> tuple[recipes.Tables, str]:
-    """The recipe that two image folders or one recipe with two data sets stand for, and the name of its run.
+    """The recipe that two image folders or one recipe with two data sets stand for, and the name of
+    its run.
 
-    With two folders, changes of ``data`` also hold for ``data_b``. What the user changes is changed in the ``prepared``
-    recipe.
+    With two folders, changes of ``data`` also hold for ``data_b``. What the user changes is changed
+    in the ``prepared`` recipe.
     """
-    is_alone = len(sources) == 1 and Path(sources[0]).is_dir() and not (Path(sources[0]) / "recipe.toml").is_file()
+    is_alone = (
+        len(sources) == 1
+        and Path(sources[0]).is_dir()
+        and not (Path(sources[0]) / "recipe.toml").is_file()
+    )
     if is_alone or len(sources) not in (1, 2):
         got = f"the folder {sources[0]} alone" if is_alone else f"{len(sources)} sources"
         raise ValueError(f"two image folders or one recipe must be given, got {got}")
     if len(sources) == 1:
         recipe = recipes.override(prepared(loaded(sources[0])), changes)
     else:
-        both = {f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")}
-        paths = {f"{table}.path": json.dumps(source) for table, source in zip(("data", "data_b"), sources, strict=True)}
-        recipe = recipes.override(prepared(recipes.load("translate-folders")), paths | both | changes)
+        both = {
+            f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")
+        }
+        paths = {
+            f"{table}.path": json.dumps(source)
+            for table, source in zip(("data", "data_b"), sources, strict=True)
+        }
+        recipe = recipes.override(
+            prepared(recipes.load("translate-folders")), paths | both | changes
+        )
     if "data_b" not in recipe:
-        raise ValueError(f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets")
+        raise ValueError(
+            f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets"
+        )
     return recipe, "-".join(map(run_name, sources))

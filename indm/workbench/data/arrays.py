@@ -1,4 +1,6 @@
-"""Arrays in .npy and .npz files, and tables of numbers in text files and in Parquet, as pandas reads them."""
+"""Arrays in .npy and .npz files, and tables of numbers in text files and in Parquet, as pandas
+reads them.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,9 +31,9 @@ CURE = "data.read_csv has arguments of pandas.read_csv, such as {sep = ';', deci
 class ArrayFile(DividedLoader):
     """An array of a .npy or .npz file, or a table of a .csv, .tsv, .txt or .parquet file.
 
-    Floats (N, D) are vectors, standardised by the training split. Integers are grey levels 0 … ``levels`` − 1:
-    images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D). For tables see :func:`read_columns`; they are
-    floats without ``levels``, and integers with them.
+    Floats (N, D) are vectors, standardised by the training split. Integers are grey levels 0 …
+    ``levels`` − 1: images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D). For tables
+    see :func:`read_columns`; they are floats without ``levels``, and integers with them.
     """
 
     path: str | Path
@@ -43,14 +45,19 @@ class ArrayFile(DividedLoader):
     x: str | tuple[str, ...] = ()
     """Columns of a table by name; by default all but ``c``."""
     c: str | tuple[str, ...] = ()
-    """What the condition of each example is: columns of a table by name, the key of another array of an .npz, or
-    another .npy file by its path from the same folder. One column of words or whole numbers is one of class labels."""
+    """What the condition of each example is: columns of a table by name, the key of another array
+    of an .npz, or another .npy file by its path from the same folder. One column of words or whole
+    numbers is one of class labels.
+    """
     header: bool = True
     """Whether the first line of a table in a text file names its columns."""
     read_csv: dict[str, Any] = field(default_factory=dict)
-    """Arguments of pandas.read_csv for a table in a text file, such as {sep = ";", decimal = ","}."""
+    """Arguments of pandas.read_csv for a table in a text file, such as {sep = ";", decimal = ","}.
+    """
     mmap: bool = False
-    """Leave a .npy file on disk, and read rows as training asks for them: for more than memory holds."""
+    """Leave a .npy file on disk, and read rows as training asks for them: for more than memory
+    holds.
+    """
 
     def data(self) -> Data:
         place = Path(self.path).expanduser()
@@ -59,7 +66,9 @@ class ArrayFile(DividedLoader):
             array: Any = OnDemand(_mapped_array(place), self.levels, place)
             conditions = untrusted.array(place.parent / c[0]) if c else None
         else:
-            array, conditions = _with_conditions(place, self.key, self.levels, x, c, self.read_csv, self.header)
+            array, conditions = _with_conditions(
+                place, self.key, self.levels, x, c, self.read_csv, self.header
+            )
         given = False if conditions is None else conditions
         data = self.as_data(array, name="array", levels=self.levels, where=self.path, c=given)
         note = f"read from {self.path}" + (f", key {self.key}" if self.key else "")
@@ -67,7 +76,9 @@ class ArrayFile(DividedLoader):
 
 
 def _mapped_array(path: Path) -> np.ndarray:
-    """The array of a .npy file, mapped into memory and not read; ValueError where it is another file, or of objects."""
+    """The array of a .npy file, mapped into memory and not read; ValueError where it is another
+    file, or of objects.
+    """
     try:
         check_plain(path)
         return np.lib.format.open_memmap(path, mode="r")
@@ -88,15 +99,21 @@ def _with_conditions(
     """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
     if path.suffix.lower() in {*SEPARATORS, *PARQUET}:
         if key is not None:
-            raise ValueError(f"{path}: key {key!r} was given, but a table is one array without a name")
+            raise ValueError(
+                f"{path}: key {key!r} was given, but a table is one array without a name"
+            )
         values, conditions = read_columns(path, x, c, read_csv, header)
         is_whole = levels is not None and np.array_equal(values, np.floor(values))
         return values.astype(np.int64) if is_whole else values, conditions
     if x or len(c) > 1:
-        raise ValueError(f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}")
+        raise ValueError(
+            f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}"
+        )
     array = _read_array(path, key)
     if array.dtype.kind == "f" and array.ndim > 2:  # grey levels that were most likely lost
-        raise ValueError(f"{path} must hold float vectors or uint8 images, got {array.dtype} of shape {array.shape}")
+        raise ValueError(
+            f"{path} must hold float vectors or uint8 images, got {array.dtype} of shape {array.shape}"
+        )
     if not c:
         return array, None
     is_beside = untrusted.array_names(path) is None
@@ -104,26 +121,38 @@ def _with_conditions(
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:
-    """The events of a .npy, .npz (the only array, or ``samples``) or .csv file, in data units, (N, *event)."""
+    """The events of a .npy, .npz (the only array, or ``samples``) or .csv file, in data units, (N,
+    *event).
+    """
     array, _ = _with_conditions(path, None, levels, (), ())
     if 0 in array.shape:
         raise ValueError(f"{path} holds no events: its shape is {array.shape}")
     if (levels is None) != (array.dtype.kind == "f"):
         wanted = "floats" if levels is None else f"integers 0 … {levels - 1}"
         raise ValueError(f"{path} must hold {wanted}, as the model has them, got {array.dtype}")
-    events = array.astype(np.float32, copy=False) if levels is None else grey_levels(array, levels, path)[0]
+    events = (
+        array.astype(np.float32, copy=False)
+        if levels is None
+        else grey_levels(array, levels, path)[0]
+    )
     return torch.from_numpy(events)
 
 
 def _read_array(path: Path, key: str | None) -> np.ndarray:
     if path.is_dir():
-        raise ValueError(f"{path} is a folder: give a .npy, .npz or .csv file; the data set 'folder' reads images")
+        raise ValueError(
+            f"{path} is a folder: give a .npy, .npz or .csv file; the data set 'folder' reads images"
+        )
     if path.is_file() and path.suffix.lower() not in (".npy", ".npz"):
-        raise ValueError(f"{path} is not a .npy, .npz, .csv or .parquet file: write it as one of these")
+        raise ValueError(
+            f"{path} is not a .npy, .npz, .csv or .parquet file: write it as one of these"
+        )
     names = untrusted.array_names(path)
     if names is None:
         if key is not None:
-            raise ValueError(f"{path}: key {key!r} was given, but a .npy file holds one array without a name")
+            raise ValueError(
+                f"{path}: key {key!r} was given, but a .npy file holds one array without a name"
+            )
         return untrusted.array(path)
     if not names:
         raise ValueError(f"{path} holds no arrays; it must hold an array of the data")
@@ -137,7 +166,7 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
     return untrusted.array(path, key)
 
 
-# ── Tables ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Tables ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def read_columns(
@@ -147,9 +176,11 @@ def read_columns(
     read_csv: Mapping[str, Any] = MappingProxyType({}),
     header: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None without any.
+    """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None
+    without any.
 
-    Without ``x`` they are all but ``c``. A single column c of words or whole numbers is one of labels.
+    Without ``x`` they are all but ``c``. A single column c of words or whole numbers is one of
+    labels.
 
     Raises:
         ValueError: no such column, or a cell of ``x`` that is not a finite number.
@@ -168,7 +199,9 @@ def read_columns(
         return values, _numbers(path, table[[*c]])
     if labels.isna().any():
         row = labels.isna().argmax() + 1
-        raise ValueError(f"{path}: column {c[0]!r} is empty in row {row}, or has a word that stands for that, as NA")
+        raise ValueError(
+            f"{path}: column {c[0]!r} is empty in row {row}, or has a word that stands for that, as NA"
+        )
     if labels.dtype.kind in "iub":
         return values, labels.to_numpy()
     names = labels.astype("category").cat
@@ -178,12 +211,16 @@ def read_columns(
 
 
 def names_of(data: Mapping[str, Any]) -> list[str]:
-    """The names of the columns of a model, from the ``[data]`` table of its run; none of files without names.
+    """The names of the columns of a model, from the ``[data]`` table of its run; none of files
+    without names.
 
     Raises:
         ValueError: the file cannot be read.
     """
-    x, c = ([part] if isinstance(part, str) else list(part) for part in (data.get("x", ()), data.get("c", ())))
+    x, c = (
+        [part] if isinstance(part, str) else list(part)
+        for part in (data.get("x", ()), data.get("c", ()))
+    )
     path = Path(data.get("path", ""))
     if x or path.suffix.lower() not in SEPARATORS:
         return x
@@ -197,13 +234,15 @@ def read_frame(
     read_csv: Mapping[str, Any] = MappingProxyType({}),
     header: bool = True,
 ) -> "pandas.DataFrame":
-    """The table in a file, as pandas reads it; of Parquet only the ``columns``. Columns without names are x1, x2, ….
+    """The table in a file, as pandas reads it; of Parquet only the ``columns``. Columns without
+    names are x1, x2, ….
 
-    Cells are separated by commas in .csv, by tabs in .tsv and by blanks in .txt files; ``read_csv`` are other arguments
-    of pandas.
+    Cells are separated by commas in .csv, by tabs in .tsv and by blanks in .txt files; ``read_csv``
+    are other arguments of pandas.
 
     Raises:
-        ValueError: it cannot be read, memory cannot hold it, or the first line has numbers where names must be.
+        ValueError: it cannot be read, memory cannot hold it, or the first line has numbers where
+            names must be.
     """
     import pandas
 
@@ -212,9 +251,13 @@ def read_frame(
         if path.suffix.lower() in PARQUET:
             table = _parquet(path, [*columns] or None)
         else:
-            check_memory(2 * path.stat().st_size)  # a number takes two characters or more, and four bytes in memory
-            options = {"sep": SEPARATORS[path.suffix.lower()], "skipinitialspace": True} | dict(read_csv)
-            is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)  # exact without the option
+            # a number takes two characters or more, and four bytes in memory
+            check_memory(2 * path.stat().st_size)
+            options = {"sep": SEPARATORS[path.suffix.lower()], "skipinitialspace": True} | dict(
+                read_csv
+            )
+            # exact without the option
+            is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)
             exact = {} if is_exact or "engine" in options else {"float_precision": "round_trip"}
             table = pandas.read_csv(path, header="infer" if header else None, **exact | options)
     except ImportError as error:  # pandas needs pyarrow
@@ -226,9 +269,13 @@ def read_frame(
     table.columns = [str(name).strip() for name in table.columns]
     first = str(table.columns[0])
     if not isinstance(table.index, pandas.RangeIndex) or first.startswith("Unnamed: "):
-        raise ValueError(f"{path}: its first column must have a name; {CURE}, and {{index_col = 0}} leaves it out")
+        raise ValueError(
+            f"{path}: its first column must have a name; {CURE}, and {{index_col = 0}} leaves it out"
+        )
     if _is_number(first):
-        raise ValueError(f"header must be false where the first line is no line of names: {path} has {first!r} there")
+        raise ValueError(
+            f"header must be false where the first line is no line of names: {path} has {first!r} there"
+        )
     return table
 
 
@@ -240,7 +287,8 @@ def _is_number(text: str) -> bool:
 
 
 def _parquet(path: Path, columns: list[str] | None) -> "pandas.DataFrame":
-    """Columns of a Parquet file, all without any, by row groups; MemoryError where its metadata say more than fits.
+    """Columns of a Parquet file, all without any, by row groups; MemoryError where its metadata say
+    more than fits.
 
     Words stay as numbers of a dictionary: a file of a megabyte may repeat one in a billion rows.
     """
@@ -281,7 +329,9 @@ def _numbers(path: Path, table: "pandas.DataFrame") -> np.ndarray:
             got = brief(repr(table[name].iloc[bad[:1]].tolist()[0]))
             cure = f"data.x names the columns to be used, and {CURE}; indm.JointDensityEstimator takes gaps and words"
             where = f"row {bad[0] + 1} (of {len(bad)} such)"
-            raise ValueError(f"{path}: column {name!r} must hold finite numbers, got {got} in {where}; {cure}")
+            raise ValueError(
+                f"{path}: column {name!r} must hold finite numbers, got {got} in {where}; {cure}"
+            )
         if are_lost(exact):
             raise ValueError(f"{path}: column {name!r} has {in_words_lost(exact)}")
     return values

@@ -1,7 +1,7 @@
 """Data sets by name, and what each becomes: three splits of raw data with their scaling.
 
-A data set is a :class:`Loader`, or a function or class with keyword options that returns a :class:`Data` or anything
-that :func:`as_data` takes.
+A data set is a :class:`Loader`, or a function or class with keyword options that returns a
+:class:`Data` or anything that :func:`as_data` takes.
 """
 
 import hashlib
@@ -35,18 +35,21 @@ class Data:
 
     Attributes:
         train, valid, test: the examples of each split, of shape ``shape``.
-        scaling: data units to model units; ``scaling.levels`` are the grey levels, None for continuous data.
+        scaling: data units to model units; ``scaling.levels`` are the grey levels, None for
+            continuous data.
         shape: of one item, (C, H, W) or (D,).
         entropy: of the data in total nats (data units), where it is known.
         flip: whether training should flip images horizontally at random.
         labels: class labels (n,) int64 of each split, in its order, where the data have them.
         classes: names of the labels 0, 1, …
-        conditions: numbers c for p(x|c), (n, size) or images (n, C, H, W), of each split, in its order.
-        groups: which group each example is of, (n,) int64 of each split, in its order, where examples of one group are
-            alike (frames of one film): no group is in two splits, and standard errors are over groups.
+        conditions: numbers c for p(x|c), (n, size) or images (n, C, H, W), of each split, in its
+            order.
+        groups: which group each example is of, (n,) int64 of each split, in its order, where
+            examples of one group are alike (frames of one film): no group is in two splits, and
+            standard errors are over groups.
         notes: where the data came from and what was done to them, one sentence each.
-        fingerprint: SHA-256 of what decides, beside the options, which example is in which split; "" where that never
-            changes.
+        fingerprint: SHA-256 of what decides, beside the options, which example is in which split;
+            "" where that never changes.
 
     Example: labels, which are divided as the examples are.
 
@@ -134,7 +137,7 @@ def stack(dataset: Examples, n: int | None = None) -> Tensor:
     return torch.stack([dataset[i] for i in range(len(dataset))[:n]])
 
 
-# ── Options and splits ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Options and splits ────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +167,12 @@ class DividedLoader(Loader):
     seed: int = 0
     """Of the split."""
 
-    def divided(self, n: int, groups: Sequence[str] = (), labels: Sequence[str] = ()) -> dict[str, Tensor]:
-        """Indices of ``n`` examples in each split: by :func:`split`, or :func:`split_groups` if there are groups."""
+    def divided(
+        self, n: int, groups: Sequence[str] = (), labels: Sequence[str] = ()
+    ) -> dict[str, Tensor]:
+        """Indices of ``n`` examples in each split: by :func:`split`, or :func:`split_groups` if
+        there are groups.
+        """
         sizes = counts(n, self.valid, self.test)
         if len(groups):
             return split_groups(groups, labels, **sizes, seed=self.seed, limit=self.limit)
@@ -177,25 +184,39 @@ class DividedLoader(Loader):
         return as_data(source, **{name: getattr(self, name) for name in shared}, **more)
 
 
-def split(n: int, *, valid: int, test: int = 0, seed: int = 0, limit: int | None = None) -> dict[str, Tensor]:
-    """Shuffle 0 … n−1 by ``seed`` into disjoint index tensors: ``test``, ``valid``, and the rest as ``train``.
+def split(
+    n: int, *, valid: int, test: int = 0, seed: int = 0, limit: int | None = None
+) -> dict[str, Tensor]:
+    """Shuffle 0 … n−1 by ``seed`` into disjoint index tensors: ``test``, ``valid``, and the rest as
+    ``train``.
 
-    ``limit`` keeps the first ``limit`` of the shuffled training indices. Without ``test`` there is no such key.
+    ``limit`` keeps the first ``limit`` of the shuffled training indices. Without ``test`` there is
+    no such key.
     """
     if valid < 1 or test < 0 or valid + test >= n:
-        raise ValueError(f"{n} items cannot be split into {valid} for validation, {test} for testing and some to train")
+        raise ValueError(
+            f"{n} items cannot be split into {valid} for validation, {test} for testing and some to train"
+        )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     parts = {"train": limited(order[valid + test :], limit), "valid": order[test : test + valid]}
     return parts | ({"test": order[:test]} if test else {})
 
 
 def split_groups(
-    groups: Sequence[str], labels: Sequence[str] = (), *, valid: int, test: int, seed: int = 0, limit: int | None = None
+    groups: Sequence[str],
+    labels: Sequence[str] = (),
+    *,
+    valid: int,
+    test: int,
+    seed: int = 0,
+    limit: int | None = None,
 ) -> dict[str, Tensor]:
-    """As :func:`split`, with all examples of a group in one split, and ``valid`` and ``test`` up to a group.
+    """As :func:`split`, with all examples of a group in one split, and ``valid`` and ``test`` up to
+    a group.
 
-    Groups of the same class or classes are divided together. Of two or more at least one is held out; a single one is
-    in ``train``. There is a group, and where there are classes a label, for each example.
+    Groups of the same class or classes are divided together. Of two or more at least one is held
+    out; a single one is in ``train``. There is a group, and where there are classes a label, for
+    each example.
 
     Raises:
         ValueError: too few groups.
@@ -206,7 +227,9 @@ def split_groups(
     """
     names, group, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
     classes = [set[str]() for _ in names]
-    for number, label in zip(group.tolist(), labels if len(labels) else itertools.repeat(""), strict=False):
+    for number, label in zip(
+        group.tolist(), labels if len(labels) else itertools.repeat(""), strict=False
+    ):
         classes[number].add(label)
     generator, alike = torch.Generator().manual_seed(seed), dict[frozenset[str], list[int]]()
     for number in torch.randperm(len(names), generator=generator).tolist():
@@ -221,23 +244,35 @@ def split_groups(
             held[min(filled, key=filled.__getitem__)].append(number)
     if not held["valid"]:
         got = f"{counted(len(names), 'group')}, as {brief(', '.join(names.tolist()))}"
-        raise ValueError(f"groups must be three or more, or in two classes two each, for three splits; got {got}")
+        raise ValueError(
+            f"groups must be three or more, or in two classes two each, for three splits; got {got}"
+        )
     order = torch.randperm(len(group), generator=generator)
-    chosen = {part: torch.from_numpy(np.isin(group, held[part]))[order] for part in ("valid", "test")}
+    chosen = {
+        part: torch.from_numpy(np.isin(group, held[part]))[order] for part in ("valid", "test")
+    }
     train = order[~(chosen["valid"] | chosen["test"])]
     return {"train": limited(train, limit)} | {part: order[where] for part, where in chosen.items()}
 
 
 def limited(items: Items, limit: int | None) -> Items:
     """The first ``limit`` of the training items; all where it is None."""
-    require(limit is None or limit >= 1, "limit", limit, "at least 1 training item, or None for all")
+    require(
+        limit is None or limit >= 1, "limit", limit, "at least 1 training item, or None for all"
+    )
     return items[:limit]
 
 
 def counts(n: int, valid: float, test: float) -> dict[str, int]:
     """Fractions of ``n`` as counts of at least one."""
     for name, fraction in (("valid", valid), ("test", test)):
-        require(0 < fraction < 1, name, fraction, "a fraction between 0 and 1 of the data", "a common value is 0.1")
+        require(
+            0 < fraction < 1,
+            name,
+            fraction,
+            "a fraction between 0 and 1 of the data",
+            "a common value is 0.1",
+        )
     return {"valid": max(1, round(valid * n)), "test": max(1, round(test * n))}
 
 
@@ -250,22 +285,29 @@ def describe_split(parts: Mapping[str, Tensor], seed: int, how: str = "") -> str
 def condition_fields(
     c: Any, parts: Mapping[str, Tensor], where: str | Path, classes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The fields of :class:`Data` that follow from conditions of all examples and index tensors into them.
+    """The fields of :class:`Data` that follow from conditions of all examples and index tensors
+    into them.
 
-    Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers (n, size) and images
-    (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are numbered in the order of ``classes``, or
-    alphabetically.
+    Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers
+    (n, size) and images (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are
+    numbered in the order of ``classes``, or alphabetically.
     """
     c = np.asarray(c)
     n = 1 + max(int(index.max()) for index in parts.values() if len(index))
     if len(c) < n or c.ndim == 3 or c.ndim > 4 or c.dtype.kind not in "biufUSO":
         wanted = "a row for each example: labels (n,), numbers (n, size) or images (n, C, H, W)"
-        raise ValueError(f"the conditions of {where} must be {wanted}, {n} in all, got {c.dtype} of shape {c.shape}")
+        raise ValueError(
+            f"the conditions of {where} must be {wanted}, {n} in all, got {c.dtype} of shape {c.shape}"
+        )
     fields: dict[str, Any] = {}
     if c.ndim == 1 and c.dtype.kind not in "f":
-        values, numbers = np.unique(c.astype(str) if c.dtype.kind == "O" else c, return_inverse=True)
+        values, numbers = np.unique(
+            c.astype(str) if c.dtype.kind == "O" else c, return_inverse=True
+        )
         names = tuple(classes or map(str, values))
-        labels = torch.tensor([names.index(str(value)) for value in values])[torch.from_numpy(numbers)]
+        labels = torch.tensor([names.index(str(value)) for value in values])[
+            torch.from_numpy(numbers)
+        ]
         fields |= {"classes": names, "labels": {p: labels[index] for p, index in parts.items()}}
     if c.dtype.kind in "biuf":
         wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1))
@@ -279,7 +321,7 @@ def condition_fields(
     return fields
 
 
-# ── Anything as data ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Anything as data ──────────────────────────────────────────────────────────────────────────────
 
 
 def as_data(
@@ -298,12 +340,13 @@ def as_data(
 ) -> Data:
     """Anything that holds examples, as a :class:`Data`.
 
-    Floats are continuous and are standardised by the training split. Integers are grey levels 0 … ``levels`` − 1:
-    vectors (D,), or images (H, W), (H, W, C) or (C, H, W), also images of PIL.
+    Floats are continuous and are standardised by the training split. Integers are grey levels 0 …
+    ``levels`` − 1: vectors (D,), or images (H, W), (H, W, C) or (C, H, W), also images of PIL.
 
     Args:
-        source: a :class:`Data`, which is returned as it is; a tensor or an array (N, …); a map-style data set, where
-            of items that are tuples the first entry counts; or three of these, (train, valid, test).
+        source: a :class:`Data`, which is returned as it is; a tensor or an array (N, …); a
+            map-style data set, where of items that are tuples the first entry counts; or three of
+            these, (train, valid, test).
         name: of the result.
         levels: how many grey levels integers have; by default 256 for images of uint8.
         valid, test: fractions of ``source``, where it is not three already.
@@ -311,12 +354,13 @@ def as_data(
         limit: the training split keeps only its first ``limit`` examples.
         centered: grey levels are scaled to [−1, 1], else to [0, 1].
         flip: whether training should flip images horizontally at random.
-        c: conditions of p(x|c), a row for each example of ``source``, see :func:`condition_fields`; with True the
-            second entries of its items, which are read here.
+        c: conditions of p(x|c), a row for each example of ``source``, see :func:`condition_fields`;
+            with True the second entries of its items, which are read here.
         where: what error messages call ``source``.
 
     Raises:
-        ValueError: naming what is wrong with ``source``. Items of a data set are checked when they are read.
+        ValueError: naming what is wrong with ``source``. Items of a data set are checked when they
+            are read.
 
     Example:
         >>> data = as_data(torch.randn(100, 2))
@@ -329,21 +373,39 @@ def as_data(
     if isinstance(source, tuple):
         sets, levels, fingerprint = _divided_before(source, levels, limit, where)
         starts, total = itertools.accumulate(map(len, source), initial=0), sum(map(len, source))
-        parts = {part: start + torch.arange(len(sets[part])) for part, start in zip(SPLITS, starts, strict=False)}
-        note = "divided before: " + ", ".join(f"{part} {len(examples)}" for part, examples in sets.items())
+        parts = {
+            part: start + torch.arange(len(sets[part]))
+            for part, start in zip(SPLITS, starts, strict=False)
+        }
+        note = "divided before: " + ", ".join(
+            f"{part} {len(examples)}" for part, examples in sets.items()
+        )
     else:
         examples, levels = _examples(source, levels, where)
         parts = split(len(examples), **counts(len(examples), valid, test), seed=seed, limit=limit)
         sets = {part: examples.select(index) for part, index in parts.items()}
-        fingerprint, note, total = examples.fingerprint(), describe_split(parts, seed), len(examples)
+        fingerprint, note, total = (
+            examples.fingerprint(),
+            describe_split(parts, seed),
+            len(examples),
+        )
     shape = sets["train"].shape
     if flip and len(shape) != 3:
-        raise ValueError(f"flip must be false for vectors: {where} holds no images but events of shape {shape}")
+        raise ValueError(
+            f"flip must be false for vectors: {where} holds no images but events of shape {shape}"
+        )
     scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
-    about: dict[str, Any] = {"shape": shape, "flip": flip, "notes": [note], "fingerprint": fingerprint}
+    about: dict[str, Any] = {
+        "shape": shape,
+        "flip": flip,
+        "notes": [note],
+        "fingerprint": fingerprint,
+    }
     if rows is not None:
         if len(rows) != total:
-            raise ValueError(f"the conditions of {where} must be {total}, one for each example, got {len(rows)}")
+            raise ValueError(
+                f"the conditions of {where} must be {total}, one for each example, got {len(rows)}"
+            )
         about |= condition_fields(rows, parts, where)
     return Data(name=name, scaling=scaling, **about | sets)
 
@@ -358,13 +420,17 @@ def second_entries(source: Any, where: str | Path) -> Any:
     for i in range(len(source)):
         item = source[i]
         if not isinstance(item, tuple | list) or len(item) < 2:
-            raise ValueError(f"item {i} of {where} must be a pair (x, c) where there is a condition, got {brief(item)}")
+            raise ValueError(
+                f"item {i} of {where} must be a pair (x, c) where there is a condition, got {brief(item)}"
+            )
         rows.append(item[1] if isinstance(item[1], str) else np.asarray(item[1]))
     return np.array(rows)
 
 
 def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Source, int | None]:
-    """The examples of a tensor, an array or a map-style data set, and how many grey levels they have."""
+    """The examples of a tensor, an array or a map-style data set, and how many grey levels they
+    have.
+    """
     if isinstance(source, TensorDataset):
         source = source.tensors[0]
     if isinstance(source, InMemory):
@@ -391,20 +457,24 @@ def _divided_before(
 ) -> tuple[dict[str, Source], int | None, str]:
     """Three splits, how many grey levels they have, and their fingerprint."""
     if len(source) != len(SPLITS):
-        raise ValueError(f"{where} as a tuple must be three, (train, valid, test), got {len(source)}")
+        raise ValueError(
+            f"{where} as a tuple must be three, (train, valid, test), got {len(source)}"
+        )
     sets, kinds = {}, set()
     for part, given in zip(SPLITS, source, strict=True):
         sets[part], found = _examples(given, levels, f"the {part} split of {where}")
         kinds.add((sets[part].shape, found))
     if len(kinds) > 1:
         got = ", ".join(f"{part} of shape {examples.shape}" for part, examples in sets.items())
-        raise ValueError(f"the splits of {where} must be of one shape and number of grey levels, got {got}")
+        raise ValueError(
+            f"the splits of {where} must be of one shape and number of grey levels, got {got}"
+        )
     prints = [examples.fingerprint() for examples in sets.values()]
     sets["train"] = sets["train"].select(limited(torch.arange(len(sets["train"])), limit))
     return sets, found, hashlib.sha256("".join(prints).encode()).hexdigest()
 
 
-# ── By name ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── By name ───────────────────────────────────────────────────────────────────────────────────────
 
 SHARED = {  # options of as_data, which data sets have that are no Data yet
     name: parameter.annotation
@@ -417,9 +487,11 @@ def load_data(name: str, **options: object) -> Data:
     """Load the data set ``name``.
 
     Args:
-        name: a built-in name (a key of ``indm.names.BUILT_IN["data"]``), or ``package.module:Name``, a function
-            or class that returns a :class:`Data` or anything that :func:`as_data` takes.
-        options: keyword arguments of what is called; those that it does not have go to :func:`as_data`.
+        name: a built-in name (a key of ``indm.names.BUILT_IN["data"]``), or
+            ``package.module:Name``, a function or class that returns a :class:`Data` or anything
+            that :func:`as_data` takes.
+        options: keyword arguments of what is called; those that it does not have go to
+            :func:`as_data`.
 
     Raises:
         Untrusted: code outside this package that is not trusted, see :func:`indm.names.trust`.
@@ -436,11 +508,15 @@ def load_data(name: str, **options: object) -> Data:
     taken = set(arguments_of(loader))
     if takes_any_name(loader):
         taken |= set(options) - (set(SHARED) if _needs_as_data(loader) else set())
-    rest: dict[str, Any] = {option: value for option, value in options.items() if option not in taken}
+    rest: dict[str, Any] = {
+        option: value for option, value in options.items() if option not in taken
+    }
     source = loader(**{option: value for option, value in options.items() if option in taken})
     source = source.data() if isinstance(source, Loader) else source
     if isinstance(source, Data) and rest:
-        raise ValueError(f"data.{min(rest)} is no option of data {name!r}, which returns a Data, divided and scaled")
+        raise ValueError(
+            f"data.{min(rest)} is no option of data {name!r}, which returns a Data, divided and scaled"
+        )
     return as_data(source, name=name, where=f"data {name!r}", **rest)
 
 

@@ -1,6 +1,7 @@
 r"""Two-dimensional densities whose log-density is exact and whose entropy is therefore known.
 
-A model's negative log-likelihood on samples of ``p`` minus the entropy of ``p`` estimates KL(p ‖ model), so
+A model's negative log-likelihood on samples of ``p`` minus the entropy of ``p`` estimates KL(p ‖
+model), so
 on these densities "how far from perfect" is a number. All lie within a few units of the origin.
 """
 
@@ -24,7 +25,9 @@ Values = Float[Tensor, " batch"]
 
 
 class Density(ABC):
-    """A density on the plane: exact samples, exact log-density, known entropy. All logarithms are natural."""
+    """A density on the plane: exact samples, exact log-density, known entropy. All logarithms are
+    natural.
+    """
 
     @abstractmethod
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Points:
@@ -32,19 +35,24 @@ class Density(ABC):
 
     @abstractmethod
     def log_prob(self, x: Points) -> Values:
-        """log p(x) in nats, computed in float64 and returned in the dtype of ``x``; −∞ outside the support."""
+        """log p(x) in nats, computed in float64 and returned in the dtype of ``x``; −∞ outside the
+        support.
+        """
 
     def entropy(self) -> float:
-        """Differential entropy −E log p(x) in nats: by :func:`quadrature_entropy`, unless it has a closed form."""
+        """Differential entropy −E log p(x) in nats: by :func:`quadrature_entropy`, unless it has a
+        closed form.
+        """
         return quadrature_entropy(self)
 
 
 @functools.cache
 def quadrature_entropy(density: Density, half_width: float = 2.0, step: float = 0.02) -> float:
-    """−∫ p log p over the square [−half_width, half_width]² in nats, by the trapezoidal rule; cached.
+    """−∫ p log p over the square [−half_width, half_width]² in nats, by the trapezoidal rule;
+    cached.
 
-    For a smooth density that has decayed at the border the rule converges faster than any power of ``step``:
-    halving it changes no entropy here by 1e-6 nats.
+    For a smooth density that has decayed at the border the rule converges faster than any power of
+    ``step``: halving it changes no entropy here by 1e-6 nats.
     """
     axis = torch.arange(-half_width, half_width + step / 2, step, dtype=torch.float64)
     log_p = density.log_prob(torch.cartesian_prod(axis, axis))
@@ -56,7 +64,9 @@ def circle(angle: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape 2"]:
     return torch.stack([angle.cos(), angle.sin()], dim=-1)
 
 
-def log_gaussian_mixture(x: Points, centres: Float[Tensor, "k 2"], weights: Float[Tensor, " k"], std: float) -> Values:
+def log_gaussian_mixture(
+    x: Points, centres: Float[Tensor, "k 2"], weights: Float[Tensor, " k"], std: float
+) -> Values:
     """log Σ_k w_k N(x; c_k, std² I), in slices of ``x`` so that memory stays small; float64."""
     log_weights = weights.double().log() - math.log(2 * math.pi * std**2)
     parts = []
@@ -68,7 +78,8 @@ def log_gaussian_mixture(x: Points, centres: Float[Tensor, "k 2"], weights: Floa
 
 @dataclass(frozen=True)
 class Checkerboard(Density):
-    """Uniform on 8 of the 16 squares of side 1/2 that tile [−1, 1]²: those with an even sum of row and column.
+    """Uniform on 8 of the 16 squares of side 1/2 that tile [−1, 1]²: those with an even sum of row
+    and column.
 
     The support has area 2, so the entropy is exactly log 2.
     """
@@ -76,7 +87,8 @@ class Checkerboard(Density):
     def sample(self, n: int, *, generator: torch.Generator | None = None) -> Points:
         row = torch.randint(4, (n,), generator=generator)
         column = 2 * torch.randint(2, (n,), generator=generator) + row % 2
-        # Uniform on a grid of 2^20 midpoints a side: float32 holds it exactly, so no point is rounded onto a border.
+        # Uniform on a grid of 2^20 midpoints a side: float32 holds it exactly, so no point is
+        # rounded onto a border.
         inside = (torch.randint(2**20, (n, 2), generator=generator) + 0.5) / 2**20
         return (torch.stack([row, column], dim=1) + inside) / 2 - 1
 
@@ -110,11 +122,12 @@ class EightGaussians(Density):
 
 @dataclass(frozen=True)
 class TwoSpirals(Density):
-    r"""Two interleaved Archimedean spirals, :math:`c(u) = ±\sqrt{u}\,(\cos Θ\sqrt{u}, \sin Θ\sqrt{u})`, u ~ U(0, 1).
+    r"""Two interleaved Archimedean spirals,
+    :math:`c(u) = ±\sqrt{u}\,(\cos Θ\sqrt{u}, \sin Θ\sqrt{u})`, u ~ U(0, 1).
 
-    Plus Gaussian noise of ``std``; Θ = 2π ``turns``; √u spreads the points almost evenly along the arms. The
-    density is the 1-D integral of the noise along the curve, by Gauss–Legendre quadrature in θ = √u (du = 2θ dθ)
-    with ``nodes`` nodes an arm: relative error below 1e-9.
+    Plus Gaussian noise of ``std``; Θ = 2π ``turns``; √u spreads the points almost evenly along the
+    arms. The density is the 1-D integral of the noise along the curve, by Gauss–Legendre quadrature
+    in θ = √u (du = 2θ dθ) with ``nodes`` nodes an arm: relative error below 1e-9.
     """
 
     turns: float = 1.5
@@ -133,15 +146,26 @@ class TwoSpirals(Density):
     def log_prob(self, x: Points) -> Values:
         node, weight = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(self.nodes))
         root = (node + 1) / 2
-        arm, mass = self.curve(root), weight * root / 2  # the two arms share ∫ 2θ dθ = 1; dθ = weight / 2
+        # the two arms share ∫ 2θ dθ = 1; dθ = weight / 2
+        arm, mass = self.curve(root), weight * root / 2
         return log_gaussian_mixture(x, torch.cat([arm, -arm]), torch.cat([mass, mass]), self.std)
 
 
-DENSITIES = {"checkerboard": Checkerboard(), "eight-gaussians": EightGaussians(), "two-spirals": TwoSpirals()}
+DENSITIES = {
+    "checkerboard": Checkerboard(),
+    "eight-gaussians": EightGaussians(),
+    "two-spirals": TwoSpirals(),
+}
 
 
 def load_density(
-    name: str, /, *, samples: int = 100_000, valid_samples: int = 5000, test_samples: int = 20_000, seed: int = 0
+    name: str,
+    /,
+    *,
+    samples: int = 100_000,
+    valid_samples: int = 5000,
+    test_samples: int = 20_000,
+    seed: int = 0,
 ) -> Data:
     """Samples of a density of this module, drawn once; the test set does not depend on ``samples``.
 
@@ -155,9 +179,13 @@ def load_density(
         raise ValueError(f"{name}: samples, valid_samples and test_samples must each be at least 1")
     density, generator = DENSITIES[name], torch.Generator().manual_seed(seed)
     counts = {"test": test_samples, "valid": valid_samples, "train": samples}
-    parts: dict[str, Any] = {part: InMemory(density.sample(n, generator=generator)) for part, n in counts.items()}
+    parts: dict[str, Any] = {
+        part: InMemory(density.sample(n, generator=generator)) for part, n in counts.items()
+    }
     notes = [f"samples drawn with seed {seed}"]
-    return Data(name=name, scaling=Scaling(), shape=(2,), entropy=density.entropy(), notes=notes, **parts)
+    return Data(
+        name=name, scaling=Scaling(), shape=(2,), entropy=density.entropy(), notes=notes, **parts
+    )
 
 
 load_checkerboard = functools.partial(load_density, "checkerboard")

@@ -1,4 +1,6 @@
-"""Raw values as users have them: checked, brought to one layout, held as data sets, and put into batches."""
+"""Raw values as users have them: checked, brought to one layout, held as data sets, and put into
+batches.
+"""
 
 import hashlib
 import re
@@ -17,9 +19,11 @@ from indm.checks import brief, require
 from indm.scaling import Scaling, check_levels
 
 MIN_SIZE = 8  # pixels
-ULPS = 100  # fewest single-precision steps in a column's deviation: with fewer a density describes the rounding
+# fewest single-precision steps in a column's deviation: with fewer a density describes the rounding
+ULPS = 100
 ROUNDING_OF_COLUMN = 1e-12  # largest relative spread of a constant column
-Size = int | str | Sequence[int]  # size of images: a side of squares, "24x48" or (24, 48), height before width
+# size of images: a side of squares, "24x48" or (24, 48), height before width
+Size = int | str | Sequence[int]
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
@@ -31,8 +35,18 @@ def height_and_width(size: Size) -> tuple[int, int]:
     >>> height_and_width(32), height_and_width("24x48"), height_and_width([24, 48])
     ((32, 32), (24, 48), (24, 48))
     """
-    words = re.fullmatch(r"(\d{1,9})(?:[x×](\d{1,9}))?", size.strip()) if isinstance(size, str) else None
-    sides = [size] if isinstance(size, int) else [int(w) for w in words.groups() if w] if words else size
+    words = (
+        re.fullmatch(r"(\d{1,9})(?:[x×](\d{1,9}))?", size.strip())
+        if isinstance(size, str)
+        else None
+    )
+    sides = (
+        [size]
+        if isinstance(size, int)
+        else [int(w) for w in words.groups() if w]
+        if words
+        else size
+    )
     whole = not isinstance(sides, str) and all(isinstance(side, int) for side in sides)
     wanted = 'a side of squares, or height x width as "24x48" or [24, 48]'
     require(whole and len(sides) in (1, 2), "size", size, wanted)
@@ -42,7 +56,9 @@ def height_and_width(size: Size) -> tuple[int, int]:
 
 
 def words_of(sides: Sequence[int]) -> str:
-    """Height and width as ``size`` takes them, 32 for a square and "24x48", and as messages say them."""
+    """Height and width as ``size`` takes them, 32 for a square and "24x48", and as messages say
+    them.
+    """
     height, width = sides
     return str(height) if height == width else f"{height}x{width}"
 
@@ -51,11 +67,15 @@ def check_size(*sides: int) -> None:
     """ValueError for images that are smaller than the networks can take."""
     if min(sides) < MIN_SIZE:
         got = "×".join(map(str, sides))
-        raise ValueError(f"images must be at least {MIN_SIZE} pixels high and wide, got a size of {got}")
+        raise ValueError(
+            f"images must be at least {MIN_SIZE} pixels high and wide, got a size of {got}"
+        )
 
 
 def to_array(values: object, where: str | Path) -> np.ndarray:
-    """A tensor, an image of PIL or anything that NumPy reads as an array of floats or integers; memory is shared."""
+    """A tensor, an image of PIL or anything that NumPy reads as an array of floats or integers;
+    memory is shared.
+    """
     if isinstance(values, Image.Image) and values.mode not in ("L", "RGB"):
         raise ValueError(f'{where} is an image of mode {values.mode}; convert it to "L" or "RGB"')
     try:
@@ -65,22 +85,30 @@ def to_array(values: object, where: str | Path) -> np.ndarray:
         else:
             array = np.asarray(values)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{where} cannot be read as an array of numbers: {brief(error)}") from error
+        raise ValueError(
+            f"{where} cannot be read as an array of numbers: {brief(error)}"
+        ) from error
     if array.dtype.kind not in "fiu":
         kind = "" if isinstance(values, np.ndarray) else f" ({type(values).__name__})"
-        raise ValueError(f"{where} must hold floats or integers, got {array.dtype}{kind} of shape {array.shape}")
+        raise ValueError(
+            f"{where} must hold floats or integers, got {array.dtype}{kind} of shape {array.shape}"
+        )
     return array
 
 
 def events(values: object, levels: int | None, where: str | Path) -> tuple[np.ndarray, int | None]:
-    """``values`` (N, …) as float32 (N, *event), or as grey levels (N, D) or (N, C, H, W), and the number of levels.
+    """``values`` (N, …) as float32 (N, *event), or as grey levels (N, D) or (N, C, H, W), and the
+    number of levels.
 
-    Integers 0 … ``levels`` − 1, by default 256 of uint8 images, may be (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W).
+    Integers 0 … ``levels`` − 1, by default 256 of uint8 images, may be (N, D), (N, H, W), (N, H, W,
+    C) or (N, C, H, W).
     """
     array = to_array(values, where)
     floats = array.dtype.kind == "f"
     if array.ndim < 2 or 0 in array.shape or (array.ndim > 4 and not floats):
-        raise ValueError(f"{where} must have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}")
+        raise ValueError(
+            f"{where} must have shape (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W), got {array.shape}"
+        )
     if not floats:
         return grey_levels(array, levels, where)
     if levels is not None:
@@ -89,15 +117,21 @@ def events(values: object, levels: int | None, where: str | Path) -> tuple[np.nd
         single = np.ascontiguousarray(array, np.float32)
     broken = np.flatnonzero(~np.isfinite(single).reshape(len(array), -1).all(axis=1))
     if len(broken):
-        raise ValueError(f"{where}: {len(broken)} of {len(array)} rows hold NaN or inf, first row {broken[0]}")
+        raise ValueError(
+            f"{where}: {len(broken)} of {len(array)} rows hold NaN or inf, first row {broken[0]}"
+        )
     lost = np.flatnonzero(are_lost(array))
     if len(lost):
-        raise ValueError(f"{where}: {in_words_lost(array.reshape(len(array), -1)[:, lost[0]])}, in column {lost[0]}")
+        raise ValueError(
+            f"{where}: {in_words_lost(array.reshape(len(array), -1)[:, lost[0]])}, in column {lost[0]}"
+        )
     return single, None
 
 
 def are_lost(array: np.ndarray) -> np.ndarray:
-    """A mask of the entries of an event in which ``array`` (N, …) varies by too few steps of single precision."""
+    """A mask of the entries of an event in which ``array`` (N, …) varies by too few steps of single
+    precision.
+    """
     if array.dtype.itemsize <= 4:
         return np.zeros(array.shape[1:], dtype=bool)
     most, width = np.abs(array).max(0), np.ptp(array, axis=0)
@@ -116,21 +150,26 @@ def in_words_lost(column: np.ndarray) -> str:
 def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tuple[np.ndarray, int]:
     """Integers checked against ``levels``, images brought to (N, C, H, W); see :func:`events`."""
     if levels is None and (array.dtype != np.uint8 or array.ndim == 2):
-        raise ValueError(f"{where} holds {array.dtype}: give levels (256: whole values from 0 to 255), or store floats")
+        raise ValueError(
+            f"{where} holds {array.dtype}: give levels (256: whole values from 0 to 255), or store floats"
+        )
     levels = 256 if levels is None else levels
     check_levels(levels)
     if array.min() < 0 or array.max() >= levels:
-        raise ValueError(f"{where} holds values {array.min()} … {array.max()}, not 0 … {levels - 1}; pass levels=")
+        raise ValueError(
+            f"{where} holds values {array.min()} … {array.max()}, not 0 … {levels - 1}; pass levels="
+        )
     if array.ndim == 3:
         array = array[:, None]
-    elif array.ndim == 4 and array.shape[-1] < MIN_SIZE <= array.shape[1]:  # the short axis is the channels
+    # the short axis is the channels
+    elif array.ndim == 4 and array.shape[-1] < MIN_SIZE <= array.shape[1]:
         array = np.moveaxis(array, -1, 1)
     if array.ndim == 4:
         check_size(*array.shape[2:])
     return np.ascontiguousarray(array, dtype=np.uint8 if levels <= 256 else np.int32), levels
 
 
-# ── Data sets ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Data sets ─────────────────────────────────────────────────────────────────────────────────────
 
 
 @runtime_checkable
@@ -186,12 +225,15 @@ class InMemory(Dataset):
 
 
 class OnDemand(Dataset):
-    """Items of ``source``, each read, checked and brought to the layout of all others when it is asked for.
+    """Items of ``source``, each read, checked and brought to the layout of all others when it is
+    asked for.
 
     Of items that are tuples or lists the first entry counts.
     """
 
-    def __init__(self, source: Any, levels: int | None, where: str | Path, chosen: Tensor | None = None):
+    def __init__(
+        self, source: Any, levels: int | None, where: str | Path, chosen: Tensor | None = None
+    ):
         self.source, self.where = source, where
         self.chosen = torch.arange(len(source)) if chosen is None else chosen
         first, self.levels = self._row(0, levels)
@@ -213,7 +255,11 @@ class OnDemand(Dataset):
     def _row(self, position: int, levels: int | None) -> tuple[np.ndarray, int | None]:
         """An item as :func:`events` lays it out, and the number of its levels."""
         item, where = self.source[position], f"item {position} of {self.where}"
-        rows, levels = events(to_array(item[0] if isinstance(item, tuple | list) else item, where)[None], levels, where)
+        rows, levels = events(
+            to_array(item[0] if isinstance(item, tuple | list) else item, where)[None],
+            levels,
+            where,
+        )
         return rows[0], levels
 
     def select(self, index: Tensor) -> "OnDemand":
@@ -244,10 +290,12 @@ class Paired(Dataset):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A whole batch at once; ``DataLoader`` calls it."""
         at_once = getattr(self.examples, "__getitems__", None)
-        return collate(at_once(indices) if at_once else [self.examples[i] for i in indices]), self.c[indices]
+        return collate(
+            at_once(indices) if at_once else [self.examples[i] for i in indices]
+        ), self.c[indices]
 
 
-# ── Batches ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Batches ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def flip_horizontally(raw: Num[Tensor, "batch c h w"]) -> Tensor:
@@ -273,7 +321,8 @@ def loader(
 ) -> DataLoader:
     """One epoch of batches (B, *event), in an order that depends on ``seed`` and ``epoch`` alone.
 
-    A run that stopped in the middle of an epoch resumes by asking for the same epoch and skipping the batches
+    A run that stopped in the middle of an epoch resumes by asking for the same epoch and skipping
+    the batches
     it has seen (``accelerate.skip_first_batches`` skips them unread).
 
     Example: an epoch has each example once, in an order that can be repeated.
@@ -288,7 +337,9 @@ def loader(
     order: Sequence[int] = range(len(dataset))
     if shuffle:
         state = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0])
-        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(state)).tolist()
+        order = torch.randperm(
+            len(dataset), generator=torch.Generator().manual_seed(state)
+        ).tolist()
     return DataLoader(
         cast(Dataset, dataset),
         batch_size,

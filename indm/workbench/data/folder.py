@@ -1,4 +1,6 @@
-"""Image files as data: folders, whose paths are listed in little memory, and what the library ``datasets`` reads."""
+"""Image files as data: folders, whose paths are listed in little memory, and what the library
+``datasets`` reads.
+"""
 
 import hashlib
 import importlib.util
@@ -16,7 +18,8 @@ from indm.workbench.data.images import IMAGE_SUFFIXES, ImageOptions
 
 
 def list_images(folder: Path, below: Sequence[str] = ("",)) -> list[Path]:
-    """The files in the folders ``below`` one that are images by their names, each in sorted order, hidden ones apart.
+    """The files in the folders ``below`` one that are images by their names, each in sorted order,
+    hidden ones apart.
 
     Raises:
         ValueError: one of them is not a folder, or there are no images.
@@ -26,7 +29,8 @@ def list_images(folder: Path, below: Sequence[str] = ("",)) -> list[Path]:
         top = folder / part
         if not top.is_dir():
             raise ValueError(
-                f"path must be a folder, got '{top}', " + ("a file" if top.exists() else "which is not there")
+                f"path must be a folder, got '{top}', "
+                + ("a file" if top.exists() else "which is not there")
             )
         for path in sorted(top.rglob("*")):
             is_hidden = any(name.startswith(".") for name in path.relative_to(top).parts)
@@ -46,28 +50,43 @@ def fingerprint_of(files: Sequence[Path], folder: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(ImageOptions):
-    """All images under a folder (recursive, hidden files apart), in sorted order, split by ``seed``; read from disk.
+    """All images under a folder (recursive, hidden files apart), in sorted order, split by
+    ``seed``; read from disk.
 
-    Images are turned upright as their EXIF data say. An image that cannot be read is replaced by the next.
+    Images are turned upright as their EXIF data say. An image that cannot be read is replaced by
+    the next.
     """
 
     path: str | Path
     """The folder."""
     classes: bool | list[str] = False
-    """Whether each folder in it is a class, called like that folder; or those folders in it that are, and then no
-    other is read."""
+    """Whether each folder in it is a class, called like that folder; or those folders in it that
+    are, and then no other is read.
+    """
     groups: Literal["subfolder", "prefix", None] = None
-    """Which images stay in one split, as frames of one film do: those in one "subfolder" (of the folder, or of its
-    class), or those with one "prefix", the name up to the first "_". Standard errors are then over groups."""
+    """Which images stay in one split, as frames of one film do: those in one "subfolder" (of the
+    folder, or of its class), or those with one "prefix", the name up to the first "_". Standard
+    errors are then over groups.
+    """
 
     def data(self) -> Data:
-        folder, names = Path(self.path).expanduser(), [] if isinstance(self.classes, bool) else self.classes
-        require(len(set(names)) != 1, "data.classes", names, "true, false or two different folders or more")
+        folder, names = (
+            Path(self.path).expanduser(),
+            [] if isinstance(self.classes, bool) else self.classes,
+        )
+        require(
+            len(set(names)) != 1,
+            "data.classes",
+            names,
+            "true, false or two different folders or more",
+        )
         files = list_images(folder, names or ("",))
         labels = [class_of(file, folder, names) for file in files] if self.classes else ()
         groups = self.grouped(files, folder, labels)
         notes = [f"read from {folder}"]
-        return self.data_of("folder", folder, files, fingerprint_of(files, folder), notes, labels, names, groups)
+        return self.data_of(
+            "folder", folder, files, fingerprint_of(files, folder), notes, labels, names, groups
+        )
 
     def grouped(self, files: Sequence[Path], folder: Path, labels: Sequence[str]) -> list[str]:
         """The group of each file; [] without groups."""
@@ -80,31 +99,41 @@ class Folder(ImageOptions):
         for path, depth in zip(below, depths, strict=True):
             if len(path.parts) <= depth:
                 what = "a folder of its group" + (" in that of its class" if labels else "")
-                raise ValueError(f"data.groups must be prefix, or each image in {what}: '{path}' is in none")
-        return [Path(*path.parts[:depth]).as_posix() for path, depth in zip(below, depths, strict=True)]
+                raise ValueError(
+                    f"data.groups must be prefix, or each image in {what}: '{path}' is in none"
+                )
+        return [
+            Path(*path.parts[:depth]).as_posix() for path, depth in zip(below, depths, strict=True)
+        ]
 
 
 def class_of(file: Path, folder: Path, names: Sequence[str]) -> str:
-    """The one of the folders ``names`` below ``folder`` in which a file is; without names, the first one below it."""
+    """The one of the folders ``names`` below ``folder`` in which a file is; without names, the
+    first one below it.
+    """
     below = file.relative_to(folder)
     if len(below.parts) == 1:
-        raise ValueError(f"data.classes must be false, or each image in the folder of its class: '{below}' is in none")
+        raise ValueError(
+            f"data.classes must be false, or each image in the folder of its class: '{below}' is in none"
+        )
     return next((name for name in names if below.is_relative_to(name)), below.parts[0])
 
 
-# ── The library ``datasets`` ──────────────────────────────────────────────────────────────────────────────────────────
+# ── The library ``datasets`` ──────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets(ImageOptions):
-    """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``; no code from the hub is run.
+    """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``; no code
+    from the hub is run.
 
     Images stay in the library's files, so they may be larger than memory.
     """
 
     path: str | Path
-    """A name on the hub, "user/name", or a folder: of images, tables or tar files of webdataset (where x is "png" and c
-    "cls")."""
+    """A name on the hub, "user/name", or a folder: of images, tables or tar files of webdataset
+    (where x is "png" and c "cls").
+    """
     config: str | None = None
     """Which of its configurations, where there are several."""
     split: str = "train"
@@ -122,19 +151,25 @@ class Datasets(ImageOptions):
 
         for name in (self.x, self.c):
             if name and name not in rows.column_names:
-                raise ValueError(f"{self.path} has no column {name!r}{nearest(name, rows.column_names)}")
+                raise ValueError(
+                    f"{self.path} has no column {name!r}{nearest(name, rows.column_names)}"
+                )
         kind = type(rows.features[self.x]).__name__
         require(kind == "Image", "data.x", self.x, f"a column of images, not of {kind}")
         c = self.conditions(rows) if self.c else ()
         stored = rows.select_columns([self.x]).cast_column(self.x, datasets.Image(decode=False))
         images = [Row(stored, self.x, position) for position in range(len(stored))]
         notes = [f"{len(rows)} images of {self.path}"]
-        return self.data_of("datasets", self.path, images, fingerprint_of_column(stored, self.x), notes, c)
+        return self.data_of(
+            "datasets", self.path, images, fingerprint_of_column(stored, self.x), notes, c
+        )
 
     def rows(self) -> Any:
         """The rows of the split, as the library has them."""
         if importlib.util.find_spec("datasets") is None:
-            raise ValueError("the data set 'datasets' needs the library datasets: pip install datasets")
+            raise ValueError(
+                "the data set 'datasets' needs the library datasets: pip install datasets"
+            )
         import datasets
 
         folder = Path(self.path).expanduser()
@@ -142,9 +177,17 @@ class Datasets(ImageOptions):
         local = datasets.DownloadConfig(local_files_only=not self.download)
         try:
             return datasets.load_dataset(name, self.config, split=self.split, download_config=local)
-        except (OSError, ValueError, KeyError, ConnectionError, datasets.exceptions.DatasetsError) as error:
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+            ConnectionError,
+            datasets.exceptions.DatasetsError,
+        ) as error:
             cause = reason(error.__cause__ or error)
-            raise ValueError(f"{self.path}, split {self.split!r}, cannot be read as a data set: {cause}") from error
+            raise ValueError(
+                f"{self.path}, split {self.split!r}, cannot be read as a data set: {cause}"
+            ) from error
 
     def conditions(self, rows: Any) -> np.ndarray:
         """The column of conditions; labels by the names that the data set has for them."""
@@ -152,7 +195,9 @@ class Datasets(ImageOptions):
         names = getattr(rows.features[self.c], "names", None)
         if names is not None and (values < 0).any():
             row = int((values < 0).argmax())
-            raise ValueError(f"the column {self.c!r} has no label in row {row}; leave such rows out")
+            raise ValueError(
+                f"the column {self.c!r} has no label in row {row}; leave such rows out"
+            )
         return values if names is None else np.array(names)[values]
 
 
@@ -176,7 +221,9 @@ class Row:
 
 
 def fingerprint_of_column(rows: Any, name: str) -> str:
-    """SHA-256 of the number of bytes of each image, or of its path where its bytes are in a file of its own."""
+    """SHA-256 of the number of bytes of each image, or of its path where its bytes are in a file of
+    its own.
+    """
     import pyarrow.compute
 
     sizes: list[int | str] = []

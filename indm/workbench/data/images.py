@@ -1,7 +1,8 @@
 """Images: their files, the part of each that a model is given, and image files as a data set.
 
-Only the formats of :data:`FORMATS` are opened, whatever a file is called: none of their decoders runs another program,
-as that of PostScript would. An image of more pixels than PIL's limit is refused by its header.
+Only the formats of :data:`FORMATS` are opened, whatever a file is called: none of their decoders
+runs another program, as that of PostScript would. An image of more pixels than PIL's limit is
+refused by its header.
 """
 
 import contextlib
@@ -26,7 +27,20 @@ from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
 from indm.workbench.data.examples import check_size, height_and_width, words_of
 
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm"}
+IMAGE_SUFFIXES = {
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".webp",
+    ".bmp",
+    ".gif",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".pbm",
+    ".pnm",
+}
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 RESIZE_MODES = {mode.name.lower(): mode for mode in Image.Resampling}
 LOOKED_AT = 32  # images of a data set whose headers decide on colour
@@ -53,7 +67,9 @@ def _opened(source: Source) -> Iterator[Image.Image]:
         with Image.open(file, formats=FORMATS) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
                 size = f"{image.width}×{image.height}"
-                raise ValueError(f"{size} pixels, more than PIL's limit of {Image.MAX_IMAGE_PIXELS}")
+                raise ValueError(
+                    f"{size} pixels, more than PIL's limit of {Image.MAX_IMAGE_PIXELS}"
+                )
             yield image
     except (ValueError, OSError):
         raise
@@ -74,10 +90,13 @@ def read_kind(source: Source) -> str:
 
 
 def in_colour(images: Sequence[Source]) -> bool:
-    """Whether any of :data:`LOOKED_AT` images is in colour, by their headers; ValueError where none can be read."""
+    """Whether any of :data:`LOOKED_AT` images is in colour, by their headers; ValueError where none
+    can be read.
+    """
     kinds = set()
     for index in np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int).tolist():
-        with contextlib.suppress(ValueError, OSError):  # when it is decoded, the next image takes its place
+        # when it is decoded, the next image takes its place
+        with contextlib.suppress(ValueError, OSError):
             kinds.add(read_kind(images[index]))
     if not kinds:
         raise ValueError(f"path must hold images that can be read, as {images[0]} cannot")
@@ -85,17 +104,25 @@ def in_colour(images: Sequence[Source]) -> bool:
 
 
 def colour_of(background: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0 … 255, of a colour as Pillow's ImageColor reads it: "white", "#rrggbb"."""
+    """Red, green and blue, 0 … 255, of a colour as Pillow's ImageColor reads it: "white",
+    "#rrggbb".
+    """
     try:
         red, green, blue, *alpha = ImageColor.getrgb(background)
     except ValueError:
         alpha = [0]
-    require(not alpha, "background", background, 'an opaque colour, such as "white", "black" or "#rrggbb"')
+    require(
+        not alpha,
+        "background",
+        background,
+        'an opaque colour, such as "white", "black" or "#rrggbb"',
+    )
     return red, green, blue
 
 
 def read_image(source: Source, background: str = "white") -> Image.Image:
-    """Decode an image to 8-bit grey ("L") or "RGB": upright as its EXIF data say, 16-bit levels scaled.
+    """Decode an image to 8-bit grey ("L") or "RGB": upright as its EXIF data say, 16-bit levels
+    scaled.
 
     Transparency is composited on ``background``; on a coloured one the result is RGB.
     """
@@ -109,16 +136,22 @@ def read_image(source: Source, background: str = "white") -> Image.Image:
             if levels.min() < 0 or levels.max() > 65535:
                 raise ValueError("integer pixels outside 0 … 65535")
             if image.mode == "I" and image.format == "TIFF" and levels.max() < 256:
-                raise ValueError("32-bit pixels that are all below 256, which may be 8-bit levels; save them as 8 bits")
+                raise ValueError(
+                    "32-bit pixels that are all below 256, which may be 8-bit levels; save them as 8 bits"
+                )
             return Image.fromarray((levels >> 8).astype(np.uint8))
         if image.has_transparency_data:
             kind = kind if len(set(colour)) == 1 else "RGB"
-            image = Image.alpha_composite(Image.new("RGBA", image.size, colour), image.convert("RGBA"))
+            image = Image.alpha_composite(
+                Image.new("RGBA", image.size, colour), image.convert("RGBA")
+            )
         return image.convert(kind)
 
 
 def part(image: Image.Image, sides: tuple[int, int], crop: bool | int = True) -> Image.Image:
-    """The part of ``image`` that :class:`ImageFiles` resizes to ``sides``, a height and width: all of it or a crop."""
+    """The part of ``image`` that :class:`ImageFiles` resizes to ``sides``, a height and width: all
+    of it or a crop.
+    """
     if crop is False:
         return image
     largest = min(image.height / sides[0], image.width / sides[1])
@@ -129,16 +162,23 @@ def part(image: Image.Image, sides: tuple[int, int], crop: bool | int = True) ->
 
 
 def fitted(
-    image: Image.Image, shape: tuple[int, int, int], resize: str = "bilinear", crop: bool | int = True
+    image: Image.Image,
+    shape: tuple[int, int, int],
+    resize: str = "bilinear",
+    crop: bool | int = True,
 ) -> Tensor:
-    """An image as uint8 of ``shape``, (channels, height, width), cut and resized as :class:`ImageFiles` says."""
+    """An image as uint8 of ``shape``, (channels, height, width), cut and resized as
+    :class:`ImageFiles` says.
+    """
     channels, *sides = shape
     image = part(image.convert("L" if channels == 1 else "RGB"), (sides[0], sides[1]), crop)
     return pixels_of(image.resize(sides[::-1], RESIZE_MODES[resize]))
 
 
 class Example(NamedTuple):
-    """One example as read: ``pixels`` (C, H, W) or (D,) in data units; a ``note`` says how they were changed."""
+    """One example as read: ``pixels`` (C, H, W) or (D,) in data units; a ``note`` says how they
+    were changed.
+    """
 
     pixels: Num[Tensor, "*event"]
     note: str = ""
@@ -147,9 +187,9 @@ class Example(NamedTuple):
 def read_example(file: Path, shape: tuple[int, ...], levels: int | None, data: dict) -> Example:
     """An image file as an example of a model of images of this shape and number of grey levels.
 
-    ``data`` is the ``[data]`` table of a run on a folder: how images of another size are cut and resized, by default by
-    the largest centred part of the model's aspect ratio, and the ``background`` of those with transparency, by default
-    white.
+    ``data`` is the ``[data]`` table of a run on a folder: how images of another size are cut and
+    resized, by default by the largest centred part of the model's aspect ratio, and the
+    ``background`` of those with transparency, by default white.
     """
     channels, height, width = shape
     image = read_image(file, data.get("background", "white"))
@@ -164,7 +204,7 @@ def pixels_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
 
 
-# ── As data ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── As data ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,16 +212,21 @@ class ImageOptions(DividedLoader):
     """Options for the preparation of each image of a data set."""
 
     size: int | str | list[int]
-    """Side in pixels of the square to which all images are brought, or height x width: "24x48" or [24, 48]."""
+    """Side in pixels of the square to which all images are brought, or height x width: "24x48" or
+    [24, 48].
+    """
     channels: int | None = None
     """1 (grey) or 3 (RGB), by default 3 where one of 32 images is in colour."""
     resize: str = "bilinear"
     """How: "bilinear", "bicubic", "lanczos", …; antialiased."""
     background: str = "white"
-    """Behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor knows."""
+    """Behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor
+    knows.
+    """
     crop: bool | int = True
-    """True cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number the one with that
-    shorter side; false squeezes."""
+    """True cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number
+    the one with that shorter side; false squeezes.
+    """
 
     def __post_init__(self) -> None:
         height_and_width(self.size)
@@ -216,7 +261,9 @@ class ImageOptions(DividedLoader):
         shape = (self.channels or (3 if in_colour(images) else 1), *self.sides)
         parts = self.divided(len(images), groups, labels)
         sets = {
-            part: ImageFiles([images[i] for i in index.tolist()], shape, self.resize, self.crop, self.background)
+            part: ImageFiles(
+                [images[i] for i in index.tolist()], shape, self.resize, self.crop, self.background
+            )
             for part, index in parts.items()
         }
         how = "squashed" if self.crop is False else "centre-cropped"
@@ -224,13 +271,24 @@ class ImageOptions(DividedLoader):
         about = condition_fields(labels, parts, where, classes) if len(labels) else {}
         names, group = np.unique(np.asarray(groups), return_inverse=True)
         by = f"of {counted(len(names), 'group')} " if groups else ""
-        about |= {"notes": [*notes, how, describe_split(parts, self.seed, by)], "fingerprint": fingerprint}
-        about |= {"groups": {part: torch.from_numpy(group)[index] for part, index in parts.items()}} if groups else {}
+        about |= {
+            "notes": [*notes, how, describe_split(parts, self.seed, by)],
+            "fingerprint": fingerprint,
+        }
+        about |= (
+            {"groups": {part: torch.from_numpy(group)[index] for part, index in parts.items()}}
+            if groups
+            else {}
+        )
         return data_of_images(name, sets, self.centered, self.flip, **about)
 
 
-def data_of_images(name: str, sets: dict[str, Any], centered: bool, flip: bool, **about: Any) -> Data:
-    """The splits ``sets`` of :class:`ImageFiles` as a :class:`Data`, with what else is known ``about`` them."""
+def data_of_images(
+    name: str, sets: dict[str, Any], centered: bool, flip: bool, **about: Any
+) -> Data:
+    """The splits ``sets`` of :class:`ImageFiles` as a :class:`Data`, with what else is known
+    ``about`` them.
+    """
     scaling, shape = Scaling.images(256, centered), sets["train"].shape
     return Data(name=name, scaling=scaling, shape=shape, flip=flip, **sets, **about)
 
@@ -238,20 +296,22 @@ def data_of_images(name: str, sets: dict[str, Any], centered: bool, flip: bool, 
 class ImageFiles(Dataset):
     """Images decoded from ``files`` when asked for: uint8 of ``shape``.
 
-    An image that cannot be read is replaced by the next one that can, always the same. The first is warned of. Where
-    all images together are at most :data:`MOST_KEPT`, each is decoded once in each process: decoding a photograph takes
-    longer than a step of training.
+    An image that cannot be read is replaced by the next one that can, always the same. The first is
+    warned of. Where all images together are at most :data:`MOST_KEPT`, each is decoded once in each
+    process: decoding a photograph takes longer than a step of training.
 
     Args:
         files: paths, or images inside of other files.
         shape: (channels, height, width) of the result.
-        resize, crop, background: as in :class:`ImageOptions`; an integer ``crop`` is at most the largest rectangle's.
+        resize, crop, background: as in :class:`ImageOptions`; an integer ``crop`` is at most the
+            largest rectangle's.
 
     Attributes:
         unreadable: bool, one an image, shared by all worker processes: which ones were replaced.
 
     Raises:
-        ValueError: the background is not a colour; on reading where a hundred images in a row cannot be read.
+        ValueError: the background is not a colour; on reading where a hundred images in a row
+            cannot be read.
 
     Example: a white picture of 20 × 10 pixels in colour, as 2 × 2 in grey.
 
@@ -285,7 +345,9 @@ class ImageFiles(Dataset):
         return self._of_file(range(len(self))[index]).clone()
 
     def _of_file(self, index: int) -> Tensor:
-        """The pixels of a file, or of the first one after it that can be read; kept ones are not read again."""
+        """The pixels of a file, or of the first one after it that can be read; kept ones are not
+        read again.
+        """
         if index in self.kept:
             return self.kept[index]
         tries = min(len(self.files), MOST_IN_A_ROW)
@@ -299,7 +361,9 @@ class ImageFiles(Dataset):
             if self.keeps:
                 self.kept[index] = made
             return made
-        raise ValueError(f"{tries} images in a row cannot be read, beginning with {self.files[index]}")
+        raise ValueError(
+            f"{tries} images in a row cannot be read, beginning with {self.files[index]}"
+        )
 
     def _skip(self, position: int, error: Exception) -> None:
         if not bool(self.unreadable.any()):
@@ -311,6 +375,12 @@ class ImageFiles(Dataset):
         self.unreadable[position] = True
 
 
-def count_unreadable(dataset: object, add_up: Callable[[Tensor], Tensor] = lambda unreadable: unreadable) -> int:
-    """Number of images of a data set that could not be read when asked for, since this process began."""
-    return int((add_up(dataset.unreadable.int()) > 0).sum()) if isinstance(dataset, ImageFiles) else 0
+def count_unreadable(
+    dataset: object, add_up: Callable[[Tensor], Tensor] = lambda unreadable: unreadable
+) -> int:
+    """Number of images of a data set that could not be read when asked for, since this process
+    began.
+    """
+    return (
+        int((add_up(dataset.unreadable.int()) > 0).sum()) if isinstance(dataset, ImageFiles) else 0
+    )

@@ -17,16 +17,34 @@ from indm.workbench.data.base import SPLITS, Data, Loader, describe_split, limit
 from indm.workbench.data.examples import InMemory, check_size, height_and_width, words_of
 from indm.workbench.data.images import ImageFiles, data_of_images
 
-CLASSES = ("t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+CLASSES = (
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 
 
-def select(parts: Mapping[str, Tensor], labels: Tensor, label: int | list[int] | None) -> dict[str, Tensor]:
+def select(
+    parts: Mapping[str, Tensor], labels: Tensor, label: int | list[int] | None
+) -> dict[str, Tensor]:
     """The indices of ``parts`` whose label is (in) ``label`` (None: all)."""
     if label is None:
         return dict(parts)
     wanted = torch.as_tensor(label)
     fits = bool(torch.isin(wanted, labels).all()) and wanted.numel() > 0
-    require(fits, "label", label, f"of {labels.unique().tolist()}, one or a list, or None for all classes")
+    require(
+        fits,
+        "label",
+        label,
+        f"of {labels.unique().tolist()}, one or a list, or None for all classes",
+    )
     return {part: index[torch.isin(labels[index], wanted)] for part, index in parts.items()}
 
 
@@ -37,7 +55,8 @@ def pooled(
     classes: tuple[str, ...] = (),
     label: int | list[int] | None = None,
 ) -> dict[str, Any]:
-    """The fields of :class:`Data` that follow from all examples in one tensor and index tensors into it.
+    """The fields of :class:`Data` that follow from all examples in one tensor and index tensors
+    into it.
 
     Where a list ``label`` keeps some classes, they are counted in its order.
     """
@@ -52,7 +71,9 @@ def pooled(
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(Loader):
-    """The 1797 handwritten digits that scikit-learn bundles: 1×8×8, 17 grey levels; 180 valid, 360 test, stratified."""
+    """The 1797 handwritten digits that scikit-learn bundles: 1×8×8, 17 grey levels; 180 valid, 360
+    test, stratified.
+    """
 
     seed: int = 0
     """Of the split."""
@@ -64,15 +85,28 @@ class Digits(Loader):
         from sklearn.model_selection import train_test_split
 
         images, labels = load_digits(return_X_y=True)
-        rest, test = train_test_split(np.arange(len(labels)), test_size=360, random_state=self.seed, stratify=labels)
-        train, valid = train_test_split(rest, test_size=180, random_state=self.seed, stratify=labels[rest])
+        rest, test = train_test_split(
+            np.arange(len(labels)), test_size=360, random_state=self.seed, stratify=labels
+        )
+        train, valid = train_test_split(
+            rest, test_size=180, random_state=self.seed, stratify=labels[rest]
+        )
         numbers, indices = torch.from_numpy(labels), map(torch.from_numpy, (train, valid, test))
         parts = select(dict(zip(SPLITS, indices, strict=True)), numbers, self.label)
         parts["train"] = limited(parts["train"], self.limit)
         pool = torch.from_numpy(images.astype(np.uint8)).reshape(-1, 1, 8, 8)
-        notes = ["scikit-learn's bundled digits", describe_split(parts, self.seed, "within classes ")]
+        notes = [
+            "scikit-learn's bundled digits",
+            describe_split(parts, self.seed, "within classes "),
+        ]
         fields = pooled(pool, parts, numbers, tuple(map(str, range(10))), self.label)
-        return Data(name="digits", scaling=Scaling.images(17, self.centered), flip=self.flip, notes=notes, **fields)
+        return Data(
+            name="digits",
+            scaling=Scaling.images(17, self.centered),
+            flip=self.flip,
+            notes=notes,
+            **fields,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +126,9 @@ class Downloaded(Loader):
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(Downloaded):
-    """CIFAR-10 by torchvision: 3×32×32, 256 levels; ``valid`` of the 50,000 training images are held out."""
+    """CIFAR-10 by torchvision: 3×32×32, 256 levels; ``valid`` of the 50,000 training images are
+    held out.
+    """
 
     valid: int = 5000
     """Images of the validation split."""
@@ -102,26 +138,55 @@ class CIFAR10(Downloaded):
 
     def data(self) -> Data:
         pool, labels, n, source = self.read()
-        parts = split(n, valid=self.valid, seed=self.seed, limit=self.limit) | {"test": torch.arange(n, len(pool))}
-        notes, scaling = [source, describe_split(parts, self.seed)], Scaling.images(256, self.centered)
-        return Data(name="cifar10", scaling=scaling, flip=self.flip, notes=notes, **pooled(pool, parts, labels))
+        parts = split(n, valid=self.valid, seed=self.seed, limit=self.limit) | {
+            "test": torch.arange(n, len(pool))
+        }
+        notes, scaling = (
+            [source, describe_split(parts, self.seed)],
+            Scaling.images(256, self.centered),
+        )
+        return Data(
+            name="cifar10",
+            scaling=scaling,
+            flip=self.flip,
+            notes=notes,
+            **pooled(pool, parts, labels),
+        )
 
     def read(self) -> tuple[Tensor, Tensor, int, str]:
-        """Images (N, 3, 32, 32), labels (N,), how many of them, the first ones, are for training, and their source."""
+        """Images (N, 3, 32, 32), labels (N,), how many of them, the first ones, are for training,
+        and their source.
+        """
         home, parts = str(self.home), (True, False)
-        train, test = (from_torchvision("cifar10", "CIFAR10", home, train=t, download=self.download) for t in parts)
-        pool = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
-        return pool, torch.tensor(train.targets + test.targets), len(train.data), "torchvision's CIFAR-10"
+        train, test = (
+            from_torchvision("cifar10", "CIFAR10", home, train=t, download=self.download)
+            for t in parts
+        )
+        pool = (
+            torch.from_numpy(np.concatenate([train.data, test.data]))
+            .permute(0, 3, 1, 2)
+            .contiguous()
+        )
+        return (
+            pool,
+            torch.tensor(train.targets + test.targets),
+            len(train.data),
+            "torchvision's CIFAR-10",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CelebA(Downloaded):
-    """CelebA by torchvision, in its standard splits: centre crop, antialiased bilinear resize; read from disk."""
+    """CelebA by torchvision, in its standard splits: centre crop, antialiased bilinear resize; read
+    from disk.
+    """
 
     size: int | str | list[int] = 64
     """Side in pixels, or height x width: "24x48" or [24, 48]."""
     crop: int = 140
-    """Shorter side of what is cut out of the middle of each image before, with the aspect ratio of ``size``."""
+    """Shorter side of what is cut out of the middle of each image before, with the aspect ratio of
+    ``size``.
+    """
     flip: bool = True
 
     def data(self) -> Data:
@@ -129,8 +194,13 @@ class CelebA(Downloaded):
         sides = height_and_width(self.size)
         sets: dict[str, Any] = {}
         for part in SPLITS:
-            dataset = from_torchvision("celeba", "CelebA", str(self.home), split=part, download=self.download)
-            files = [Path(dataset.root, dataset.base_folder, "img_align_celeba", name) for name in dataset.filename]
+            dataset = from_torchvision(
+                "celeba", "CelebA", str(self.home), split=part, download=self.download
+            )
+            files = [
+                Path(dataset.root, dataset.base_folder, "img_align_celeba", name)
+                for name in dataset.filename
+            ]
             sets[part] = ImageFiles(
                 limited(files, self.limit if part == "train" else None), (3, *sides), crop=self.crop
             )
@@ -141,25 +211,31 @@ class CelebA(Downloaded):
 
 @dataclass(frozen=True, kw_only=True)
 class FashionMNIST(Downloaded):
-    """Fashion-MNIST: 1×28×28, 256 levels, the standard 10,000 test images; ``valid`` of the 60,000 others held out."""
+    """Fashion-MNIST: 1×28×28, 256 levels, the standard 10,000 test images; ``valid`` of the 60,000
+    others held out.
+    """
 
     size: int | str | list[int] = 28
-    """Side in pixels, or height x width as "16x24"; below 28 (often 16) by an antialiased bilinear resize, rounded
-    to grey levels again."""
+    """Side in pixels, or height x width as "16x24"; below 28 (often 16) by an antialiased bilinear
+    resize, rounded to grey levels again.
+    """
     valid: int = 5000
     """Images of the validation split."""
     seed: int = 0
     """Of the split into training and validation."""
     label: int | list[int] | None = None
-    """Keeps the images of this class alone, or of these, in the same splits: 0 T-shirt, 1 trouser, 2 pullover, 3 dress,
-    4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot."""
+    """Keeps the images of this class alone, or of these, in the same splits: 0 T-shirt, 1 trouser,
+    2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
+    """
 
     def data(self) -> Data:
         sides = height_and_width(self.size)
         if max(sides) > 28:
             raise ValueError(f"size must be at most the 28 of Fashion-MNIST, got {words_of(sides)}")
         train, test = (
-            from_torchvision("fashion-mnist", "FashionMNIST", str(self.home), train=part, download=self.download)
+            from_torchvision(
+                "fashion-mnist", "FashionMNIST", str(self.home), train=part, download=self.download
+            )
             for part in (True, False)
         )
         n = len(train.data)
@@ -170,15 +246,23 @@ class FashionMNIST(Downloaded):
         parts["train"] = limited(parts["train"], self.limit)
         notes = ["torchvision's Fashion-MNIST", describe_split(parts, self.seed)]
         if min(sides) < 28:
-            resized = (F.interpolate(x.float(), sides, mode="bilinear", antialias=True) for x in pool.split(4096))
+            resized = (
+                F.interpolate(x.float(), sides, mode="bilinear", antialias=True)
+                for x in pool.split(4096)
+            )
             pool = torch.cat([x.round().clamp(0, 255).byte() for x in resized])
             notes += [f"resized from 28 to {words_of(sides)} (bilinear, antialiased, rounded)"]
-        fields, scaling = pooled(pool, parts, numbers, CLASSES, self.label), Scaling.images(256, self.centered)
+        fields, scaling = (
+            pooled(pool, parts, numbers, CLASSES, self.label),
+            Scaling.images(256, self.centered),
+        )
         return Data(name="fashion-mnist", scaling=scaling, flip=self.flip, notes=notes, **fields)
 
 
 def from_torchvision(name: str, kind: str, *args: Any, **kwargs: Any) -> Any:
-    """A data set of torchvision, where every failure to find or to download the files is a ``ValueError``."""
+    """A data set of torchvision, where every failure to find or to download the files is a
+    ``ValueError``.
+    """
     from torchvision import datasets
 
     try:

@@ -1,4 +1,6 @@
-"""``indm compare``: evaluated runs side by side and their differences from the first, as a table and a picture."""
+"""``indm compare``: evaluated runs side by side and their differences from the first, as a table
+and a picture.
+"""
 
 import base64
 import html
@@ -26,17 +28,19 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums }
 th, td { padding: 0.25em 0.8em; text-align: left; white-space: nowrap; border-bottom: 1px solid #8886 }
 img { max-width: 100% }
 """
-Differences = Mapping[str, Mapping[str, tuple[float, float]]]  # mean and standard error, keyed by run and kind
+# mean and standard error, keyed by run and kind
+Differences = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
 def compare(folders: Sequence[Path], out: Path) -> str:
-    """A table of evaluated runs with their budgets, likelihoods, and differences from the first run.
+    """A table of evaluated runs with their budgets, likelihoods, and differences from the first
+    run.
 
-    Differences are paired by example. Their error is over the examples, for these trainings: it says which of two
-    models is better, not which method is.
+    Differences are paired by example. Their error is over the examples, for these trainings: it
+    says which of two models is better, not which method is.
 
-    Writes ``comparison.html`` (the table and samples of each run), the picture ``comparison.png``, and
-    ``comparison.json`` into ``out``; returns the table as text.
+    Writes ``comparison.html`` (the table and samples of each run), the picture ``comparison.png``,
+    and ``comparison.json`` into ``out``; returns the table as text.
 
     Raises:
         ValueError: no run, one that is named twice, or other examples.
@@ -64,23 +68,38 @@ def compare(folders: Sequence[Path], out: Path) -> str:
         f"{unit}, ± one standard error over the examples, with the reconstruction term",
         f"{results[first]['split']} split; a negative difference is better than {first}",
     ]
-    notes += [f"{folder}: {line}" for folder, found in evaluated.items() for line in unconverged(found.report)]
+    notes += [
+        f"{folder}: {line}"
+        for folder, found in evaluated.items()
+        for line in unconverged(found.report)
+    ]
     if len({found.report.dequantization for found in evaluated.values()}) > 1:
-        notes += [f"dequantization: {found.report.dequantization}: {folder}" for folder, found in evaluated.items()]
+        notes += [
+            f"dequantization: {found.report.dequantization}: {folder}"
+            for folder, found in evaluated.items()
+        ]
     sentences = {folder: verdict(result) for folder, result in results.items()}
     notes += [f"{folder}: {sentence}" for folder, sentence in sentences.items() if sentence]
     content = {
         "baseline": str(first),
         "unit": unit,
         "differences": {
-            name: {kind: {"difference": mean, "standard_error": error} for kind, (mean, error) in by_kind.items()}
+            name: {
+                kind: {"difference": mean, "standard_error": error}
+                for kind, (mean, error) in by_kind.items()
+            }
             for name, by_kind in differences.items()
         },
-        "provenance": provenance(None, {str(folder): r["weights_sha256"] for folder, r in results.items()}),
+        "provenance": provenance(
+            None, {str(folder): r["weights_sha256"] for folder, r in results.items()}
+        ),
     }
     picture = out / "comparison.png"
     atomic.together(
-        {picture: plots.pixels_into(samples_of(folders)), out / "comparison.json": atomic.json_into(content)}
+        {
+            picture: plots.pixels_into(samples_of(folders)),
+            out / "comparison.json": atomic.json_into(content),
+        }
     )
     atomic.text(out / "comparison.html", page(rows, notes, picture.read_bytes()))
     return "\n".join([table(rows), *notes])
@@ -113,11 +132,15 @@ def bound(found: Likelihoods, kind: str) -> str:
     if numbers is None:
         return "–"
     key = found.report.key
-    return with_error(numbers.with_reconstruction[key], numbers.with_reconstruction[f"{key}_standard_error"])
+    return with_error(
+        numbers.with_reconstruction[key], numbers.with_reconstruction[f"{key}_standard_error"]
+    )
 
 
 def budget_of(folder: Path) -> tuple[str, str, str]:
-    """The parameters, steps and seconds of a run; a converted checkpoint has no log, and its parameters are unknown."""
+    """The parameters, steps and seconds of a run; a converted checkpoint has no log, and its
+    parameters are unknown.
+    """
     log = read_metrics(folder)
     file = folder / "summary.json"
     summary = untrusted.json_object(file) if file.exists() else {}
@@ -127,8 +150,12 @@ def budget_of(folder: Path) -> tuple[str, str, str]:
 
 
 def references(results: Mapping[Path, dict], key: str) -> dict[str, str]:
-    """The likelihoods of the baselines, of the examples of the NELBO, and the entropy where it is known."""
-    baselines: dict[str, dict] = next((result["baselines"] for result in results.values() if "baselines" in result), {})
+    """The likelihoods of the baselines, of the examples of the NELBO, and the entropy where it is
+    known.
+    """
+    baselines: dict[str, dict] = next(
+        (result["baselines"] for result in results.values() if "baselines" in result), {}
+    )
     found = {
         f"baseline: {baseline_name(row)}": with_error(row[key], row[f"{key}_standard_error"])
         for row in baselines.values()
@@ -158,7 +185,9 @@ def samples_of(folders: Sequence[Path]) -> plots.Pixels:
         if file.exists():
             samples, levels, _ = read_samples(file)
             if samples.ndim not in (2, 4):
-                raise ValueError(f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}")
+                raise ValueError(
+                    f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}"
+                )
             panels[str(folder)] = samples
     return sheets.samples_picture(panels, levels, plots.colours_of(panels))
 

@@ -15,10 +15,17 @@ from indm.workbench.runs.samples import SAMPLES, read_samples
 
 
 class Pixels(Dataset):
-    """Images (n, C, H, W) in ``levels`` grey levels as RGB of 256 levels, which torch-fidelity takes."""
+    """Images (n, C, H, W) in ``levels`` grey levels as RGB of 256 levels, which torch-fidelity
+    takes.
+    """
 
     def __init__(self, raw: Tensor, levels: int):
-        require(raw.ndim == 4 and bool(levels), "samples", tuple(raw.shape[1:]), "images with grey levels")
+        require(
+            raw.ndim == 4 and bool(levels),
+            "samples",
+            tuple(raw.shape[1:]),
+            "images with grey levels",
+        )
         require(raw.shape[1] in (1, 3), "samples", raw.shape[1], "images of 1 or 3 channels")
         self.rgb = (raw.float() * 255 / (levels - 1)).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
@@ -30,11 +37,13 @@ class Pixels(Dataset):
 
 
 def score(samples: Path, reference: str, *, progress: bool = True) -> dict:
-    """FID, Inception score, precision and recall of samples against a reference, by torch-fidelity's names.
+    """FID, Inception score, precision and recall of samples against a reference, by
+    torch-fidelity's names.
 
     Args:
         samples: a folder with the samples of a run (``samples.npz``), or of images.
-        reference: a folder of images, or a data set that torch-fidelity knows, such as "cifar10-train".
+        reference: a folder of images, or a data set that torch-fidelity knows, such as
+            "cifar10-train".
         progress: show torch-fidelity's progress.
     """
     import torch_fidelity

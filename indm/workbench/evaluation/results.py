@@ -27,24 +27,41 @@ from indm.workbench.recipes.options import Evaluation
 from indm.workbench.recipes.recipe import Recipe
 from indm.workbench.runs.devices import EVALUATION_LOCK, by_main_process, on_cpu, run_lock
 from indm.workbench.runs.folder import data_of, fitted_to, open_model, read_metrics, recipe_of
-from indm.workbench.runs.provenance import provenance, trained_on_others, warn_of_other_splits, weights_hash
+from indm.workbench.runs.provenance import (
+    provenance,
+    trained_on_others,
+    warn_of_other_splits,
+    weights_hash,
+)
 
-REQUIRED = ("nelbo", "images", "data", "split", "unit", "dims", "dequantization", "weights_sha256", "examples_sha256")
+REQUIRED = (
+    "nelbo",
+    "images",
+    "data",
+    "split",
+    "unit",
+    "dims",
+    "dequantization",
+    "weights_sha256",
+    "examples_sha256",
+)
 
 
 def evaluate_run(
     run: Path, changes: dict | None = None, *, data_table: dict | None = None, progress: bool = True
 ) -> dict:
-    """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`, beside its baselines.
+    """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`, beside its
+    baselines.
 
-    ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``: files that the model
-    was not trained on are used whole, unless ``changes`` name a split. Writes ``evaluation.json``, which is returned,
-    and per-example nats to ``evaluation.npz``; after Ctrl-C it writes nothing. Where several processes were launched,
-    each does its share; the main one writes.
+    ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``:
+    files that the model was not trained on are used whole, unless ``changes`` name a split. Writes
+    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``; after Ctrl-C
+    it writes nothing. Where several processes were launched, each does its share; the main one
+    writes.
 
     Raises:
-        ValueError: the split holds fewer than two examples, an option is out of range, or another process evaluates
-            the same run.
+        ValueError: the split holds fewer than two examples, an option is out of range, or another
+            process evaluates the same run.
     """
     PartialState(cpu=on_cpu())
     recipe = recipe_of(run)
@@ -53,11 +70,17 @@ def evaluate_run(
         return _evaluated(run, recipe, changes or {}, data_table, progress)
 
 
-def _evaluated(run: Path, recipe: Recipe, changes: dict, data_table: dict | None, progress: bool) -> dict:
+def _evaluated(
+    run: Path, recipe: Recipe, changes: dict, data_table: dict | None, progress: bool
+) -> dict:
     """See :func:`evaluate_run`."""
     processes = PartialState()
     model, own = open_model(run), recipes.absolute(recipe)["data"]
-    table = own if data_table is None else recipes.absolute({"data": fitted_to(model, data_table)})["data"]
+    table = (
+        own
+        if data_table is None
+        else recipes.absolute({"data": fitted_to(model, data_table)})["data"]
+    )
     options = replace(recipe.evaluate, **changes)
     data = data_of(run, model, table)
     distributed, main = processes.num_processes > 1, processes.is_main_process
@@ -75,7 +98,9 @@ def _evaluated(run: Path, recipe: Recipe, changes: dict, data_table: dict | None
             f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {count}; "
             "take another split, or train on more data"
         )
-    raw = torch.cat([stack(getattr(data, part), options.examples) for part in splits])[: options.examples]
+    raw = torch.cat([stack(getattr(data, part), options.examples) for part in splits])[
+        : options.examples
+    ]
     c = None
     if not model.condition.is_none:
         c = torch.cat([data.rows(model.condition, part) for part in splits])[: len(raw)]
@@ -114,10 +139,19 @@ def _evaluated(run: Path, recipe: Recipe, changes: dict, data_table: dict | None
 
 def measures_of(options: Evaluation) -> list[Measure]:
     """The measures that the recipe's ``[evaluate]`` asks for."""
-    solver: dict[str, Any] = {"probes": options.probes, "nll_error": options.nll_error, "steps": options.steps}
+    solver: dict[str, Any] = {
+        "probes": options.probes,
+        "nll_error": options.nll_error,
+        "steps": options.steps,
+    }
     measures: list[Measure] = [Bound(times=options.times)]
     if options.nll_examples:
-        solved = NLL(examples=options.nll_examples, each=options.each, mean_error=options.mean_error, **solver)
+        solved = NLL(
+            examples=options.nll_examples,
+            each=options.each,
+            mean_error=options.mean_error,
+            **solver,
+        )
         measures.append(solved)
     if options.draws:
         measures.append(WeightedNLL(examples=options.iw_examples, draws=options.draws, **solver))
@@ -134,9 +168,14 @@ def is_unended(run: Path) -> bool:
 
 
 def per_class(
-    nats: Float[Tensor, " n"], c: Int[Tensor, " n"], labels: Sequence[str], groups: Int[Tensor, " n"] | None = None
+    nats: Float[Tensor, " n"],
+    c: Int[Tensor, " n"],
+    labels: Sequence[str],
+    groups: Int[Tensor, " n"] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """For each class with at least two examples, or groups: their number, and the mean of their nats with its error."""
+    """For each class with at least two examples, or groups: their number, and the mean of their
+    nats with its error.
+    """
     classes = {}
     for number, label in enumerate(labels):
         rows = c == number
@@ -156,16 +195,21 @@ def read_evaluation(folder: Path) -> dict:
     """
     file = folder / "evaluation.json"
     if not file.exists():
-        raise FileNotFoundError(f"{folder} has not been evaluated: run 'indm evaluate {folder}' first")
+        raise FileNotFoundError(
+            f"{folder} has not been evaluated: run 'indm evaluate {folder}' first"
+        )
     result = untrusted.json_object(file)
     if missing := [name for name in REQUIRED if name not in result]:
-        raise ValueError(f"{file} is not an evaluation, without {missing[0]}; evaluate {folder} anew")
+        raise ValueError(
+            f"{file} is not an evaluation, without {missing[0]}; evaluate {folder} anew"
+        )
     return result
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
-    """ValueError where runs were not evaluated on the same examples, with the same numbers of draws and steps; paths
-    and likelihoods that only one has do not count."""
+    """ValueError where runs were not evaluated on the same examples, with the same numbers of draws
+    and steps; paths and likelihoods that only one has do not count.
+    """
     (baseline, first), *following = evaluations.items()
     report = Report.read(first)
     for folder, result in following:
@@ -176,7 +220,9 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
             pairs[f"examples of the {TITLES[kind]}"] = read.images[kind], report.images[kind]
             if kind in NUMBERS:
                 setting = NUMBERS[kind][0]
-                pairs[setting] = tuple(one.measured[kind].settings[setting] for one in (read, report))
+                pairs[setting] = tuple(
+                    one.measured[kind].settings[setting] for one in (read, report)
+                )
         pairs["examples_sha256"] = read.examples_sha256, report.examples_sha256
         for key, (value, other) in pairs.items():
             if value != other:

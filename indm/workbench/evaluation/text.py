@@ -1,31 +1,49 @@
-"""The evaluation of a run as text: the likelihoods of :func:`indm.evaluate` beside baselines and classes."""
+"""The evaluation of a run as text: the likelihoods of :func:`indm.evaluate` beside baselines and
+classes.
+"""
 
 from collections.abc import Mapping
 
-from indm.evaluation.report import KEY_ENDS, Report, Row, likelihood_rows, notes, number_key, shown, table
+from indm.evaluation.report import (
+    KEY_ENDS,
+    Report,
+    Row,
+    likelihood_rows,
+    notes,
+    number_key,
+    shown,
+    table,
+)
 
 
 def likelihood_table(result: Mapping) -> str:
-    """The evaluation of a run as text, in bits/dim or nats: the report of :func:`indm.evaluate`, and baselines."""
+    """The evaluation of a run as text, in bits/dim or nats: the report of :func:`indm.evaluate`,
+    and baselines.
+    """
     report = Report.read(result)
     rows = likelihood_rows(report)
     for row in result.get("baselines", {}).values():
         numbers = (shown(row[report.key + end]) for end in KEY_ENDS[:2])
-        rows.append((f"baseline: {baseline_name(row)}", str(report.images["nelbo"]), *numbers, "", ""))
+        rows.append(
+            (f"baseline: {baseline_name(row)}", str(report.images["nelbo"]), *numbers, "", "")
+        )
     if result.get("entropy_nats") is not None:
         rows.append(("entropy of the data", "", f"{result['entropy_nats']:.4f}", "", "", ""))
     first, *others = notes(report)
     split = f"{result['split']} {'examples' if result['split'] == 'all' else 'split'}; "
     lines = [table(rows), split + first, *others]
     if "condition" in result:
-        lines.append(f"condition: {result['condition']}; the model is one of p(x|c), and the baselines do not see c")
+        lines.append(
+            f"condition: {result['condition']}; the model is one of p(x|c), and the baselines do not see c"
+        )
     if result.get("unended"):
         lines.append("weights of a checkpoint: the training has not ended")
     return "\n".join(lines + of_classes(report, result.get("classes")))
 
 
 def verdict(result: Mapping) -> str:
-    """One sentence: the baselines that the model beats by two standard errors, and the others; "" if no error is known.
+    """One sentence: the baselines that the model beats by two standard errors, and the others; ""
+    if no error is known.
 
     >>> row = {"name": "a Gaussian", "nats": 5.0, "nelbo_difference": {"nats": -3.0, "nats_standard_error": 0.1}}
     >>> verdict({"unit": "nats", "nelbo": {"with_reconstruction": {"nats": 2.0}}, "baselines": {"gaussian": row}})
@@ -38,7 +56,11 @@ def verdict(result: Mapping) -> str:
             words = "better than" if difference < -2 * error else "not better than"
             found.setdefault(words, []).append(f"{row['name']} ({row[key]:.2f})")
     parts = [f"{words} {' and '.join(found[words])}" for words in sorted(found)]
-    model = f"The model ({result['nelbo']['with_reconstruction'][key]:.2f} {result['unit']})" if parts else ""
+    model = (
+        f"The model ({result['nelbo']['with_reconstruction'][key]:.2f} {result['unit']})"
+        if parts
+        else ""
+    )
     return f"{model} is {', but '.join(parts)}." if parts else ""
 
 
@@ -50,7 +72,9 @@ def of_classes(report: Report, classes: Mapping | None) -> list[str]:
     for label, row in classes.items():
         numbers = (row[key] / report.nats_of_unit for key in ("nats", "nats_standard_error"))
         rows.append((label, str(row["images"]), *map(shown, numbers)))
-    left_out = ["classes of one group have no standard error and are left out"] if report.groups else []
+    left_out = (
+        ["classes of one group have no standard error and are left out"] if report.groups else []
+    )
     return ["", table(rows), *left_out, ""]
 
 

@@ -21,14 +21,21 @@ from indm.files import atomic
 
 DPI = 120  # resolution of figures
 FONT_SIZE = 10  # points
-# Colour-blind safe (Okabe & Ito 2008, "Color Universal Design"), with grey in place of yellow; black is for the data.
+# Colour-blind safe (Okabe & Ito 2008, "Color Universal Design"), with grey in place of yellow;
+# black is for the data.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
 DATA_COLOUR = "black"
 GREY, BLUE, ORANGE, GREEN = COLOURS[6], *COLOURS[:3]
-METHODS = {"linear diffusion": GREY, "INDM (spline)": BLUE, "INDM (coupling)": ORANGE, "flow alone": GREEN}
+METHODS = {
+    "linear diffusion": GREY,
+    "INDM (spline)": BLUE,
+    "INDM (coupling)": ORANGE,
+    "flow alone": GREEN,
+}
 CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
-Colours = Mapping[str, str]  # colour of each model, the same in all figures of a page; others are black
+# colour of each model, the same in all figures of a page; others are black
+Colours = Mapping[str, str]
 
 PLOT_STYLE: dict[Any, Any] = {
     "font.size": FONT_SIZE,
@@ -80,7 +87,8 @@ def rendered(figure: Figure) -> Pixels:
 
 @styled
 def finish(figure: Figure) -> None:
-    """Finish a figure that is drawn: one legend for all panels below them, long labels in several lines.
+    """Finish a figure that is drawn: one legend for all panels below them, long labels in several
+    lines.
 
     Names of runs are in the texts, and what is between two $ in them is not a formula.
     """
@@ -90,8 +98,14 @@ def finish(figure: Figure) -> None:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
         width, height = axes.bbox.width / figure.dpi, axes.bbox.height / figure.dpi
-        for text, inches in ((axes.title, width), (axes.xaxis.label, width), (axes.yaxis.label, height)):
-            text.set_text(in_lines(text.get_text(), 0.9 * inches * FONT_SIZE / float(text.get_fontsize())))
+        for text, inches in (
+            (axes.title, width),
+            (axes.xaxis.label, width),
+            (axes.yaxis.label, height),
+        ):
+            text.set_text(
+                in_lines(text.get_text(), 0.9 * inches * FONT_SIZE / float(text.get_fontsize()))
+            )
     if entries:
         names = [in_lines(name, 0.85 * figure.bbox.width / figure.dpi) for name in entries]
         longest = max(len(line) + 6 for name in names for line in name.split("\n"))
@@ -105,7 +119,9 @@ def finish(figure: Figure) -> None:
 
 def in_lines(text: str, inches: float) -> str:
     """``text`` in lines of so many inches, about, at most."""
-    return "\n".join(textwrap.fill(line, max(1, int(inches / CHARACTER))) for line in text.split("\n"))
+    return "\n".join(
+        textwrap.fill(line, max(1, int(inches / CHARACTER))) for line in text.split("\n")
+    )
 
 
 @styled
@@ -118,7 +134,10 @@ def scatter(samples: Tensor, reference: Tensor | None, path: Path) -> None:
         dots(axes, points, title, DATA_COLOUR if title == "data" else COLOURS[0])
     if reference is not None:
         low, high = (torch.quantile(reference[:, :2], q, dim=0) for q in (0.001, 0.999))
-        (x0, y0), (x1, y1) = (low - 0.1 * (high - low)).tolist(), (high + 0.1 * (high - low)).tolist()
+        (x0, y0), (x1, y1) = (
+            (low - 0.1 * (high - low)).tolist(),
+            (high + 0.1 * (high - low)).tolist(),
+        )
         drawn[-1].set(xlim=(x0, x1), ylim=(y0, y1))
     save_figure(figure, path)
 

@@ -1,4 +1,6 @@
-"""Sheets of images: every image enlarged by one whole number, so that its pixels show, with words at its edges."""
+"""Sheets of images: every image enlarged by one whole number, so that its pixels show, with words
+at its edges.
+"""
 
 import math
 import textwrap
@@ -27,7 +29,8 @@ SIDE = 5  # images along a side of a panel of samples
 MOST_OF_CLASS = 16  # images of a class
 IN_GRID = 256  # images of a grid, at most
 FONT = ImageFont.truetype(
-    Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), round(plots.FONT_SIZE * plots.DPI / 72)
+    Path(matplotlib.get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"),
+    round(plots.FONT_SIZE * plots.DPI / 72),
 )
 LINE = round(1.5 * FONT.size)  # pixels of a line of text
 
@@ -36,7 +39,8 @@ LINE = round(1.5 * FONT.size)  # pixels of a line of text
 class Panel:
     """A grid of images with what is written at its edges."""
 
-    images: Tensor | str  # (N, C, H, W) in grey levels, row by row; or words that say why there are none
+    # (N, C, H, W) in grey levels, row by row; or words that say why there are none
+    images: Tensor | str
     columns: int
     title: str = ""  # above the grid
     rows: Sequence[str] = ()  # a word on the left of each row
@@ -50,16 +54,21 @@ def strip(frames: Num[Tensor, "n c h w"], times: Iterable[float], title: str = "
 
 
 def enlargement(shape: torch.Size, room: int = 0) -> int:
-    """By what images (…, H, W) are enlarged: to :data:`SMALLEST` pixels, and to a width of ``room``, at least."""
+    """By what images (…, H, W) are enlarged: to :data:`SMALLEST` pixels, and to a width of
+    ``room``, at least.
+    """
     height, width = shape[-2:]
     return max(1, math.ceil(SMALLEST / min(height, width)), math.ceil(room / width))
 
 
-def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | None = None) -> Pixels:
-    """A grid of images (N, C, H, W) in grey levels as bytes, with lines of :data:`PAD` grey pixels around each.
+def grid(
+    images: Tensor, levels: int, columns: int | None = None, factor: int | None = None
+) -> Pixels:
+    """A grid of images (N, C, H, W) in grey levels as bytes, with lines of :data:`PAD` grey pixels
+    around each.
 
-    Channels are averaged if they are not 1 or 3. There are as many columns as rows by default, and images are enlarged
-    by a ``factor`` with which they are visible.
+    Channels are averaged if they are not 1 or 3. There are as many columns as rows by default, and
+    images are enlarged by a ``factor`` with which they are visible.
     """
     pixels = images.float() / (levels - 1)
     if pixels.shape[1] not in (1, 3):
@@ -67,38 +76,60 @@ def grid(images: Tensor, levels: int, columns: int | None = None, factor: int | 
     factor = factor or enlargement(images.shape)
     pixels = pixels.repeat_interleave(factor, -2).repeat_interleave(factor, -1)
     columns = columns or math.ceil(math.sqrt(len(images)))
-    lined = make_grid(pixels, nrow=columns, padding=PAD, pad_value=GREY).permute(1, 2, 0).clamp(0, 1)
+    lined = (
+        make_grid(pixels, nrow=columns, padding=PAD, pad_value=GREY).permute(1, 2, 0).clamp(0, 1)
+    )
     return (lined.numpy() * 255).round().astype(np.uint8)
 
 
 def sheet(panels: Sequence[Panel], levels: int, across: int | None = None) -> Pixels:
-    """Panels of images of one size, at least one, as bytes, on white; as many ``across`` as fit into :data:`WIDTH`."""
-    room = max((math.ceil(FONT.getlength(word)) + 4 for panel in panels for word in panel.tops), default=0)
-    left = max((math.ceil(FONT.getlength(word)) + GAP for panel in panels for word in panel.rows), default=0)
+    """Panels of images of one size, at least one, as bytes, on white; as many ``across`` as fit
+    into :data:`WIDTH`.
+    """
+    room = max(
+        (math.ceil(FONT.getlength(word)) + 4 for panel in panels for word in panel.tops), default=0
+    )
+    left = max(
+        (math.ceil(FONT.getlength(word)) + GAP for panel in panels for word in panel.rows),
+        default=0,
+    )
     factor = next(enlargement(p.images.shape, room) for p in panels if isinstance(p.images, Tensor))
     grids = [
-        None if isinstance(panel.images, str) else grid(panel.images, levels, panel.columns, factor) for panel in panels
+        None if isinstance(panel.images, str) else grid(panel.images, levels, panel.columns, factor)
+        for panel in panels
     ]
     largest = max(pixels.shape[:2] for pixels in grids if pixels is not None)
     pitch = GAP + left + largest[1]
     across = across or max(1, min(len(panels), WIDTH // pitch))
     paper = np.full((GAP, across * pitch + GAP, 3), 255, np.uint8)
     bands = [slice(first, first + across) for first in range(0, len(panels), across)]
-    return np.concatenate([*(_band(panels[b], grids[b], left, largest, paper.shape[1]) for b in bands), paper])
+    return np.concatenate(
+        [*(_band(panels[b], grids[b], left, largest, paper.shape[1]) for b in bands), paper]
+    )
 
 
 def _band(
-    panels: Sequence[Panel], grids: Sequence[Pixels | None], left: int, largest: tuple[int, ...], width: int
+    panels: Sequence[Panel],
+    grids: Sequence[Pixels | None],
+    left: int,
+    largest: tuple[int, ...],
+    width: int,
 ) -> Pixels:
-    """Panels side by side on white paper: their titles, and ``left`` pixels for the words of rows beside the grids."""
+    """Panels side by side on white paper: their titles, and ``left`` pixels for the words of rows
+    beside the grids.
+    """
     room = left + largest[1]
     titles = [plots.in_lines(panel.title, room / plots.DPI) for panel in panels]
     top = GAP + LINE * max(len(title.splitlines()) for title in titles)
     starts = [top + (LINE if panel.tops else 0) for panel in panels]
     heights = [largest[0] if pixels is None else len(pixels) for pixels in grids]
-    paper = Image.new("RGB", (width, max(start + n for start, n in zip(starts, heights, strict=True))), "white")
+    paper = Image.new(
+        "RGB", (width, max(start + n for start, n in zip(starts, heights, strict=True))), "white"
+    )
     pen = ImageDraw.Draw(paper)
-    for i, (panel, pixels, start, height) in enumerate(zip(panels, grids, starts, heights, strict=True)):
+    for i, (panel, pixels, start, height) in enumerate(
+        zip(panels, grids, starts, heights, strict=True)
+    ):
         x = GAP + i * (GAP + room)
         pen.text((x, top - 3), titles[i], "black", FONT, "ld")
         if pixels is None:
@@ -109,13 +140,21 @@ def _band(
             at = x + left + (k + 0.5) * pixels.shape[1] / panel.columns, start - 3
             pen.text(at, word, "black", FONT, "md")
         for k, word in enumerate(panel.rows):
-            pen.text((x + left - GAP // 2, start + (k + 0.5) * height / len(panel.rows)), word, "black", FONT, "rm")
+            pen.text(
+                (x + left - GAP // 2, start + (k + 0.5) * height / len(panel.rows)),
+                word,
+                "black",
+                FONT,
+                "rm",
+            )
         paper.paste(Image.fromarray(pixels), (x + left, start))
     return np.array(paper)
 
 
 def interleaved(rows: Mapping[str, Tensor], levels: int) -> Pixels:
-    """Images (N, C, H, W) of equal N, by the word on their left, below one another in as many bands as it takes."""
+    """Images (N, C, H, W) of equal N, by the word on their left, below one another in as many bands
+    as it takes.
+    """
     first = next(iter(rows.values()))
     fit = max(FEWEST_IN_ROW, WIDTH // (enlargement(first.shape) * first.shape[-1]))
     bands = math.ceil(len(first) / fit)
@@ -125,13 +164,20 @@ def interleaved(rows: Mapping[str, Tensor], levels: int) -> Pixels:
     return sheet(panels, levels, across=1)
 
 
-def save_grid(images: Num[Tensor, "n c h w"], levels: int, path: Path, columns: int | None = None) -> None:
-    """Write the first :data:`IN_GRID` images in grey levels as a grid, small ones enlarged by a whole number."""
+def save_grid(
+    images: Num[Tensor, "n c h w"], levels: int, path: Path, columns: int | None = None
+) -> None:
+    """Write the first :data:`IN_GRID` images in grey levels as a grid, small ones enlarged by a
+    whole number.
+    """
     plots.save_pixels(grid(images[:IN_GRID], levels, columns), path)
 
 
-def save_classes(images: Num[Tensor, "n c h w"], levels: int, labels: Sequence[str], path: Path) -> None:
-    """Write images of the classes ``labels``, as many of each, one class after the other, a row a class.
+def save_classes(
+    images: Num[Tensor, "n c h w"], levels: int, labels: Sequence[str], path: Path
+) -> None:
+    """Write images of the classes ``labels``, as many of each, one class after the other, a row a
+    class.
 
     At most :data:`MOST_OF_CLASS` of each are shown.
     """
@@ -144,7 +190,8 @@ def save_classes(images: Num[Tensor, "n c h w"], levels: int, labels: Sequence[s
 def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Colours) -> Pixels:
     """Samples side by side, as bytes: images, or points of which the first two entries are shown.
 
-    ``panels`` has by title samples (N, C, H, W) in grey levels or (N, D), or words that say why there are none.
+    ``panels`` has by title samples (N, C, H, W) in grey levels or (N, D), or words that say why
+    there are none.
     """
     if any(isinstance(samples, Tensor) and samples.ndim == 4 for samples in panels.values()):
         shown = {name: s if isinstance(s, str) else s[: SIDE**2] for name, s in panels.items()}
@@ -157,6 +204,14 @@ def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Co
             plots.dots(axes, samples, name, colours.get(name, DATA_COLOUR))
             continue
         why = samples if isinstance(samples, str) else "single numbers: no picture of points"
-        axes.text(0.5, 0.5, textwrap.fill(why, 32), ha="center", va="center", transform=axes.transAxes, color="0.35")
+        axes.text(
+            0.5,
+            0.5,
+            textwrap.fill(why, 32),
+            ha="center",
+            va="center",
+            transform=axes.transAxes,
+            color="0.35",
+        )
         axes.set(title=name, xticks=[], yticks=[])
     return plots.rendered(figure)

@@ -1,11 +1,14 @@
-"""Recipes: TOML files that say everything about a run. Read, changed key by key, parsed once, and written back.
+"""Recipes: TOML files that say everything about a run. Read, changed key by key, parsed once, and
+written back.
 
-A file holds :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name`` and the arguments of
-what it names (checked where that is built); ``[train]``, ``[evaluate]`` and ``[sample]`` are :class:`TrainOptions`,
-:class:`Evaluation` and :class:`SampleOptions`. :func:`resolve` makes a :class:`Recipe` of them.
+A file holds :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name``
+and the arguments of what it names (checked where that is built); ``[train]``, ``[evaluate]`` and
+``[sample]`` are :class:`TrainOptions`, :class:`Evaluation` and :class:`SampleOptions`.
+:func:`resolve` makes a :class:`Recipe` of them.
 
-A file with a second data set may hold what changes where a bridge between both is trained: ``[bridge.train]`` holds
-keys of ``[train]`` for that, see :func:`indm.workbench.training.pairs.as_bridge`.
+A file with a second data set may hold what changes where a bridge between both is trained:
+``[bridge.train]`` holds keys of ``[train]`` for that, see
+:func:`indm.workbench.training.pairs.as_bridge`.
 """
 
 import itertools
@@ -26,7 +29,8 @@ from indm.workbench.recipes.options import Evaluation, SampleOptions, TrainOptio
 
 NAMED_TABLES = ("data", *PART_KINDS)
 BUNDLED = Path(__file__).parent / "bundled"
-DATA_TABLES, PATH_KEYS = ("data", "data_b"), ("path", "root")  # tables of data sets; keys of paths in the built-in ones
+# tables of data sets; keys of paths in the built-in ones
+DATA_TABLES, PATH_KEYS = ("data", "data_b"), ("path", "root")
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Tables = dict[str, dict[str, Any]]  # keys by table, as a file has them
 AnyTables = Mapping[str, Mapping[str, Any]]  # these, or a Recipe
@@ -51,7 +55,8 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe(Mapping[str, dict[str, Any]]):
-    """A checked recipe: the parts and options of a run. It is also the mapping of its tables, as a file has them.
+    """A checked recipe: the parts and options of a run. It is also the mapping of its tables, as a
+    file has them.
 
     >>> digits = recipe("digits", {"train.steps": 500, "flow": "identity"})
     >>> digits.train.steps, digits.flow.name, digits["flow"]
@@ -78,7 +83,11 @@ class Recipe(Mapping[str, dict[str, Any]]):
         found = getattr(self, table) if table in TABLES else None
         if found is None:
             raise KeyError(table)
-        return found.table() if isinstance(found, Part) else {k: v for k, v in asdict(found).items() if v is not None}
+        return (
+            found.table()
+            if isinstance(found, Part)
+            else {k: v for k, v in asdict(found).items() if v is not None}
+        )
 
     def __iter__(self) -> Iterator[str]:
         return (table for table in TABLES if getattr(self, table) is not None)
@@ -93,7 +102,9 @@ class Recipe(Mapping[str, dict[str, Any]]):
 
 @dataclass(frozen=True)
 class About:
-    """Facts from the first lines of a bundled recipe: its description, then comments such as ``# two cores: 90 s``."""
+    """Facts from the first lines of a bundled recipe: its description, then comments such as
+    ``# two cores: 90 s``.
+    """
 
     description: str
     group: str  # the purpose after "# for:"
@@ -115,7 +126,8 @@ def _about(text: str) -> About:
 
 
 def load(source: str | Path) -> Tables:
-    """The tables of a bundled name, a TOML file, a run folder or a saved model, as written (defaults not filled in).
+    """The tables of a bundled name, a TOML file, a run folder or a saved model, as written
+    (defaults not filled in).
 
     The recipe of a run folder has absolute paths of its data.
     """
@@ -129,7 +141,9 @@ def load(source: str | Path) -> Tables:
         if not path.is_file():
             below = sorted(str(file.parent) for file in path.parent.glob("*/recipe.toml"))
             hint = f", but in {', '.join(below[:3])}" if below else ""
-            raise FileNotFoundError(f"{source} is not a run folder: there is no recipe.toml in it{hint}")
+            raise FileNotFoundError(
+                f"{source} is not a run folder: there is no recipe.toml in it{hint}"
+            )
     if not path.is_file():
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
@@ -147,20 +161,29 @@ def _of_saved_model(description: Path) -> Tables:
     """The tables of a model that ``INDM.save`` wrote, whose data are not known."""
     from indm.files import untrusted  # needs PyTorch, which takes seconds
 
-    tables = {k: v for k, v in untrusted.json_object(description).items() if k in (*PART_KINDS, *OPTIONAL_KINDS)}
-    known = {table: {k: v for k, v in content.items() if v is not None} for table, content in tables.items()}
+    tables = {
+        k: v
+        for k, v in untrusted.json_object(description).items()
+        if k in (*PART_KINDS, *OPTIONAL_KINDS)
+    }
+    known = {
+        table: {k: v for k, v in content.items() if v is not None}
+        for table, content in tables.items()
+    }
     return known | {"data": {"name": GIVEN}}
 
 
 def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> Recipe:
-    """The recipe of a bundled name, a TOML file or a run folder, with some of its keys changed, checked and whole.
+    """The recipe of a bundled name, a TOML file or a run folder, with some of its keys changed,
+    checked and whole.
 
     Args:
         source: as in :func:`load`.
         changes: values by dotted key; a bare table name puts another part in its place.
 
     Returns:
-        Its parts and options by attribute, ``.flow.name`` or ``.train.steps``; it is also the mapping of its tables.
+        Its parts and options by attribute, ``.flow.name`` or ``.train.steps``; it is also the
+        mapping of its tables.
 
     Raises:
         ValueError: an unknown key (with the nearest that exists), or a value of the wrong type.
@@ -168,30 +191,41 @@ def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> R
     >>> recipe("digits", {"train.steps": 500, "flow": "identity"}).train.steps
     500
     """
-    texts = {key: literal(value) if "." in key else str(value) for key, value in (changes or {}).items()}
+    texts = {
+        key: literal(value) if "." in key else str(value) for key, value in (changes or {}).items()
+    }
     return resolve(override(load(source), texts))
 
 
 def override(tables: AnyTables, changes: Mapping[str, str]) -> Tables:
-    """``tables`` with dotted keys changed, values in TOML: ``{"train.steps": "9", "flow": "identity"}``.
+    """``tables`` with dotted keys changed, values in TOML:
+    ``{"train.steps": "9", "flow": "identity"}``.
 
-    Where their budget is one of seconds alone, a number of steps replaces it, unless seconds are given too.
-    A bare table name puts another thing of that kind in its place and keeps none of the old table. Another SDE of this
-    package keeps ε, which belongs to the data. A flow in place of the elementwise one has the learning rate of the
-    score, unless one is given. What is not TOML is taken as a string, and so is whatever ``path`` or ``root`` is.
+    Where their budget is one of seconds alone, a number of steps replaces it, unless seconds are
+    given too.
+    A bare table name puts another thing of that kind in its place and keeps none of the old table.
+    Another SDE of this package keeps ε, which belongs to the data. A flow in place of the
+    elementwise one has the learning rate of the score, unless one is given. What is not TOML is
+    taken as a string, and so is whatever ``path`` or ``root`` is.
     """
     changed = {table: dict(content) for table, content in tables.items()}
     for table in (key for key in changes if "." not in key):
         check_name(table, PART_TABLES, "table that can be replaced", table)
         kept = {"eps"} if table == "sde" and changes[table] in BUILT_IN["sde"] else set()
-        changed[table] = {"name": changes[table]} | {k: v for k, v in changed.get(table, {}).items() if k in kept}
+        changed[table] = {"name": changes[table]} | {
+            k: v for k, v in changed.get(table, {}).items() if k in kept
+        }
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
         check_name(table, TABLES, "table", dotted)
         value = value_of(changes[dotted])
         is_text = key in PATH_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
-    if "train.steps" in changes and "train.seconds" not in changes and tables.get("train", {}).get("steps") == math.inf:
+    if (
+        "train.steps" in changes
+        and "train.seconds" not in changes
+        and tables.get("train", {}).get("steps") == math.inf
+    ):
         changed["train"]["seconds"] = math.inf
     own, other = tables.get("flow", {}).get("name"), changed.get("flow", {}).get("name")
     if own == "elementwise" and other not in (own, "identity") and "train.flow_lr" not in changes:
@@ -211,17 +245,23 @@ def as_continued(tables: AnyTables, run: str | Path) -> Tables:
 
 
 def resolve(tables: AnyTables) -> Recipe:
-    """The recipe of these tables, checked, with the defaults of ``[train]``, ``[evaluate]`` and ``[sample]``.
+    """The recipe of these tables, checked, with the defaults of ``[train]``, ``[evaluate]`` and
+    ``[sample]``.
 
     Raises:
-        ValueError: an unknown table or key (with the nearest that exists), a value of the wrong type, a missing name.
+        ValueError: an unknown table or key (with the nearest that exists), a value of the wrong
+            type, a missing name.
     """
     if isinstance(tables, Recipe):
         return tables
     for table in tables:
         check_name(table, (*TABLES, BRIDGE), "table", f"[{table}]")
-    parts: Any = {t: _part(t, tables.get(t, {})) for t in PART_TABLES if t in {*NAMED_TABLES, *tables}}
-    options: Any = {name: kind(**options_of(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()}
+    parts: Any = {
+        t: _part(t, tables.get(t, {})) for t in PART_TABLES if t in {*NAMED_TABLES, *tables}
+    }
+    options: Any = {
+        name: kind(**options_of(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()
+    }
     guidance, condition = options["sample"].guidance, parts.get("condition")
     is_known = condition is not None and condition.options.get("drop", 0) != 0
     require(guidance == 1 or is_known, "sample.guidance", guidance, "1 without condition.drop")
@@ -242,9 +282,13 @@ def model_tables(tables: AnyTables) -> dict[str, Mapping[str, Any]]:
 
 
 def options_of(table: str, content: Mapping[str, object]) -> dict[str, Any]:
-    """The keys of [train], [evaluate] or [sample] as arguments of its class, which checks their values."""
+    """The keys of [train], [evaluate] or [sample] as arguments of its class, which checks their
+    values.
+    """
     for key in content:
-        check_name(key, arguments_of(OPTION_TABLES[table]), f"option of [{table}]", f"{table}.{key}")
+        check_name(
+            key, arguments_of(OPTION_TABLES[table]), f"option of [{table}]", f"{table}.{key}"
+        )
     return as_tuples(content)
 
 
@@ -258,7 +302,9 @@ def differing_keys(old: AnyTables, new: AnyTables) -> list[str]:
 def to_toml(tables: AnyTables) -> str:
     """The recipe as TOML text."""
     blocks = [
-        "\n".join([f"[{table}]", *(f"{_key(key)} = {literal(value)}" for key, value in content.items())])
+        "\n".join(
+            [f"[{table}]", *(f"{_key(key)} = {literal(value)}" for key, value in content.items())]
+        )
         for table, content in tables.items()
     ]
     return "\n\n".join(blocks) + "\n"
@@ -274,7 +320,9 @@ def literal(value) -> str:
         return str(value).lower()
     if isinstance(value, str):
         if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise ValueError(f"{value!r} is not Unicode text, as a recipe must be: rename that file or folder")
+            raise ValueError(
+                f"{value!r} is not Unicode text, as a recipe must be: rename that file or folder"
+            )
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"
@@ -292,11 +340,13 @@ def value_of(text: str):
     return value if isinstance(value, bool | int | float | str | list | dict) else text
 
 
-# ── Where the files of a data set are: the recipe of a run holds absolute paths, whatever the current folder ─────────
+# ── Where the files of a data set are: the recipe of a run holds absolute paths, whatever the curre
 
 
 def absolute(tables: AnyTables) -> Tables:
-    """``tables`` with absolute paths of its data. What code from outside calls a path stays as it is."""
+    """``tables`` with absolute paths of its data. What code from outside calls a path stays as it
+    is.
+    """
     placed = {table: dict(content) for table, content in tables.items()}
     for table, key in _paths_in(placed):
         placed[table][key] = os.path.abspath(os.path.expanduser(placed[table][key]))
@@ -305,7 +355,11 @@ def absolute(tables: AnyTables) -> Tables:
 
 def missing_paths(tables: AnyTables) -> set[str]:
     """The dotted keys of paths of the data at which nothing is."""
-    return {f"{t}.{k}" for t, k in _paths_in(tables) if not os.path.exists(os.path.expanduser(tables[t][k]))}
+    return {
+        f"{t}.{k}"
+        for t, k in _paths_in(tables)
+        if not os.path.exists(os.path.expanduser(tables[t][k]))
+    }
 
 
 def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:

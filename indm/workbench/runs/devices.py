@@ -1,7 +1,7 @@
 """The device on which everything is computed, its precision, and processes.
 
-One process at a time is in a run folder; decisions of the main one of a training are shared with all. Ctrl-C and
-SIGTERM wait for the step.
+One process at a time is in a run folder; decisions of the main one of a training are shared with
+all. Ctrl-C and SIGTERM wait for the step.
 """
 
 import errno
@@ -25,9 +25,11 @@ from indm.workbench.recipes.options import TrainOptions
 
 T = TypeVar("T")
 LOCK, EVALUATION_LOCK = ".lock", ".evaluation.lock"  # of a training, of an evaluation
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)  # errors of a file system without locks
+# errors of a file system without locks
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 ENDING = (signal.SIGINT, signal.SIGTERM)  # a training, which saves first
-CHOSEN = "ACCELERATE_TORCH_DEVICE"  # the environment variable of accelerate, which child processes inherit
+# the environment variable of accelerate, which child processes inherit
+CHOSEN = "ACCELERATE_TORCH_DEVICE"
 
 
 def device() -> str:
@@ -49,8 +51,15 @@ def computing_on(name: str) -> Iterator[None]:
         ValueError: this machine has no such device, or each process has one of its own.
     """
     known, shares = names(), int(os.environ.get("WORLD_SIZE", "1")) > 1
-    require(name in known, "device", name, f"auto or one that this machine has ({', '.join(known)})")
-    require(name == "cpu" or not shares, "device", name, "auto or cpu where each process has a device of its own")
+    require(
+        name in known, "device", name, f"auto or one that this machine has ({', '.join(known)})"
+    )
+    require(
+        name == "cpu" or not shares,
+        "device",
+        name,
+        "auto or cpu where each process has a device of its own",
+    )
     before = os.environ.get(CHOSEN)
     os.environ[CHOSEN] = name
     try:
@@ -65,7 +74,11 @@ def names() -> list[str]:
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind is None:
         return ["cpu"]
-    return ["cpu", kind.type, *(f"{kind.type}:{index}" for index in range(torch.accelerator.device_count()))]
+    return [
+        "cpu",
+        kind.type,
+        *(f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())),
+    ]
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
@@ -73,15 +86,20 @@ def make_accelerator(options: TrainOptions) -> Accelerator:
     AcceleratorState._reset_state()  # runs of one Python process may differ in precision
     return Accelerator(
         cpu=on_cpu(),
-        mixed_precision=fast_precision() if options.mixed_precision == "auto" else options.mixed_precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],  # not each step trains the flow
+        mixed_precision=fast_precision()
+        if options.mixed_precision == "auto"
+        else options.mixed_precision,
+        # not each step trains the flow
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
 def fast_precision() -> str:
     """ "bf16" where this machine computes in it faster than in full precision, else "no"."""
     if not on_cpu():  # nothing is known of GPUs other than CUDA's
-        is_fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(including_emulation=False)
+        is_fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
+            including_emulation=False
+        )
         return "bf16" if is_fast else "no"
     instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
     return "bf16" if any(getattr(torch.cpu, name, bool)() for name in instructions) else "no"
@@ -91,15 +109,22 @@ def peak_memory_mib() -> float:
     """Peak resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.exists():
-        return next(int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line) / 2**10
+        return (
+            next(
+                int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line
+            )
+            / 2**10
+        )
     return psutil.Process().memory_info().rss / 2**20  # elsewhere, the memory now
 
 
-# ── Several processes ─────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Several processes ─────────────────────────────────────────────────────────────────────────────
 
 
 def by_main_process(decide: Callable[[], T]) -> T:
-    """Call ``decide`` in the main process; all processes return its result, or raise its error. Collective."""
+    """Call ``decide`` in the main process; all processes return its result, or raise its error.
+    Collective.
+    """
     outcome: list = [None, None]  # the result, and the error
     if PartialState().is_main_process:
         try:
@@ -124,10 +149,11 @@ def check_links(folder: Path) -> None:
 
 @contextmanager
 def run_lock(run: Path, name: str = LOCK) -> Iterator[None]:
-    """Inside, no other process is inside for the same ``run``, a folder that is made if need be, and the same ``name``.
+    """Inside, no other process is inside for the same ``run``, a folder that is made if need be,
+    and the same ``name``.
 
-    The lock is released however the process ends; workers that it forks do not hold it. On a file system without locks
-    no process is kept out.
+    The lock is released however the process ends; workers that it forks do not hold it. On a file
+    system without locks no process is kept out.
 
     Raises:
         ValueError: another process is inside.
@@ -139,25 +165,27 @@ def run_lock(run: Path, name: str = LOCK) -> Iterator[None]:
         try:
             held.enter_context(FileLock(run / name, timeout=0, preserve_lock_file=True))
         except Timeout:
-            raise ValueError(f"another process is at work in {run}: wait for it, or end it first") from None
+            raise ValueError(
+                f"another process is at work in {run}: wait for it, or end it first"
+            ) from None
         except OSError as error:
             if error.errno not in NO_LOCKS:
                 raise
         yield
 
 
-# ── Signals ───────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Signals ───────────────────────────────────────────────────────────────────────────────────────
 
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
 
-    A signal that is ignored stays ignored: a shell script starts ``indm train … &`` with SIGINT ignored, so that the
-    Ctrl-C that ends the script does not end the training. SIGTERM does.
+    A signal that is ignored stays ignored: a shell script starts ``indm train … &`` with SIGINT
+    ignored, so that the Ctrl-C that ends the script does not end the training. SIGTERM does.
 
-    torchrun passes on a signal that the terminal has sent to its processes already, so there the second does nothing:
-    they end with the second signal to the launcher.
+    torchrun passes on a signal that the terminal has sent to its processes already, so there the
+    second does nothing: they end with the second signal to the launcher.
     """
     import torch.distributed  # takes seconds to load
 
@@ -166,14 +194,17 @@ def interruptible() -> Iterator[threading.Event]:
         yield event
         return
     handlers = {number: signal.getsignal(number) for number in ENDING}
-    before = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
+    before = {
+        number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN
+    }
     launched = torch.distributed.is_torchelastic_launched()
 
     def stop(number, frame) -> None:
         event.set()
         if not launched:
             for each in before:
-                signal.signal(each, lambda number, frame: os._exit(128 + number))  # without any clean-up
+                # without any clean-up
+                signal.signal(each, lambda number, frame: os._exit(128 + number))
 
     for number in before:
         signal.signal(number, stop)

@@ -1,4 +1,6 @@
-"""The run folder: what may be written into it, and what is read from it: its recipe, its model, its log, its data."""
+"""The run folder: what may be written into it, and what is read from it: its recipe, its model, its
+log, its data.
+"""
 
 import os
 import shutil
@@ -21,7 +23,8 @@ from indm.workbench.runs.devices import LOCK, by_main_process, check_links, devi
 RECIPE = "recipe.toml"  # resolved
 CONVERSION = "conversion.json"  # record of a converted run: its sources and the assumptions
 FETCHED = [RECIPE, DESCRIPTION, WEIGHTS]  # files fetched of another person's run
-# What may differ between a run and its continuation: how long it is, how it is watched, on which processors;
+# What may differ between a run and its continuation: how long it is, how it is watched, on which
+# processors;
 FREE_ON_RESUME = {
     f"train.{key}"
     for key in (
@@ -29,7 +32,8 @@ FREE_ON_RESUME = {
         "keep_last", "max_skipped_steps",
     )
 }  # fmt: skip
-RATES = {f"train.{key}" for key in ("lr", "flow_lr", "dequantization_lr", "clip")}  # and what a diverging run lowers
+# and what a diverging run lowers
+RATES = {f"train.{key}" for key in ("lr", "flow_lr", "dequantization_lr", "clip")}
 
 
 def is_run(folder: Path) -> bool:
@@ -38,7 +42,8 @@ def is_run(folder: Path) -> bool:
 
 
 def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
-    """A new run needs an empty folder, a resumed one the recipe it started with; data that were moved are the same.
+    """A new run needs an empty folder, a resumed one the recipe it started with; data that were
+    moved are the same.
 
     Raises:
         ValueError: the folder is not empty, or holds a run of another recipe.
@@ -47,13 +52,17 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     if not resume:
         return check_empty(run)
     if not is_run(run):
-        raise FileNotFoundError(f"resume must be false: {run} holds no run to resume (no {RECIPE} in it)")
+        raise FileNotFoundError(
+            f"resume must be false: {run} holds no run to resume (no {RECIPE} in it)"
+        )
     before = recipe_of(run)
     free = FREE_ON_RESUME | RATES | recipes.missing_paths(before)
     others = set(recipes.differing_keys(before, recipes.absolute(recipe))) - free
     differing = sorted(key for key in others if not key.startswith(("evaluate.", "sample.")))
     if differing:
-        raise ValueError(f"out must be a new folder: {run} is of another recipe, it differs in {', '.join(differing)}")
+        raise ValueError(
+            f"out must be a new folder: {run} is of another recipe, it differs in {', '.join(differing)}"
+        )
 
 
 @contextmanager
@@ -77,12 +86,16 @@ def check_empty(folder: Path, cure: str = "with resume it is continued") -> None
     """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
     check_links(folder)
     debris = (atomic.HALF_WRITTEN, LOCK)
-    if folder.exists() and (not folder.is_dir() or any(not any(map(p.match, debris)) for p in folder.iterdir())):
+    if folder.exists() and (
+        not folder.is_dir() or any(not any(map(p.match, debris)) for p in folder.iterdir())
+    ):
         raise ValueError(f"out must be a new folder: {folder} exists and is not empty; {cure}")
 
 
 def finished(run: Path, recipe: Recipe) -> dict | None:
-    """The summary of a run that has spent the budget of ``recipe``; None where it has not, or none can be read."""
+    """The summary of a run that has spent the budget of ``recipe``; None where it has not, or none
+    can be read.
+    """
     budget = recipe.train
     try:
         summary = untrusted.json_object(run / "summary.json")
@@ -93,7 +106,8 @@ def finished(run: Path, recipe: Recipe) -> dict | None:
 
 
 def end_of(run: Path) -> dict:
-    """Summary of a finished run: ``steps``, ``seconds``, …; for a converted checkpoint, ``steps`` alone.
+    """Summary of a finished run: ``steps``, ``seconds``, …; for a converted checkpoint, ``steps``
+    alone.
 
     Raises:
         ValueError: it was killed and has not been resumed.
@@ -111,14 +125,19 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
     """See, before anything is computed, that the result can be written.
 
     Raises:
-        ValueError: ``folder`` is to be made and has the name of a file, or it holds a file of these names already, and
-            it may not be written over.
+        ValueError: ``folder`` is to be made and has the name of a file, or it holds a file of these
+            names already, and it may not be written over.
         NotADirectoryError: it is a file, or would be in one.
         FileNotFoundError: it is, or would be in, a link to what does not exist.
         PermissionError: nothing can be written into ``folder``, or where it would be made.
     """
-    if folder.suffix.lower() in (".png", ".npz", ".npy", ".csv", ".json", ".html") and not folder.exists():
-        raise ValueError(f"out must be a folder, got {folder}, the name of a file; results have names of their own")
+    if (
+        folder.suffix.lower() in (".png", ".npz", ".npy", ".csv", ".json", ".html")
+        and not folder.exists()
+    ):
+        raise ValueError(
+            f"out must be a folder, got {folder}, the name of a file; results have names of their own"
+        )
     check_links(folder)
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
@@ -127,7 +146,9 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
     if not nearest.is_dir():
         raise NotADirectoryError(f"nothing can be written into {nearest}: it is not a folder")
     if not os.access(nearest, os.W_OK):
-        raise PermissionError(f"nothing can be written into {nearest}: it is read-only, or only others may")
+        raise PermissionError(
+            f"nothing can be written into {nearest}: it is read-only, or only others may"
+        )
 
 
 def open_model(folder: Path) -> INDM:
@@ -135,15 +156,19 @@ def open_model(folder: Path) -> INDM:
     return INDM.load(folder, device=device())
 
 
-def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None) -> INDM:
-    """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation mode.
+def from_pretrained(
+    name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None
+) -> INDM:
+    """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation
+    mode.
 
-    It is read as :meth:`indm.INDM.load` reads a stranger's: code outside this package only inside :func:`indm.trust`.
-    It is fetched once by ``huggingface_hub.snapshot_download``, and then taken from that library's cache.
+    It is read as :meth:`indm.INDM.load` reads a stranger's: code outside this package only inside
+    :func:`indm.trust`. It is fetched once by ``huggingface_hub.snapshot_download``, and then taken
+    from that library's cache.
 
     Args:
-        name_or_folder: user/name; a folder that :meth:`indm.INDM.save` or a training wrote; or the name of a model that
-            comes with this package, such as "digits-pretrained".
+        name_or_folder: user/name; a folder that :meth:`indm.INDM.save` or a training wrote; or the
+            name of a model that comes with this package, such as "digits-pretrained".
         device: where to put it.
         revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
 
@@ -163,8 +188,12 @@ def from_pretrained(name_or_folder: str | Path, device: str = "cpu", *, revision
         here = hub.shipped(name)
         if here is None and not hub.is_name(name):
             known = ", ".join(hub.shipped_names())
-            raise ValueError(f"name_or_folder must be a folder, user/name of the hub, or {known}, got {name!r}")
-        folder = here or Path(snapshot_download(name, revision=revision, allow_patterns=[DESCRIPTION, WEIGHTS]))
+            raise ValueError(
+                f"name_or_folder must be a folder, user/name of the hub, or {known}, got {name!r}"
+            )
+        folder = here or Path(
+            snapshot_download(name, revision=revision, allow_patterns=[DESCRIPTION, WEIGHTS])
+        )
     return INDM.load(folder, device)
 
 
@@ -179,7 +208,8 @@ def recipe_of(run: Path) -> Recipe:
 
     Raises:
         FileNotFoundError: ``run`` is not a run folder.
-        ValueError: a folder in it is a link, through which files outside would be written over and removed.
+        ValueError: a folder in it is a link, through which files outside would be written over and
+            removed.
     """
     if not run.is_dir():
         runs = [path.parent.as_posix() for path in sorted(Path("runs").glob("*/recipe.toml"))]
@@ -191,16 +221,21 @@ def recipe_of(run: Path) -> Recipe:
 
 
 def check_no_links(folder: Path) -> None:
-    """ValueError where ``folder`` holds a link to a folder, through which files outside would be changed."""
+    """ValueError where ``folder`` holds a link to a folder, through which files outside would be
+    changed.
+    """
     linked = next((path for path in folder.iterdir() if path.is_symlink() and path.is_dir()), None)
     if linked is not None:
-        raise ValueError(f"{linked} is a link to a folder outside: move that folder itself to its place, or remove it")
+        raise ValueError(
+            f"{linked} is a link to a folder outside: move that folder itself to its place, or remove it"
+        )
 
 
 def run_folder(source: Path) -> Path:
     """``source``, or the local folder of the run of that name, downloaded if missing.
 
-    A model user/name of the hub goes to runs/user--name, a model that comes with this package to runs/NAME.
+    A model user/name of the hub goes to runs/user--name, a model that comes with this package to
+    runs/NAME.
 
     Raises:
         OSError: the hub has none of that name, or cannot be reached.
@@ -229,7 +264,9 @@ def run_folder(source: Path) -> Path:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl`` that say their step, so without one that was cut off while it was written."""
+    """The lines of ``metrics.jsonl`` that say their step, so without one that was cut off while it
+    was written.
+    """
     path = run / "metrics.jsonl"
     lines = untrusted.json_lines(path) if path.exists() else []
     return [line for line in lines if isinstance(line.get("step"), int)]
@@ -246,7 +283,9 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
     own = recipe_of(run).data.table()
     table = own if table in (None, own) else fitted_to(model, table)
     try:
-        data = load_data(**(table if table != own and table.get("download") else without_download(table)))
+        data = load_data(
+            **(table if table != own and table.get("download") else without_download(table))
+        )
     except ValueError as error:
         if table == own and recipes.missing_paths({"data": own}):
             raise ValueError(f"{error}; give data.path, where they are now") from error
@@ -254,13 +293,16 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
     try:
         check_kind(data, model, "the model has")
     except ValueError as error:
-        raise ValueError(f"{error} of {table['name']!r}; give other data, such as 'folder' with its path") from error
+        raise ValueError(
+            f"{error} of {table['name']!r}; give other data, such as 'folder' with its path"
+        ) from error
     return data
 
 
 def fitted_to(model: Any, table: dict) -> dict:
-    """A ``[data]`` table with the size, channels and grey levels of the ``model`` where the data set has such options
-    and the table does not say."""
+    """A ``[data]`` table with the size, channels and grey levels of the ``model`` where the data
+    set has such options and the table does not say.
+    """
     kind: dict[str, Any] = {}
     if len(model.shape) == 3:
         channels, height, width = model.shape

@@ -22,11 +22,13 @@ from indm.workbench.runs.devices import device
 RECORD = "versions.json"  # file in the run folder
 
 
-def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device | None = None) -> dict:
+def provenance(
+    seed: int | None, weights: Mapping[str, str], where: torch.device | None = None
+) -> dict:
     """Facts that a result depends on beside its options; they are part of every file of numbers.
 
-    The ``seed`` is None where nothing is random; ``weights`` are the :func:`weights_hash` of each run that it was made
-    from.
+    The ``seed`` is None where nothing is random; ``weights`` are the :func:`weights_hash` of each
+    run that it was made from.
     """
     where = torch.device(device()) if where is None else where
     return {
@@ -42,14 +44,19 @@ def provenance(seed: int | None, weights: Mapping[str, str], where: torch.device
     }
 
 
-def describe_run(run: Path, recipe: Recipe, device: torch.device, notes: list[str], more: dict | None = None) -> None:
-    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came from, and ``more``,
-    such as their :func:`split_record`.
+def describe_run(
+    run: Path, recipe: Recipe, device: torch.device, notes: list[str], more: dict | None = None
+) -> None:
+    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came
+    from, and ``more``, such as their :func:`split_record`.
 
-    The recipe gets absolute paths of its data. For a resumed run that is the provenance of its last part; its key
-    ``before`` has the provenance of the earlier parts.
+    The recipe gets absolute paths of its data. For a resumed run that is the provenance of its last
+    part; its key ``before`` has the provenance of the earlier parts.
     """
-    text, made_by = recipes.to_toml(recipes.absolute(recipe)), provenance(recipe.train.seed, {}, device)
+    text, made_by = (
+        recipes.to_toml(recipes.absolute(recipe)),
+        provenance(recipe.train.seed, {}, device),
+    )
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
     before = parts_of_record(run)
@@ -58,18 +65,29 @@ def describe_run(run: Path, recipe: Recipe, device: torch.device, notes: list[st
 
 
 def last_part(run: Path) -> dict:
-    """The provenance of the last part of a run: ``device``, ``threads``, …; {} where nothing says it."""
+    """The provenance of the last part of a run: ``device``, ``threads``, …; {} where nothing says
+    it.
+    """
     return (parts_of_record(run) or [{}])[-1]
 
 
 def split_record(data: Data) -> dict:
-    """The fingerprint and size of ``data``, which show later whether examples may have changed their split."""
-    return {"data_sha256": data.fingerprint, "data_examples": sum(map(len, (data.train, data.valid, data.test)))}
+    """The fingerprint and size of ``data``, which show later whether examples may have changed
+    their split.
+    """
+    return {
+        "data_sha256": data.fingerprint,
+        "data_examples": sum(map(len, (data.train, data.valid, data.test))),
+    }
 
 
 def trained_on_others(run: Path, data: Data) -> list[dict]:
     """The provenance of the parts of ``run`` that were trained on other data than ``data``."""
-    return [p for p in parts_of_record(run) if p.get("data_sha256", data.fingerprint) != data.fingerprint]
+    return [
+        p
+        for p in parts_of_record(run)
+        if p.get("data_sha256", data.fingerprint) != data.fingerprint
+    ]
 
 
 def warn_of_other_splits(run: Path, data: Data) -> bool:
@@ -86,7 +104,9 @@ def warn_of_other_splits(run: Path, data: Data) -> bool:
 
 
 def parts_of_record(run: Path) -> list[dict]:
-    """The provenance of each part of a run, from ``versions.json``; none where that is missing or damaged."""
+    """The provenance of each part of a run, from ``versions.json``; none where that is missing or
+    damaged.
+    """
     try:
         last = untrusted.json_object(run / RECORD)
         return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
@@ -103,14 +123,20 @@ def weights_hash(run: Path) -> str:
 
 
 def git_state() -> str | None:
-    """Commit of the checkout that this source lies in, with ``+`` where tracked files differ; None outside of one."""
+    """Commit of the checkout that this source lies in, with ``+`` where tracked files differ; None
+    outside of one.
+    """
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        return subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None

@@ -1,7 +1,8 @@
-"""Training states on disk: damage is recognised, the newest intact state is used, and old ones are removed.
+"""Training states on disk: damage is recognised, the newest intact state is used, and old ones are
+removed.
 
-``checkpoints/STEP.pt`` are the last few states. A state is a zip archive; the CRC-32 of every member is compared before
-it is used.
+``checkpoints/STEP.pt`` are the last few states. A state is a zip archive; the CRC-32 of every
+member is compared before it is used.
 """
 
 import warnings
@@ -38,23 +39,32 @@ def write(run: Path, state: dict, keep: int) -> None:
 
 
 def newest(run: Path) -> tuple[Path, dict]:
-    """The newest intact state in ``run``, and its file; damaged ones that are newer are set aside as ``….damaged``.
+    """The newest intact state in ``run``, and its file; damaged ones that are newer are set aside
+    as ``….damaged``.
 
     Raises:
         FileNotFoundError: there is none.
-        OSError, RuntimeError, MemoryError: one cannot be read now, which does not say that it is damaged.
+        OSError, RuntimeError, MemoryError: one cannot be read now, which does not say that it is
+            damaged.
     """
     for path in numbered(run):
         try:
             return path, read(path)
         except ValueError as error:
-            warnings.warn(f"{path} is damaged ({error}) and set aside; an older one takes its place", stacklevel=2)
+            warnings.warn(
+                f"{path} is damaged ({error}) and set aside; an older one takes its place",
+                stacklevel=2,
+            )
             path.replace(path.with_name(path.name + DAMAGED))
-    raise FileNotFoundError(f"resume must be false: {run} holds no intact checkpoint; move it away and start anew")
+    raise FileNotFoundError(
+        f"resume must be false: {run} holds no intact checkpoint; move it away and start anew"
+    )
 
 
 def read(path: Path) -> dict:
-    """The state in ``path``; ValueError where it is damaged, by its checksums, or is not the state of a run."""
+    """The state in ``path``; ValueError where it is damaged, by its checksums, or is not the state
+    of a run.
+    """
     check_plain(path)
     try:
         with zipfile.ZipFile(path) as archive:

@@ -1,7 +1,8 @@
 """Seconds of training steps, and budgets that cost the same.
 
-Wall-clock time also depends on other processes. So ``like`` gives a run steps, not seconds: a step of each run is
-measured in turns, in one process, and the new run makes as many steps as cost the same.
+Wall-clock time also depends on other processes. So ``like`` gives a run steps, not seconds: a step
+of each run is measured in turns, in one process, and the new run makes as many steps as cost the
+same.
 """
 
 import contextlib
@@ -49,12 +50,14 @@ def interleaved_seconds(
     steps: int | None = None,
     progress: bool = True,
 ) -> dict[Any, list[float]]:
-    """Seconds of a training step of each trainer by round, measured in turns, in this process. Collective.
+    """Seconds of a training step of each trainer by round, measured in turns, in this process.
+    Collective.
 
-    Each round has whole cycles of steps with and without the flow of each trainer: at least ``steps``, by default as
-    many as take :data:`TURN`. Before the first round each trainer makes two cycles, to prepare kernels and memory.
-    Where a run begins with one part alone (``train.first``; the whole of that fraction), its step is the mean
-    over the run. The trainers are trained on.
+    Each round has whole cycles of steps with and without the flow of each trainer: at least
+    ``steps``, by default as many as take :data:`TURN`. Before the first round each trainer makes
+    two cycles, to prepare kernels and memory. Where a run begins with one part alone
+    (``train.first``; the whole of that fraction), its step is the mean over the run. The trainers
+    are trained on.
     """
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
 
@@ -76,7 +79,9 @@ def interleaved_seconds(
     def cycles_of(name: Any) -> int:
         seconds = [seconds_of(name, 1) for _ in range(2)][-1]
         cycle = trainers[name].options.flow_update_every
-        return by_main_process(lambda: max(1, math.ceil(steps / cycle) if steps else round(TURN / seconds / cycle)))
+        return by_main_process(
+            lambda: max(1, math.ceil(steps / cycle) if steps else round(TURN / seconds / cycle))
+        )
 
     cycles = {name: cycles_of(name) for name in trainers}
     shown = tqdm(range(rounds), desc="cost of a step", disable=not progress)
@@ -85,7 +90,9 @@ def interleaved_seconds(
 
 
 def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -> Trainer:
-    """A trainer at the beginning of a run without end by that recipe; ``parts`` are what Python gave in its place."""
+    """A trainer at the beginning of a run without end by that recipe; ``parts`` are what Python
+    gave in its place.
+    """
     recipe = replace(recipe, train=replace(recipe.train, steps=10**9, seconds=math.inf))
     accelerator = make_accelerator(recipe.train)
     return trainer(recipe, accelerator=accelerator, **(parts or parts_of(recipe, accelerator)))
@@ -98,9 +105,14 @@ def threads_for(run: Path) -> int:
 
 
 def have_equal_steps(recipe: Recipe, other: Recipe) -> bool:
-    """Whether a step of both costs the same, as they differ in the seed, the budget or how a run is watched alone."""
+    """Whether a step of both costs the same, as they differ in the seed, the budget or how a run is
+    watched alone.
+    """
     differing = recipes.differing_keys(other, recipes.absolute(recipe))
-    return all(key in {"train.seed", *FREE_ON_RESUME} or key.startswith(("evaluate.", "sample.")) for key in differing)
+    return all(
+        key in {"train.seed", *FREE_ON_RESUME} or key.startswith(("evaluate.", "sample."))
+        for key in differing
+    )
 
 
 def budget_like(
@@ -114,10 +126,12 @@ def budget_like(
     trainer: type[Trainer] = Trainer,
     progress: bool = True,
 ) -> tuple[Recipe, str]:
-    """The full ``recipe`` of the run ``out`` with as many steps as cost what ``like`` has spent, on as many threads.
+    """The full ``recipe`` of the run ``out`` with as many steps as cost what ``like`` has spent, on
+    as many threads.
 
-    A step of both is measured, unless the recipes say that it costs the same. What slows a whole round down leaves the
-    ratios of that round as they are, and their median counts. Also returns a sentence that says so. Collective.
+    A step of both is measured, unless the recipes say that it costs the same. What slows a whole
+    round down leaves the ratios of that round as they are, and their median counts. Also returns a
+    sentence that says so. Collective.
 
     Raises:
         ValueError: ``like`` has not come to an end.
@@ -127,13 +141,17 @@ def budget_like(
     threads = {"like": threads_for(like), "out": whole.train.threads or threads_for(like)}
     ratio = 1.0
     if not have_equal_steps(whole, other):
-        kept = other | {table: without_download(other[table]) for table in recipes.DATA_TABLES if table in other}
+        kept = other | {
+            table: without_download(other[table]) for table in recipes.DATA_TABLES if table in other
+        }
         accelerator = make_accelerator(whole.train)
         parts = parts_of(whole, accelerator, copy.deepcopy(model), data, objective)
         with torch.random.fork_rng(devices=[]):
             trainers = {"like": trainer_of(kept), "out": trainer_of(whole, trainer, **parts)}
             seconds = interleaved_seconds(trainers, threads, rounds=TIMED_ROUNDS, progress=progress)
-        ratio = statistics.median(a / b for a, b in zip(seconds["out"], seconds["like"], strict=True))
+        ratio = statistics.median(
+            a / b for a, b in zip(seconds["out"], seconds["like"], strict=True)
+        )
     budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads["out"]}
     note = f"{budget['steps']:,} steps, which cost the {steps:,} of {like}: a step costs {ratio:.3g} of one there"
     return replace(whole, train=replace(whole.train, **budget)), note

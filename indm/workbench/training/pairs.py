@@ -39,17 +39,25 @@ def sides_of(recipe: AnyTables) -> dict[str, Tables]:
         ValueError: there is no second data set.
     """
     if "data_b" not in recipe:
-        raise ValueError("[data_b] is missing: the recipe of a pair needs a second data set, such as data_b digits")
-    options = {key: value for key, value in recipe.get("train", {}).items() if key not in OF_BRIDGES}
-    shared = {table: dict(content) for table, content in recipe.items() if table != "data_b"} | {"train": options}
+        raise ValueError(
+            "[data_b] is missing: the recipe of a pair needs a second data set, such as data_b digits"
+        )
+    options = {
+        key: value for key, value in recipe.get("train", {}).items() if key not in OF_BRIDGES
+    }
+    shared = {table: dict(content) for table, content in recipe.items() if table != "data_b"} | {
+        "train": options
+    }
     return {"a": shared, "b": shared | {"data": dict(recipe["data_b"])}}
 
 
 def as_one(recipe: AnyTables) -> Tables:
-    """The recipe of one model of both data sets, which is told which of them an image is of, as a class.
+    """The recipe of one model of both data sets, which is told which of them an image is of, as a
+    class.
 
     Raises:
-        ValueError: there is no second data set, or it is neither another folder nor another label of the first.
+        ValueError: there is no second data set, or it is neither another folder nor another label
+            of the first.
     """
     shared = sides_of(recipe)["a"]
     a, b = shared["data"], recipe["data_b"]
@@ -70,7 +78,8 @@ def as_one(recipe: AnyTables) -> Tables:
 
 
 def as_bridge(recipe: AnyTables) -> Tables:
-    """The recipe of one diffusion from A to B: with the tables of ``[bridge]``, where ``recipe`` has some.
+    """The recipe of one diffusion from A to B: with the tables of ``[bridge]``, where ``recipe``
+    has some.
 
     A table that names a part replaces that part; the keys of other tables replace the recipe's.
     """
@@ -80,16 +89,21 @@ def as_bridge(recipe: AnyTables) -> Tables:
     return whole
 
 
-def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: bool = True) -> dict[str, dict]:
-    """Train a model of ``recipe``'s ``[data]`` in ``out/a``, then one of its ``[data_b]`` in ``out/b``.
+def train_pair(
+    recipe: AnyTables, out: Path, *, resume: bool = False, progress: bool = True
+) -> dict[str, dict]:
+    """Train a model of ``recipe``'s ``[data]`` in ``out/a``, then one of its ``[data_b]`` in
+    ``out/b``.
 
-    Each has the whole budget of ``[train]``. With ``resume``, a finished side stays, and an interrupted one continues.
+    Each has the whole budget of ``[train]``. With ``resume``, a finished side stays, and an
+    interrupted one continues.
 
     Returns:
         The summaries by side; where a signal came in the first there is no second.
 
     Raises:
-        ValueError: as :func:`indm.workbench.training.loop.train`; data sets that are not of one kind.
+        ValueError: as :func:`indm.workbench.training.loop.train`; data sets that are not of one
+            kind.
     """
     processes = PartialState(cpu=on_cpu())
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
@@ -111,7 +125,9 @@ def train_pair(recipe: AnyTables, out: Path, *, resume: bool = False, progress: 
 
 
 def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
-    """The sides of the pair in ``out`` that have a run; none without ``resume``, which needs an empty folder."""
+    """The sides of the pair in ``out`` that have a run; none without ``resume``, which needs an
+    empty folder.
+    """
     if not resume:
         check_empty(out)
         return []

@@ -1,4 +1,6 @@
-"""The parts of a training: from what a caller of ``indm.train`` names or makes, through checks, to data and model."""
+"""The parts of a training: from what a caller of ``indm.train`` names or makes, through checks, to
+data and model.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -38,20 +40,25 @@ def make_recipe(
     data: Any = None,
     objective: Any = None,
 ) -> Recipe:
-    """The recipe of a training, in which model, data and objective from Python replace the tables of ``source``.
+    """The recipe of a training, in which model, data and objective from Python replace the tables
+    of ``source``.
 
     Raises:
         ValueError: a mistake in the recipe, or a part that a file cannot describe.
     """
     source = recipes.load(source) if isinstance(source, str | Path) else source
-    tables: dict[str, Any] = {"train": asdict(source)} if isinstance(source, TrainOptions) else dict(source)
+    tables: dict[str, Any] = (
+        {"train": asdict(source)} if isinstance(source, TrainOptions) else dict(source)
+    )
     if data is not None:
         tables["data"] = table_of_data(data)
     if model is not None:
         described = model.description() if is_whole(model) else {"net": describe(model, "net")}
         tables |= _without_none(described)
     if objective is not None:
-        name = objective if isinstance(objective, str) else name_of_objective(objective_of(objective))
+        name = (
+            objective if isinstance(objective, str) else name_of_objective(objective_of(objective))
+        )
         tables["train"] = {**tables.get("train", {}), "objective": name}
     return recipes.resolve(tables)
 
@@ -62,13 +69,17 @@ def is_whole(model: nn.Module) -> bool:
 
 
 def table_of_data(data: Any) -> dict[str, Any]:
-    """``[data]`` for data from Python: the class of a data set that describes itself, else the name "given".
+    """``[data]`` for data from Python: the class of a data set that describes itself, else the name
+    "given".
 
-    A data set describes itself if each argument of its class is a number, a string or None that it keeps as an
-    attribute of the same name.
+    A data set describes itself if each argument of its class is a number, a string or None that it
+    keeps as an attribute of the same name.
     """
     kind = type(data)
-    if not isinstance(data, Dataset) or inspect.signature(kind).parameters.keys() != arguments_of(kind).keys():
+    if (
+        not isinstance(data, Dataset)
+        or inspect.signature(kind).parameters.keys() != arguments_of(kind).keys()
+    ):
         return {"name": names.GIVEN}
     values = {key: getattr(data, key, data) for key in arguments_of(kind)}
     if not all(isinstance(value, bool | int | float | str | None) for value in values.values()):
@@ -87,12 +98,20 @@ def name_of_objective(objective: Objective) -> str:
             return names.name_of("objective", loss)
         except ValueError:
             return names.GIVEN
-    found = [name for name, value in inspect.getmembers(inspect.getmodule(loss)) if value is objective]
-    return f"{loss.__module__}:{found[0]}" if found and loss.__module__ != "__main__" else names.GIVEN
+    found = [
+        name for name, value in inspect.getmembers(inspect.getmodule(loss)) if value is objective
+    ]
+    return (
+        f"{loss.__module__}:{found[0]}" if found and loss.__module__ != "__main__" else names.GIVEN
+    )
 
 
 def parts_of(
-    recipe: Recipe, accelerator: Accelerator, model: nn.Module | None = None, data: Any = None, objective: Any = None
+    recipe: Recipe,
+    accelerator: Accelerator,
+    model: nn.Module | None = None,
+    data: Any = None,
+    objective: Any = None,
 ) -> dict[str, Any]:
     """The ``data``, ``model`` and ``objective`` of a trainer; None is the recipe's."""
     with accelerator.main_process_first():
@@ -104,12 +123,15 @@ def parts_of(
     return {
         "data": data,
         "model": None if model is None else whole_model(model, recipe, data),
-        "objective": None if objective is None else objective_of(names.find("objective", objective)),
+        "objective": None
+        if objective is None
+        else objective_of(names.find("objective", objective)),
     }
 
 
 def with_condition(recipe: Recipe, data: Data) -> Recipe:
-    """``recipe`` with the arguments of its ``[condition]`` that the data decide, such as labels of classes.
+    """``recipe`` with the arguments of its ``[condition]`` that the data decide, such as labels of
+    classes.
 
     Raises:
         ValueError: the data have no condition, or another kind of one.
@@ -118,14 +140,17 @@ def with_condition(recipe: Recipe, data: Data) -> Recipe:
         return recipe
     kind = names.find("condition", recipe.condition.name)
     decided = kind.of_data(data.c("train", kind.is_class), data.classes)
-    return replace(recipe, condition=Part(recipe.condition.name, {**decided, **recipe.condition.options}))
+    return replace(
+        recipe, condition=Part(recipe.condition.name, {**decided, **recipe.condition.options})
+    )
 
 
 def whole_model(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
     """A model from Python as a whole one that fits ``data``.
 
-    A network gets the flow and the SDE of ``recipe``. An INDM without a shape gets the data's shape. One without
-    a scaling, whose scaling so far is for data in model units, gets the data's scaling.
+    A network gets the flow and the SDE of ``recipe``. An INDM without a shape gets the data's
+    shape. One without a scaling, whose scaling so far is for data in model units, gets the data's
+    scaling.
 
     Raises:
         ValueError: the model is one of other events, or of other grey levels.
@@ -135,7 +160,9 @@ def whole_model(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
         torch.manual_seed(recipe.train.seed)
         flow, sde = (cast(Any, build(recipe[kind], kind, shape)) for kind in ("flow", "sde"))
         noise = build_dequantization(recipe, shape, data.scaling)
-        condition = build(recipe["condition"], "condition", shape) if "condition" in recipe else None
+        condition = (
+            build(recipe["condition"], "condition", shape) if "condition" in recipe else None
+        )
         return INDM(flow, score_for(model)(model, sde), data.scaling, shape, noise, condition)
     if isinstance(model, INDM) and (not model.has_shape or model.scaling.is_identity()):
         scaling = data.scaling if model.scaling.is_identity() else model.scaling
@@ -153,7 +180,7 @@ def _without_none(value: Any) -> Any:
     return [_without_none(part) for part in value] if isinstance(value, list) else value
 
 
-# ── Checks ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Checks ────────────────────────────────────────────────────────────────────────────────────────
 
 
 def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -> None:
@@ -164,25 +191,40 @@ def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -
     """
     sizes = {name: count_parameters(part) for name, part in model.trained_parts.items()}
     if not sum(sizes.values()):
-        raise ValueError("flow.name and net.name must leave something to train, got parts without parameters")
-    cures = {"flow": 'take a flow.name such as "coupling"', "score": 'train.objective "flow" trains a flow alone'}
+        raise ValueError(
+            "flow.name and net.name must leave something to train, got parts without parameters"
+        )
+    cures = {
+        "flow": 'take a flow.name such as "coupling"',
+        "score": 'train.objective "flow" trains a flow alone',
+    }
     for first, part in (("score", "score"), ("flow", "flow"), ("flow", "score")):
         fits = options.first != first or sizes[part] > 0
-        require(fits, "train.first", options.first, f'"both" where the {part} has nothing to train', cures[part])
+        require(
+            fits,
+            "train.first",
+            options.first,
+            f'"both" where the {part} has nothing to train',
+            cures[part],
+        )
     name, cure = f'train.objective "{options.objective}"', '"mle" and "fid" train flow and score'
     for part, is_trained, needed in (
         ("score", objective.trains_score, 'net.name "zero"'),
         ("flow", objective.trains_flow, 'a flow.name without parameters, such as "identity"'),
     ):
         if not is_trained and sizes[part]:
-            raise ValueError(f"{name} needs {needed}, got {sizes[part]} parameters that it would not train; {cure}")
+            raise ValueError(
+                f"{name} needs {needed}, got {sizes[part]} parameters that it would not train; {cure}"
+            )
     fits = not options.soft_truncation or (objective.truncates and objective.takes("eps"))
     wanted = f"0 with {name}, which is not an objective at every truncation"
     require(fits, "train.soft_truncation", options.soft_truncation, wanted)
 
 
 def check_condition(condition: Condition, data: Data) -> None:
-    """ValueError where data have no conditions of this kind in one of their splits, or cannot be flipped with them."""
+    """ValueError where data have no conditions of this kind in one of their splits, or cannot be
+    flipped with them.
+    """
     for split in SPLITS:
         data.rows(condition, split)
     wanted = "false for a condition of images, which would not be flipped with x"
@@ -191,7 +233,9 @@ def check_condition(condition: Condition, data: Data) -> None:
 
 @torch.no_grad()
 def check_start(model: Any, x: Tensor) -> None:
-    """ValueError where a model, tried at ``x`` in model units, is more than its flow before its network is trained."""
+    """ValueError where a model, tried at ``x`` in model units, is more than its flow before its
+    network is trained.
+    """
     name = f"net {type(model.score.backbone).__name__}"
     if base_of(model.score) is None:
         raise ValueError(
@@ -202,12 +246,18 @@ def check_start(model: Any, x: Tensor) -> None:
         added = noise_parts(model.score, z, z.new_ones(len(z)))[1].abs().max().item()
     hint = "set the weights and biases of its last layer to 0"
     require(
-        added < LARGEST_ZERO, f"the output of {name}", added, '0 at the start of a run with train.first "flow"', hint
+        added < LARGEST_ZERO,
+        f"the output of {name}",
+        added,
+        '0 at the start of a run with train.first "flow"',
+        hint,
     )
 
 
 def check_shapes(model: nn.Module, x: Tensor) -> None:
-    """ValueError where flow or network, tried on a batch ``x`` in model units, return anything of another shape."""
+    """ValueError where flow or network, tried on a batch ``x`` in model units, return anything of
+    another shape.
+    """
     net, flow = model.score.backbone, model.flow
     with evaluation_mode(model):
         level = torch.zeros(len(x), dtype=x.dtype, device=x.device)
@@ -223,7 +273,9 @@ def check_shapes(model: nn.Module, x: Tensor) -> None:
 
 def _check_shape(what: str, result: Any, wanted: tuple[int, ...]) -> None:
     if not isinstance(result, Tensor) or tuple(result.shape) != wanted:
-        got = f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        got = (
+            f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+        )
         raise ValueError(f"{what} must have shape {wanted} for a batch of {wanted[0]}, got {got}")
 
 
@@ -233,19 +285,29 @@ def _called(kind: str, part: nn.Module, *inputs: Tensor, **options: Any) -> Any:
     except (RuntimeError, IndexError, TypeError) as error:
         shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
         name = f"{kind} {type(part).__name__}"
-        raise ValueError(f"{name} cannot be called with inputs of shape {shapes}: {error}") from error
+        raise ValueError(
+            f"{name} cannot be called with inputs of shape {shapes}: {error}"
+        ) from error
 
 
-def check_loss(objective: Objective, model: nn.Module, x: Tensor, step_arguments: dict[str, Any]) -> None:
-    """ValueError where the loss of a batch ``x`` is not a scalar with a gradient and a dict of scalars."""
+def check_loss(
+    objective: Objective, model: nn.Module, x: Tensor, step_arguments: dict[str, Any]
+) -> None:
+    """ValueError where the loss of a batch ``x`` is not a scalar with a gradient and a dict of
+    scalars.
+    """
     with evaluation_mode(model, gradients=True):
         result = objective.loss(model, x, **step_arguments)
     fits = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
     scalars = [result[0], *result[1].values()] if fits else []
     name = getattr(objective.loss, "__qualname__", "the objective")
     if not fits or not all(isinstance(value, Tensor) and value.ndim == 0 for value in scalars):
-        raise ValueError(f"objective {name} must return a scalar loss and a dict of scalar terms, got {result!r:.200}")
-    if not result[0].requires_grad and any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError(
+            f"objective {name} must return a scalar loss and a dict of scalar terms, got {result!r:.200}"
+        )
+    if not result[0].requires_grad and any(
+        parameter.requires_grad for parameter in model.parameters()
+    ):
         got = "one that depends on no parameter of the model: detach its terms, not the loss"
         raise ValueError(f"objective {name} must return a loss with a gradient, got {got}")
 
@@ -256,17 +318,28 @@ def check_loss(objective: Objective, model: nn.Module, x: Tensor, step_arguments
 def penalties_of(
     options: TrainOptions, model: nn.Module, data: Data, second: Data | None, device: torch.device
 ) -> list[Penalty]:
-    """The mean −log density of x_T ~ h⁻¹#π at draws of the law that x_T shall have, nats; where it has a weight.
+    """The mean −log density of x_T ~ h⁻¹#π at draws of the law that x_T shall have, nats; where it
+    has a weight.
 
-    ``second`` are the data whose law x_T shall have; None stands for the Gaussian with the moments of ``data``.
+    ``second`` are the data whose law x_T shall have; None stands for the Gaussian with the moments
+    of ``data``.
     """
     if not options.terminal:
         return []
     law = with_noise(terminal_law(model, data, second, device), options.terminal_noise)
-    return [Penalty("terminal", options.terminal, lambda model, x: flow_nll(model, law(len(x))).mean(), in_nats=True)]
+    return [
+        Penalty(
+            "terminal",
+            options.terminal,
+            lambda model, x: flow_nll(model, law(len(x))).mean(),
+            in_nats=True,
+        )
+    ]
 
 
-def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torch.device) -> DrawLaw:
+def terminal_law(
+    model: nn.Module, data: Data, second: Data | None, device: torch.device
+) -> DrawLaw:
     """A function that draws examples of the law that x_T shall have, in model units."""
     if second is None:
         return normal_law(_without_gradient(model, stack(data.train, MOST_IN_MEMORY).to(device)))
@@ -282,7 +355,8 @@ def terminal_law(model: nn.Module, data: Data, second: Data | None, device: torc
 def with_noise(law: DrawLaw, deviation: float) -> DrawLaw:
     """``law`` of x + deviation · n, n ~ N(0, I): the noise augmentation of TarFlow.
 
-    Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models", https://arxiv.org/abs/2412.06329.
+    Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models",
+    https://arxiv.org/abs/2412.06329.
     """
     return (lambda n: noisy(law(n), deviation)) if deviation else law
 

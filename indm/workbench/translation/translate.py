@@ -28,18 +28,23 @@ IN_SHEET = 64  # results that the sheet shows, at most
 
 
 def translate_files(
-    runs: TranslationRuns, sources: Sequence[Path], out: Path, options: TranslationOptions, *, progress: bool = True
+    runs: TranslationRuns,
+    sources: Sequence[Path],
+    out: Path,
+    options: TranslationOptions,
+    *,
+    progress: bool = True,
 ) -> dict:
     """Translate the examples in ``sources`` (see :func:`find_items`) into ``out``.
 
-    Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers of their ``rows``:
-    one that failed is left out), ``sheet.png`` with sources and results, and ``translation.json``; on request the way
-    back as ``cycle/NAME.png``.
+    Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers
+    of their ``rows``: one that failed is left out), ``sheet.png`` with sources and results, and
+    ``translation.json``; on request the way back as ``cycle/NAME.png``.
 
     Returns:
-        The content of ``translation.json``: a row for each example (its distance from the source, and the errors that
-        were asked for), ``failed`` with the reason for each that could not be read or translated, times, evaluations,
-        options and models.
+        The content of ``translation.json``: a row for each example (its distance from the source,
+        and the errors that were asked for), ``failed`` with the reason for each that could not be
+        read or translated, times, evaluations, options and models.
 
     Raises:
         ValueError: bad options, nothing found, or a result that would be written over a source.
@@ -62,7 +67,10 @@ def translate_files(
                 bar.update(len(batch))
     finally:
         report = translation.finish() | {
-            "models": [str(folder) for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])],
+            "models": [
+                str(folder)
+                for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])
+            ],
             "levels": model.scaling.levels,
             "direction": runs.direction,
             **({} if runs.classes == (None, None) else {"classes": list(runs.classes)}),
@@ -77,8 +85,9 @@ def translate_files(
 class Translated:
     """One example translated, in data units.
 
-    ``errors`` are the largest differences between the way back and the start of the route: "cycle_error_max", before
-    rounding and before a bridge's noise is taken away, and "cycle_error_rounded".
+    ``errors`` are the largest differences between the way back and the start of the route:
+    "cycle_error_max", before rounding and before a bridge's noise is taken away, and
+    "cycle_error_rounded".
     """
 
     result: Num[Tensor, "*event"]  # the example as one of B
@@ -87,7 +96,9 @@ class Translated:
 
 
 class Translation:
-    """A translation under way: reads, translates and writes batches; arrays and the sheet are written at the end."""
+    """A translation under way: reads, translates and writes batches; arrays and the sheet are
+    written at the end.
+    """
 
     def __init__(self, route: Route, options: TranslationOptions, out: Path):
         self.route, self.options, self.out, self.seconds, self.nfe = route, options, out, 0.0, 0
@@ -95,12 +106,16 @@ class Translation:
         self.levels = cast(int, scaling.levels)
         self.generator = torch.Generator(scaling.scale.device).manual_seed(options.seed)
         self.rows: list[dict] = []  # one for each example in the report
-        self.failed: dict[str, str] = {}  # the reason for each item that could not be read or translated, by name
-        self.kept: list[tuple[Tensor, Translated]] = []  # source and translation of the first, which the sheet shows
+        # the reason for each item that could not be read or translated, by name
+        self.failed: dict[str, str] = {}
+        # source and translation of the first, which the sheet shows
+        self.kept: list[tuple[Tensor, Translated]] = []
         self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
 
     def add(self, items: list[Item]) -> None:
-        """Translate a batch of items and write their results; those for which that fails are named in ``failed``."""
+        """Translate a batch of items and write their results; those for which that fails are named
+        in ``failed``.
+        """
         read = [(item, example) for item in items if (example := self._read(item))]
         if not read:
             return
@@ -112,9 +127,13 @@ class Translation:
                 self.failed[item.name] = reason(translated)
                 continue
             self._write(item, translated)
-            distance = (double(translated.result) - double(example.pixels)).square().mean().sqrt().item()
+            distance = (
+                (double(translated.result) - double(example.pixels)).square().mean().sqrt().item()
+            )
             row = {"name": item.name, "source": str(item.source), "distance_rms": distance}
-            self.rows.append(row | ({"note": example.note} if example.note else {}) | translated.errors)
+            self.rows.append(
+                row | ({"note": example.note} if example.note else {}) | translated.errors
+            )
             if len(self.kept) < IN_SHEET:
                 self.kept.append((example.pixels, translated))
 
@@ -126,7 +145,9 @@ class Translation:
             return None
 
     def each(self, raw: Num[Tensor, "batch *event"]) -> list[Translated | RuntimeError]:
-        """The translations of examples in data units; where the batch fails, each alone, or the error of that one."""
+        """The translations of examples in data units; where the batch fails, each alone, or the
+        error of that one.
+        """
         try:
             return [*self.translated(raw)]
         except RuntimeError as error:
@@ -145,17 +166,23 @@ class Translation:
         exact = (back.end - x) * source.scale
         rounded = double(source.to_data(back.end)) - double(source.to_data(x))
         largest = [difference.abs().flatten(1).amax(1).tolist() for difference in (exact, rounded)]
-        errors = [{"cycle_error_max": a, "cycle_error_rounded": b} for a, b in zip(*largest, strict=True)]
+        errors = [
+            {"cycle_error_max": a, "cycle_error_rounded": b} for a, b in zip(*largest, strict=True)
+        ]
         return [*map(Translated, results, source.to_data(back.x).cpu(), errors)]
 
     def _write(self, item: Item, translated: Translated) -> None:
-        """Write the pictures of one result; a result from an array is kept until the array's rows are complete."""
+        """Write the pictures of one result; a result from an array is kept until the array's rows
+        are complete.
+        """
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
             return
         images = {result_path(self.out, item): picture(translated.result, self.levels)}
         if translated.returned is not None:
-            images[self.out / "cycle" / f"{item.name}.png"] = picture(translated.returned, self.levels)
+            images[self.out / "cycle" / f"{item.name}.png"] = picture(
+                translated.returned, self.levels
+            )
         for path, shown in images.items():
             atomic.whole(path, functools.partial(shown.save, format="PNG"))
 
@@ -163,19 +190,30 @@ class Translation:
         """Write arrays and sheet; the rows, what failed, and the evaluations of one example."""
         for pairs in self.arrays.values():
             items, results = zip(*pairs, strict=True)
-            content = {"samples": torch.stack(results).numpy(), "levels": np.array(self.levels or 0)}
+            content = {
+                "samples": torch.stack(results).numpy(),
+                "levels": np.array(self.levels or 0),
+            }
             content |= {"rows": np.array([item.row for item in items])}
             atomic.whole(result_path(self.out, items[0]), atomic.arrays_into(content))
         if self.kept:
             self._save_sheet(self.out / f"{SHEET}.png")
         each = self.seconds / max(1, len(self.rows) + len(self.failed))
-        return {"examples": self.rows, "failed": self.failed, "nfe": self.nfe, "seconds_per_example": each}
+        return {
+            "examples": self.rows,
+            "failed": self.failed,
+            "nfe": self.nfe,
+            "seconds_per_example": each,
+        }
 
     def _save_sheet(self, path: Path) -> None:
         from indm.workbench.figures import plots, sheets  # they load matplotlib
 
         sources, translations = zip(*self.kept, strict=True)
-        columns = {"source": torch.stack(sources), "result": torch.stack([one.result for one in translations])}
+        columns = {
+            "source": torch.stack(sources),
+            "result": torch.stack([one.result for one in translations]),
+        }
         if self.options.cycle:
             columns["back again"] = torch.stack([one.returned for one in translations])
         first = columns["source"]
@@ -192,13 +230,19 @@ def result_path(out: Path, item: Item) -> Path:
 
 
 def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) -> None:
-    """ValueError where a result in ``out``, or a picture in its folders ``beside``, would replace a source."""
+    """ValueError where a result in ``out``, or a picture in its folders ``beside``, would replace a
+    source.
+    """
     results = {out / REPORT, out / f"{SHEET}.png"}
     for item in items:
-        results |= {result_path(out, item)} | {out / folder / f"{item.name}.png" for folder in beside}
+        results |= {result_path(out, item)} | {
+            out / folder / f"{item.name}.png" for folder in beside
+        }
     sources = {item.source.resolve() for item in items}
     if over := sorted(path for path in results if path.resolve() in sources):
-        raise ValueError(f"out must be another folder: a result would be written over the source {over[0]}")
+        raise ValueError(
+            f"out must be another folder: a result would be written over the source {over[0]}"
+        )
 
 
 def summary(report: dict) -> str:
@@ -208,14 +252,19 @@ def summary(report: dict) -> str:
         return f"0 translated, {len(report['failed'])} failed"
     distance, levels = sum(row["distance_rms"] for row in rows) / len(rows), report["levels"]
     unit = f"of {levels} grey levels"
-    parts = [f"{len(rows)} translated", f"distance from the source {distance:.1f} {unit} (RMS, mean over examples)"]
+    parts = [
+        f"{len(rows)} translated",
+        f"distance from the source {distance:.1f} {unit} (RMS, mean over examples)",
+    ]
     resized = sum("note" in row for row in rows)
     parts += [f"{resized} resized"] if resized else []
     if options["cycle"]:
         error = max(row["cycle_error_max"] for row in rows)
         cure = " (more steps make it smaller)" if error >= 1 else ""
         parts.append(f"error of the cycle at most {error:.3g} {unit}{cure}")
-    return ", ".join([*parts, f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each"])
+    return ", ".join(
+        [*parts, f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each"]
+    )
 
 
 def picture(pixels: Num[Tensor, "c h w"], levels: int) -> Image.Image:

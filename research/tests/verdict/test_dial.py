@@ -22,7 +22,9 @@ def seeded(seed=0):
 
 
 def entropy_of_atoms(law):
-    """Nats, by enumeration of which entries are black: H(mask) + E over masks of the entropy of the entries in it."""
+    """Nats, by enumeration of which entries are black: H(mask) + E over masks of the entropy of the
+    entries in it.
+    """
     u, weight = (torch.from_numpy(v) for v in hermegauss(80))
     slope = (u.sigmoid() * (-u).sigmoid()).log() + math.log(1 - law.width)
     log_slope = (weight * slope).sum() / weight.sum()
@@ -32,8 +34,13 @@ def entropy_of_atoms(law):
         k, covariance = sum(mask), law.covariance[smooth][:, smooth]
         probability = (1 - law.share) ** k * law.share ** (law.columns - k)
         if probability:
-            of_smooth = 0.5 * (k * math.log(2 * math.pi * math.e) + torch.logdet(covariance)) + k * log_slope
-            total += probability * (of_smooth + (law.columns - k) * math.log(law.width) - math.log(probability))
+            of_smooth = (
+                0.5 * (k * math.log(2 * math.pi * math.e) + torch.logdet(covariance))
+                + k * log_slope
+            )
+            total += probability * (
+                of_smooth + (law.columns - k) * math.log(law.width) - math.log(probability)
+            )
     return float(total)
 
 
@@ -53,7 +60,9 @@ def test_the_density_integrates_to_one(law):
         axes = [torch.linspace(-6, 6, 1201).double(), torch.linspace(-4, 4, 801).double()]
     else:  # midpoints of 4 cells a level, so that no cell has an edge of the atom in it
         axes = [(torch.arange(1024).double() + 0.5) / 1024] * 2
-    mass = law.log_prob(torch.cartesian_prod(*axes)).exp().sum() * math.prod(a[1] - a[0] for a in axes)
+    mass = law.log_prob(torch.cartesian_prod(*axes)).exp().sum() * math.prod(
+        a[1] - a[0] for a in axes
+    )
     assert mass.item() == pytest.approx(1.0, abs=1e-3)
 
 
@@ -85,7 +94,9 @@ def test_rows_are_standardised_and_their_density_is_in_those_units():
 def test_a_flow_that_comes_first_stays_and_the_score_behind_it_learns(monkeypatch):
     monkeypatch.setattr(dial, "STEPS", 20)
     costs, x = {"linear": 1.0, "flow alone": 1.0}, torch.randn(200, 2, generator=seeded())
-    alone = dial.trained(Variant("coupling", dial.flow_loss, [], 1.0), (1e-2, 0.0), x, {**costs, "linear": 0.75}, 0)
+    alone = dial.trained(
+        Variant("coupling", dial.flow_loss, [], 1.0), (1e-2, 0.0), x, {**costs, "linear": 0.75}, 0
+    )
     first = dial.trained(Variant("coupling", dial.PAIRED, [], 0.75), (1e-2, 1e-2), x, costs, 0)
     assert len(first.state_dict()) > len(alone.state_dict())
     assert bool(first.score.backbone.output.weight.any()) and not torch.equal(first.flow(x)[0], x)
@@ -95,7 +106,9 @@ def test_a_flow_that_comes_first_stays_and_the_score_behind_it_learns(monkeypatc
 def test_a_step_twice_as_dear_is_made_half_as_often(monkeypatch, name, steps):
     counted = []
     monkeypatch.setattr(dial, "STEPS", 10)
-    monkeypatch.setattr(dial, "gradients", lambda *_: counted.append(1) or {"loss": torch.zeros(())})
+    monkeypatch.setattr(
+        dial, "gradients", lambda *_: counted.append(1) or {"loss": torch.zeros(())}
+    )
     costs = {"linear": 1.0, "spline": 1.0, "flow alone": 1.0, "INDM": 2.0}
     dial.trained(dial.VARIANTS[name], (1e-2, 1e-3), torch.zeros(4, 2), costs, 0)
     assert sum(counted) == steps
@@ -110,17 +123,23 @@ def test_a_dial_is_trained_once_at_the_best_rates_and_shown(tmp_path, monkeypatc
 
     monkeypatch.setattr(dial, "made", made)
     names = [name for name, variant in dial.VARIANTS.items() if variant.first in (0, 1)]
-    monkeypatch.setattr(dial, "measured_costs", lambda columns: dict.fromkeys(names, 0.02) | {"linear": 0.01})
+    monkeypatch.setattr(
+        dial, "measured_costs", lambda columns: dict.fromkeys(names, 0.02) | {"linear": 0.01}
+    )
     table, costs = Records(tmp_path / "table.csv"), Records(tmp_path / "costs.csv")
     for _ in range(2):
         dial.run("ridge-2", table, costs)
     tried = sum(len(variant.rates) for variant in dial.VARIANTS.values() if len(variant.rates) > 1)
     assert len(calls) == tried + len(dial.SEEDS) * 3 * 5
-    assert {rates for law, rates in calls if law.pairs == 1 and rates[0] and not rates[1]} == {(1e-2, 0.0)}
+    assert {rates for law, rates in calls if law.pairs == 1 and rates[0] and not rates[1]} == {
+        (1e-2, 0.0)
+    }
     first = dial.markdown(table, "ridge-2").splitlines()[2]
     assert first.startswith("| 0.3 | 0.322 ± 0.006 |") and first.endswith("| 3 |")
     assert len(dial.tuning(table).splitlines()) == tried + 2
-    assert dial.cost_table(costs).splitlines()[3] == "| spline | 20.0 | 500 | 20.0 | 500 |", "for 8 and 2 columns"
+    assert dial.cost_table(costs).splitlines()[3] == "| spline | 20.0 | 500 | 20.0 | 500 |", (
+        "for 8 and 2 columns"
+    )
     monkeypatch.setattr(dial, "FIGURE", tmp_path / "figure.png")
     dial.figure(table)
     assert dial.FIGURE.stat().st_size > 10_000

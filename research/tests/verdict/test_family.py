@@ -8,7 +8,11 @@ from scipy.stats import ttest_1samp
 
 from research.verdict.family import family
 
-PLANNED = [("photos", "indm", "linear"), ("photos", "indm", "spline"), ("clothes", "indm", "linear")]
+PLANNED = [
+    ("photos", "indm", "linear"),
+    ("photos", "indm", "spline"),
+    ("clothes", "indm", "linear"),
+]
 
 
 def bounds(difference, seeds=5, n=400):
@@ -25,7 +29,9 @@ def test_p_counts_members_that_were_not_made():
     assert row["difference"] == pytest.approx((variant - baseline).mean())
     # The images share one difference, so that the test is Student's over seeds.
     p = ttest_1samp((variant - baseline).mean(1), 0.0).pvalue
-    assert row["p"] == pytest.approx(p, rel=1e-6) and row["p_holm"] == pytest.approx(3 * p, rel=1e-6)
+    assert row["p"] == pytest.approx(p, rel=1e-6) and row["p_holm"] == pytest.approx(
+        3 * p, rel=1e-6
+    )
     assert row["verdict"] == "better"
 
 
@@ -33,7 +39,9 @@ def test_members_keep_the_planned_order_and_holm_steps_down():
     made = {PLANNED[2]: bounds(-0.02), PLANNED[0]: bounds(0.3)}
     first, second = family(PLANNED, made)
     assert (first["data"], second["data"]) == ("photos", "clothes") and first["verdict"] == "worse"
-    assert first["p_holm"] == pytest.approx(3 * first["p"]) and second["p_holm"] == pytest.approx(2 * second["p"])
+    assert first["p_holm"] == pytest.approx(3 * first["p"]) and second["p_holm"] == pytest.approx(
+        2 * second["p"]
+    )
 
 
 def test_one_seed_has_no_test_and_still_counts():

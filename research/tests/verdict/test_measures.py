@@ -1,4 +1,6 @@
-"""The measures of a model against closed forms: Gaussian data with the exact score, and flows that are known."""
+"""The measures of a model against closed forms: Gaussian data with the exact score, and flows that
+are known.
+"""
 
 import math
 
@@ -78,12 +80,19 @@ def coefficients(flow, shape, t=0.4, n=40):
     model = gaussian_model(1.0, shape, flow=flow)
     x_t = torch.randn(n, *shape, generator=torch.Generator().manual_seed(0))
     t = torch.tensor(t, dtype=torch.float64)
-    return measures.coefficients(model, x_t, t, measures.make_generator(x_t, 0, 0)), x_t, model.sde, t
+    return (
+        measures.coefficients(model, x_t, t, measures.make_generator(x_t, 0, 0)),
+        x_t,
+        model.sde,
+        t,
+    )
 
 
 def test_coefficients_of_the_identity_are_those_of_the_linear_diffusion():
     found, x_t, sde, t = coefficients(Identity(), (2, 8, 8))
-    assert found["drift"] == pytest.approx(-sde.drift(t).item() * x_t.square().mean().sqrt().item(), rel=1e-5)
+    assert found["drift"] == pytest.approx(
+        -sde.drift(t).item() * x_t.square().mean().sqrt().item(), rel=1e-5
+    )
     assert found["volatility"] == pytest.approx(sde.diffusion(t).item(), rel=1e-5)
     assert found["noise"] == pytest.approx((sde.sigma(t) / sde.alpha(t)).item(), rel=1e-6)
     assert found["drift_beyond_linear"] < 1e-4 and abs(found["anisotropy"]) < 1e-5
@@ -95,8 +104,12 @@ def test_coefficients_of_scaled_channels_and_a_shift():
     flow.shift.data.fill_(0.6)
     found, _, sde, t = coefficients(flow, (2, 8, 8))
     squares = torch.tensor([0.25, 4.0])  # squared singular values of J
-    assert found["volatility"] == pytest.approx(sde.diffusion(t).item() * squares.mean().sqrt().item(), rel=1e-5)
-    assert found["anisotropy"] == pytest.approx((squares.var(correction=0) / squares.mean() ** 2).item(), rel=1e-4)
+    assert found["volatility"] == pytest.approx(
+        sde.diffusion(t).item() * squares.mean().sqrt().item(), rel=1e-5
+    )
+    assert found["anisotropy"] == pytest.approx(
+        (squares.var(correction=0) / squares.mean() ** 2).item(), rel=1e-4
+    )
     bias = flow.latent(torch.zeros(1, 2, 8, 8))
     beyond = (bias * torch.tensor([0.5, 2.0]).reshape(1, 2, 1, 1)).square().mean().sqrt().item()
     assert found["drift_beyond_linear"] == pytest.approx(-sde.drift(t).item() * beyond, rel=1e-4)
@@ -108,7 +121,9 @@ def test_drift_of_a_curved_flow():
     f, g2 = sde.drift(t).item(), sde.diffusion(t).item() ** 2
     drift = f * (1 + x_t.square()).sqrt() * x_t.asinh() + 0.5 * g2 * x_t
     assert found["drift"] == pytest.approx(drift.square().mean().sqrt().item(), rel=1e-4)
-    assert found["drift_beyond_linear"] == pytest.approx((drift - f * x_t).square().mean().sqrt().item(), rel=1e-4)
+    assert found["drift_beyond_linear"] == pytest.approx(
+        (drift - f * x_t).square().mean().sqrt().item(), rel=1e-4
+    )
 
 
 def test_spectrum_of_the_volatility_of_a_scaled_band():
@@ -121,17 +136,23 @@ def test_spectrum_of_the_volatility_of_a_scaled_band():
 def test_behaviour_has_a_row_for_each_level():
     """Behind z = 2x the path is x_t = α x + σ n/2, its drift f x_t and its volatility g/2."""
     model = gaussian_model(1.0, (1, 8, 8), flow=scales(2.0))
-    rows = measures.behaviour(model, torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 0)
+    rows = measures.behaviour(
+        model, torch.randn(60, 1, 8, 8, generator=torch.Generator().manual_seed(0)), 0
+    )
     assert [row["noise"] for row in rows] == pytest.approx(measures.NOISES, rel=1e-5)
     for row, t in zip(rows, measures.times_at(model.sde, measures.NOISES), strict=True):
-        alpha, sigma, f, g = (getattr(model.sde, name)(t).item() for name in ("alpha", "sigma", "drift", "diffusion"))
+        alpha, sigma, f, g = (
+            getattr(model.sde, name)(t).item() for name in ("alpha", "sigma", "drift", "diffusion")
+        )
         assert row["drift"] == pytest.approx(-f * math.hypot(alpha, sigma / 2), rel=0.05)
         assert row["volatility"] == pytest.approx(g / 2, rel=1e-4)
 
 
 def test_displacement_of_a_scaled_band():
     model = gaussian_model(1.0, (2, 8, 8), flow=Band(8, 3, 1.5))
-    found = measures.displacement(model, torch.randn(300, 2, 8, 8, generator=torch.Generator().manual_seed(0)), 0)
+    found = measures.displacement(
+        model, torch.randn(300, 2, 8, 8, generator=torch.Generator().manual_seed(0)), 0
+    )
     moved, energy = torch.tensor(found["moved"]), torch.tensor(found["x"])
     torch.testing.assert_close(moved[:, 3], 0.25 * energy[:, 3])
     assert moved.sum().item() == pytest.approx(moved[:, 3].sum().item(), rel=1e-5)

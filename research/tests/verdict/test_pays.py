@@ -34,7 +34,9 @@ def study(monkeypatch, tmp_path):
 
 
 def test_images_are_halved_by_the_means_of_squares():
-    whole = torch.tensor([[[[0, 1, 8, 8], [2, 4, 8, 9], [1, 1, 0, 0], [1, 1, 0, 2]]]], dtype=torch.uint8)
+    whole = torch.tensor(
+        [[[[0, 1, 8, 8], [2, 4, 8, 9], [1, 1, 0, 0], [1, 1, 0, 2]]]], dtype=torch.uint8
+    )
     assert halved(whole).tolist() == [[[[2, 8], [1, 0]]]]  # 7/4, 33/4, 1, ½ to the even level
 
 
@@ -68,14 +70,23 @@ def test_jobs_are_whole_seeds_of_all_models():
     assert len(jobs) == len(set(jobs)) == len(MODELS) * len(pays.STUDIES) * len(pays.SEEDS)
     for place in range(0, len(jobs), len(MODELS)):
         part = jobs[place : place + len(MODELS)]
-        assert len({(job.data, job.seed) for job in part}) == 1 and [job.model for job in part] == [*MODELS]
+        assert len({(job.data, job.seed) for job in part}) == 1 and [job.model for job in part] == [
+            *MODELS
+        ]
 
 
 def test_costs_are_measured_once_and_only_what_is_missing_is_made(tmp_path):
     made, table = [], Records(tmp_path / "costs.csv")
-    steps = {name: lambda name=name: made.append(name) or (lambda: sum(range(10_000))) for name in ("a", "b", "c")}
+    steps = {
+        name: lambda name=name: made.append(name) or (lambda: sum(range(10_000)))
+        for name in ("a", "b", "c")
+    }
     first = kept_costs(table, {name: steps[name] for name in ("a", "b")}, "a")
-    assert first["a"] == 1.0 and made == ["a", "b"] and kept_costs(table, {"b": steps["b"]}, "a") == first
+    assert (
+        first["a"] == 1.0
+        and made == ["a", "b"]
+        and kept_costs(table, {"b": steps["b"]}, "a") == first
+    )
     found = kept_costs(table, steps, "a")
     assert made == ["a", "b", "a", "c"] and found["b"] == first["b"] and found["c"] > 0
 
@@ -95,7 +106,9 @@ def test_each_model_trains_and_the_frozen_curve_is_that_of_the_spline():
 @pytest.mark.usefixtures("study")
 def test_the_search_keeps_the_best_of_each_axis(monkeypatch):
     bits = {"lr": {4e-3: 2.0, 8e-3: 1.0, 1.6e-2: 3.0}, "pairs": {False: 0.5, True: 0.0}}
-    monkeypatch.setattr(pays, "trial", lambda data, name, s: bits["lr"][s.lr] + bits["pairs"][s.pairs])
+    monkeypatch.setattr(
+        pays, "trial", lambda data, name, s: bits["lr"][s.lr] + bits["pairs"][s.pairs]
+    )
     assert pays.chosen("small", "linear") == Setting(lr=8e-3, pairs=True)
     assert pays.chosen("small", "scale") == Setting(lr=8e-3, pairs=True)
 
@@ -106,7 +119,9 @@ def test_the_bound_of_a_flow_alone_is_its_likelihood():
     x, log_q = model.from_data(IMAGES.test, generator=generator)
     normal = torch.distributions.Normal(0.0, 1.0)
     expected = (log_q - normal.log_prob(x).flatten(1).sum(1)).mean().item()
-    assert pays.bound("flow alone", model, IMAGES.test).mean().item() == pytest.approx(expected, rel=1e-3)
+    assert pays.bound("flow alone", model, IMAGES.test).mean().item() == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
 @pytest.mark.parametrize(
@@ -115,17 +130,32 @@ def test_the_bound_of_a_flow_alone_is_its_likelihood():
      (0.0, 0.001, 1.0, "no difference"), (-0.02, 0.005, 0.01, "undecided")],
 )  # fmt: skip
 def test_the_word_of_a_difference(difference, error, p, name):
-    row = {"difference": difference, "standard_error": error, "seeds": 5, "p_holm": p}  # its interval: 2.78 errors
+    # its interval: 2.78 errors
+    row = {"difference": difference, "standard_error": error, "seeds": 5, "p_holm": p}
     assert word(row, 0.01) == name
 
 
 def test_the_family_pairs_seeds_of_one_machine(study, tmp_path):
-    """−0.05 bits/dim in two seeds of one machine each; a third seed, whose runs are of two machines, is left out."""
+    """−0.05 bits/dim in two seeds of one machine each; a third seed, whose runs are of two
+    machines, is left out.
+    """
     table, nats = Records(tmp_path / "rows.csv"), torch.linspace(100, 200, 50)
     for seed, machines in ((1, "aa"), (2, "bb"), (3, "ab")):
-        for name, machine, less in zip(("spline", "linear"), machines, (0.05 + 1e-4 * seed, 0.0), strict=True):
-            row = {"machine": machine, "bits": 1.0, "nelbo_nats": (nats - less * 256 * math.log(2)).tolist()}
-            where = {"data": "clothes-16", "model": name, "noise": "uniform", "steps": pays.STEPS, "seed": seed}
+        for name, machine, less in zip(
+            ("spline", "linear"), machines, (0.05 + 1e-4 * seed, 0.0), strict=True
+        ):
+            row = {
+                "machine": machine,
+                "bits": 1.0,
+                "nelbo_nats": (nats - less * 256 * math.log(2)).tolist(),
+            }
+            where = {
+                "data": "clothes-16",
+                "model": name,
+                "noise": "uniform",
+                "steps": pays.STEPS,
+                "seed": seed,
+            }
             table.at(**where).add(row)
     bits = pays.bits_of(table, "clothes-16", ("spline", "linear"), steps=pays.STEPS)
     assert bits["spline"].shape == (2, 50)

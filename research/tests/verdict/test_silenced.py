@@ -1,4 +1,6 @@
-"""The places of silenced.md against identities and closed forms, and when a method leaves a network."""
+"""The places of silenced.md against identities and closed forms, and when a method leaves a
+network.
+"""
 
 import math
 
@@ -42,7 +44,9 @@ def test_the_spectrum_is_a_flow_that_whitens(fields):
     flow = field.curve_and_spectrum(x)
     z, log_det = flow(x)
     torch.testing.assert_close(flow.inverse(z), x, atol=1e-4, rtol=1e-4)
-    jacobian = torch.autograd.functional.jacobian(lambda row: flow(row[None])[0].flatten(), x[0]).reshape(64, 64)
+    jacobian = torch.autograd.functional.jacobian(
+        lambda row: flow(row[None])[0].flatten(), x[0]
+    ).reshape(64, 64)
     assert log_det[0].item() == pytest.approx(jacobian.slogdet()[1].item(), abs=1e-3)
     power = torch.fft.fft2(z, norm="ortho").abs().square().mean((0, 1))
     torch.testing.assert_close(power, torch.ones(8, 8), atol=0.05, rtol=0)
@@ -72,7 +76,9 @@ class Shrunk(torch.nn.Module):
 def test_a_gain_is_the_divergence_between_the_laws():
     """From N(0, I) to N(0, 0.25 I), the truth, in two columns: KL = log(1/0.25) − 1 + 0.25 nats."""
     z = 0.5 * torch.randn(4_000, 2, generator=torch.Generator().manual_seed(0))
-    gains, size, spread = Bound(z, torch.zeros(len(z), 0), 8_000).gains(ScoreModel(Shrunk(0.25), SDE))
+    gains, size, spread = Bound(z, torch.zeros(len(z), 0), 8_000).gains(
+        ScoreModel(Shrunk(0.25), SDE)
+    )
     error = gains.std().item() / math.sqrt(len(gains))
     assert gains.mean().item() == pytest.approx(math.log(4) - 0.75, abs=4 * error) and error < 0.05
     assert 0.2 < spread < size
@@ -106,7 +112,11 @@ def test_a_network_is_left_when_it_is_dead_or_not_heard_in_time():
         Check(0.0, 0.0, 0.0, 0.03, 1e-5),
     )
     window, restart, plain = METHODS["window"], METHODS["restart"], METHODS["rate 0.004"]
-    assert window.is_over(dead, 101, 0.1) and restart.is_over(dead, 101, 0.1) and not plain.is_over(dead, 101, 0.9)
+    assert (
+        window.is_over(dead, 101, 0.1)
+        and restart.is_over(dead, 101, 0.1)
+        and not plain.is_over(dead, 101, 0.9)
+    )
     assert not restart.is_over(dead, 99, 0.1), "within the warm-up nothing is dead"
     assert window.is_over(silent, 500, 0.25) and not window.is_over(silent, 500, 0.2)
     assert not window.is_over(heard, 500, 0.5) and not restart.is_over(silent, 500, 0.5)

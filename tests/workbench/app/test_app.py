@@ -38,7 +38,11 @@ LABELS = [str(number) for number in range(10)]
 
 def save(folder, seed=None, condition=None):
     """A run on digits: latents N(0, I) and their exact score, or weights at random of that seed."""
-    tables = {"flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": {"name": "zero"} if seed is None else NET}
+    tables = {
+        "flow": {"name": "identity"},
+        "sde": {"name": "vp"},
+        "net": {"name": "zero"} if seed is None else NET,
+    }
     tables |= {"condition": condition | {"drop": 0.1}} if condition else {}
     more = {"data": {"name": "digits"}} | ({"sample": {"guidance": 2.0}} if condition else {})
     torch.manual_seed(seed or 0)
@@ -54,7 +58,9 @@ def save(folder, seed=None, condition=None):
 
 @pytest.fixture(autouse=True, scope="module")
 def closed_loops():
-    """Close the event loops that Gradio makes for its locks; it never runs them, and leaves them open."""
+    """Close the event loops that Gradio makes for its locks; it never runs them, and leaves them
+    open.
+    """
     loops, make = [], asyncio.new_event_loop
 
     def noting():
@@ -105,7 +111,7 @@ def exact(home):
     return Side.opened(home / "exact")
 
 
-# ── Requests ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Requests ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_samples_are_those_of_the_library(classes):
@@ -113,17 +119,22 @@ def test_samples_are_those_of_the_library(classes):
         return requests.samples(classes, 4, 5, "heun", 3, temperature, c, guidance)
 
     model, more = classes.model, {"temperature": 0.5, "guidance": 2.0}
-    x = indm.sample(model, 4, c="7", sampler="heun", steps=5, generator=torch.Generator().manual_seed(3), **more)
+    x = indm.sample(
+        model, 4, c="7", sampler="heun", steps=5, generator=torch.Generator().manual_seed(3), **more
+    )
     assert np.array_equal(grid("7", **more), sheets.grid(model.scaling.to_data(x), 17))
     assert not np.array_equal(grid("7", **more), grid(""))  # p(x)
 
 
 def test_a_likelihood_is_that_of_the_image(home, exact):
-    """For N(0, I) and its exact score both numbers are −log₂ of the density, averaged over the noise."""
+    """For N(0, I) and its exact score both numbers are −log₂ of the density, averaged over the
+    noise.
+    """
     side = exact
     text = requests.likelihood(side, Source(str(home / "mine.png")), 16, 0, "")
     rows = {
-        name: [float(n) for n in numbers.split("|")[:2]] for name, numbers in re.findall(r"\*\*(.+)\*\* \|(.+)", text)
+        name: [float(n) for n in numbers.split("|")[:2]]
+        for name, numbers in re.findall(r"\*\*(.+)\*\* \|(.+)", text)
     }
     raw = side.read(Source(str(home / "mine.png")))[0].double()
     edges = (torch.stack([raw, raw + 1]) * 2 / 17 - 1) / math.sqrt(2)  # of each grey level
@@ -137,7 +148,9 @@ def test_a_likelihood_is_that_of_the_image(home, exact):
 
 
 def as_file(image, path):
-    """An image of 17 grey levels as a file in colour, with bytes in the middle of each level; not test image 0."""
+    """An image of 17 grey levels as a file in colour, with bytes in the middle of each level; not
+    test image 0.
+    """
     grey = ((image[0] + 0.5) * 256 / 17).byte().numpy()
     Image.fromarray(np.dstack([grey] * 3)).save(path)
     return Source(str(path), 0)
@@ -149,17 +162,31 @@ def test_a_translation_is_that_of_the_library(home, panels, tmp_path, way):
     ends = ends_of(open_sides([home / "pair"]))
     ends.translate(Source(None, 2), way, ("", ""), 0.5, 20)
     ends.translate(as_file(ends.sides[0].test[2], tmp_path / "2.png"), way, ("", ""), 0.5, 20)
-    for ours, theirs in zip(panels[2:], panels[:2], strict=True):  # an upload is the image that it shows
-        assert all(torch.equal(one.images, other.images) for one, other in zip(ours, theirs, strict=True))
+    # an upload is the image that it shows
+    for ours, theirs in zip(panels[2:], panels[:2], strict=True):
+        assert all(
+            torch.equal(one.images, other.images) for one, other in zip(ours, theirs, strict=True)
+        )
     (pair,), (up, down) = panels[:2]
     first, last = (a, b) if way == WAYS[0] else (b, a)
     raw = ends.sides[0].test[2][None]
-    result = last.scaling.to_data(indm.translate(first, last, first.scaling.centre(raw), strength=0.5, steps=20))
+    result = last.scaling.to_data(
+        indm.translate(first, last, first.scaling.centre(raw), strength=0.5, steps=20)
+    )
     assert torch.equal(pair.images, torch.cat([raw, result]))
-    assert torch.equal(up.images[0], raw[0]) and len(up.images) == len(down.images) == requests.FRAMES
-    assert (down.images[-1].int() - result[0].int()).abs().max() <= 2  # solved in parts, which is less exact
+    assert (
+        torch.equal(up.images[0], raw[0]) and len(up.images) == len(down.images) == requests.FRAMES
+    )
+    # solved in parts, which is less exact
+    assert (down.images[-1].int() - result[0].int()).abs().max() <= 2
     assert up.tops == ["t = 1e-05", "0.00055", "0.014", "0.13", "0.5"]  # it turns at half strength
-    assert [word.removeprefix("t = ") for word in down.tops] == ["0.5", "0.13", "0.014", "0.00055", "1e-05"]
+    assert [word.removeprefix("t = ") for word in down.tops] == [
+        "0.5",
+        "0.13",
+        "0.014",
+        "0.00055",
+        "1e-05",
+    ]
 
 
 def test_one_model_translates_between_its_classes(home, classes, exact, panels):
@@ -172,7 +199,9 @@ def test_one_model_translates_between_its_classes(home, classes, exact, panels):
     panels.clear()
     ends_of([side]).translate(Source(None, 0), WAYS[0], ("3", "8"), 1.0, 20, 4.0)
     guided = indm.translate(model, model, x, c=("3", "8"), steps=20, guidance=4.0)
-    assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(guided)) and not torch.equal(guided, result)
+    assert torch.equal(panels[0][0].images[1:], model.scaling.to_data(guided)) and not torch.equal(
+        guided, result
+    )
     assert ends_of([exact]) is None
     assert ends_of([side]).guides and not ends_of(open_sides([home / "pair"])).guides
 
@@ -181,21 +210,27 @@ def test_one_model_translates_between_its_classes(home, classes, exact, panels):
 def test_a_bridge_goes_both_ways_from_the_images_of_that_end(panels, way, direction):
     """With the noise of grey levels, and with that with which it has learned its ends."""
     run = Path(__file__).parents[1] / "fixtures" / "runs" / "bridge"  # from threes to eights
-    model, raw = indm.INDM.load(run), load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None]
+    model, raw = (
+        indm.INDM.load(run),
+        load_data(name="digits", label=3 if way == WAYS[0] else 8).test[0][None],
+    )
     for noise, strength in (((0.0, 0.0), 0.5), ((0.1, 0.3), 1.0)):
         ends = ends_of([Side.opened(run)])
         ends = replace(ends, runs=replace(ends.runs, noise=noise))
         ends.translate(Source(None, 0), way, ("", ""), strength, 10)
         route = bridge(model, direction, strength=strength, steps=10, noise=noise)
         result = model.scaling.to_data(route.translate(raw).x)
-        assert len(ends.runs.models) == 1 and torch.equal(panels[0][0].images, torch.cat([raw, result]))
+        assert len(ends.runs.models) == 1 and torch.equal(
+            panels[0][0].images, torch.cat([raw, result])
+        )
         panels.clear()
 
 
 def test_only_images_are_read(exact, tmp_path):
     side = exact
     (tmp_path / "text.png").write_text("not at all")
-    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")  # whose decoder is a program
+    # whose decoder is a program
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     for name in ("text.png", "a.png"):
         with pytest.raises(ValueError, match=name) as refused:
             side.read(Source(str(tmp_path / name)))
@@ -213,16 +248,23 @@ def test_a_request_that_takes_too_long_is_stopped(home):
 
 def test_models_of_anything_but_images_are_refused(tmp_path):
     run = tmp_path / "run"
-    recipe = {"data": {"name": "eight-gaussians"}, "flow": {"name": "identity"}, "sde": {"name": "vp"}, "net": NET}
+    recipe = {
+        "data": {"name": "eight-gaussians"},
+        "flow": {"name": "identity"},
+        "sde": {"name": "vp"},
+        "net": NET,
+    }
     build_model({name: recipe[name] for name in ("flow", "sde", "net")}, (2,)).save(run)
     (run / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipe)))
-    with pytest.raises(ValueError, match=r"needs a model of images in grey levels, .* has events of shape \(2,\)"):
+    with pytest.raises(
+        ValueError, match=r"needs a model of images in grey levels, .* has events of shape \(2,\)"
+    ):
         open_sides([run])
     with pytest.raises(ValueError, match="takes one run or two, got 3"):
         open_sides([run] * 3)
 
 
-# ── The command ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The command ───────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -234,7 +276,9 @@ def sigterm():
 
 
 @pytest.mark.parametrize("name", ["SIGINT", pytest.param("SIGTERM", marks=pytest.mark.long)])
-def test_the_command_serves_until_a_signal_and_takes_uploads_away(home, capsys, monkeypatch, sigterm, name):
+def test_the_command_serves_until_a_signal_and_takes_uploads_away(
+    home, capsys, monkeypatch, sigterm, name
+):
     pytest.importorskip("gradio")
     monkeypatch.setenv("GRADIO_TEMP_DIR", "")  # so that it is put back
     seen = []
@@ -247,13 +291,15 @@ def test_the_command_serves_until_a_signal_and_takes_uploads_away(home, capsys, 
         os.kill(os.getpid(), getattr(signal, name))
         time.sleep(1)
 
-    monkeypatch.setattr(commands, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted)))
+    monkeypatch.setattr(
+        commands, "threading", SimpleNamespace(Event=lambda: SimpleNamespace(wait=interrupted))
+    )
     assert main(["app", str(home / "exact")]) == 0 and not seen[1].exists()
     with pytest.raises(OSError):
         socket.create_connection(("127.0.0.1", seen[0]))
 
 
-# ── The server ──────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The server ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -284,7 +330,9 @@ def httpx():
 
 @pytest.fixture(scope="module")
 def ask(httpx, address):
-    """What the server makes of a request like one of the page, by its number of values: whether it was done, output."""
+    """What the server makes of a request like one of the page, by its number of values: whether it
+    was done, output.
+    """
     dependencies = httpx.get(f"{address}config").json()["dependencies"]
 
     def request(data, values):
@@ -293,8 +341,14 @@ def ask(httpx, address):
         with httpx.Client(base_url=f"{address}gradio_api/", timeout=30) as client:
             client.post("queue/join", json=body).raise_for_status()
             with client.stream("GET", "queue/data", params={"session_hash": "me"}) as stream:
-                events = (json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line)
-                last = next(event for event in events if event["msg"] in ("process_completed", "unexpected_error"))
+                events = (
+                    json.loads(line.removeprefix("data: ")) for line in stream.iter_lines() if line
+                )
+                last = next(
+                    event
+                    for event in events
+                    if event["msg"] in ("process_completed", "unexpected_error")
+                )
         return last["success"], last["output"]
 
     return request
@@ -305,7 +359,13 @@ SAMPLES, LIKELIHOOD = 7, 5  # values of these requests
 
 def test_no_file_of_the_machine_is_served(home, address, httpx):
     checkpoint = home / "classes" / "model.safetensors"
-    for path in ("/etc/passwd", checkpoint, "../../etc/passwd", "pyproject.toml", home / "mine.png"):
+    for path in (
+        "/etc/passwd",
+        checkpoint,
+        "../../etc/passwd",
+        "pyproject.toml",
+        home / "mine.png",
+    ):
         for route in ("file=", "file/", "static/", "assets/", "custom_component/"):
             for base in (address, f"{address}gradio_api/"):
                 reply = httpx.get(f"{base}{route}{path}")
@@ -321,14 +381,24 @@ def test_a_request_names_no_file_of_the_machine(home, address, httpx, ask):
         file = {"path": path, "orig_name": "mine.png", "meta": {"_type": "gradio.FileData"}}
         done.append(ask([file, 0, 2, 0, "1"], LIKELIHOOD)[0])
     assert done == [True, False, False]
-    assert httpx.post(f"{address}gradio_api/run/predict", json={"data": [], "fn_index": 0}).status_code >= 400
+    assert (
+        httpx.post(f"{address}gradio_api/run/predict", json={"data": [], "fn_index": 0}).status_code
+        >= 400
+    )
 
 
 def test_a_page_of_somebody_else_reaches_nothing(address, httpx):
     """Its name may be made to point to this machine; the browser would then take both for one site."""
-    assert httpx.get(address).status_code == httpx.get(address.replace("127.0.0.1", "localhost")).status_code == 200
+    assert (
+        httpx.get(address).status_code
+        == httpx.get(address.replace("127.0.0.1", "localhost")).status_code
+        == 200
+    )
     for path in ("", "config", "gradio_api/info"):
-        assert httpx.get(f"{address}{path}", headers={"host": "elsewhere.example:7860"}).status_code == 400
+        assert (
+            httpx.get(f"{address}{path}", headers={"host": "elsewhere.example:7860"}).status_code
+            == 400
+        )
 
 
 def upload_of(size):
@@ -336,7 +406,9 @@ def upload_of(size):
 
 
 def test_a_request_has_a_limit(address, httpx):
-    """Of all its files together, also of texts for the queue, and of a body that does not say its length."""
+    """Of all its files together, also of texts for the queue, and of a body that does not say its
+    length.
+    """
     files = [("files", (f"{i}.png", bytes(30_000), "image/png")) for i in range(40)]
     join, large = f"{address}gradio_api/queue/join", {"data": ["x" * 1_200_000], "fn_index": 0}
     assert httpx.post(f"{address}gradio_api/upload", files=files).status_code == 413
@@ -354,17 +426,24 @@ def test_a_page_of_somebody_else_sends_nothing(address, httpx, headers):
     kept = Path(os.environ["GRADIO_TEMP_DIR"])
     before = sorted(kept.rglob("*"))
     upload = httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=headers)
-    join = httpx.post(f"{address}gradio_api/queue/join", json={"data": [], "fn_index": 0}, headers=headers)
+    join = httpx.post(
+        f"{address}gradio_api/queue/join", json={"data": [], "fn_index": 0}, headers=headers
+    )
     assert upload.status_code == join.status_code == 403 and sorted(kept.rglob("*")) == before
     own = {"origin": address.rstrip("/"), "sec-fetch-site": "same-origin"}
-    assert httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=own).status_code == 200
+    assert (
+        httpx.post(f"{address}gradio_api/upload", files=upload_of(10), headers=own).status_code
+        == 200
+    )
 
 
-# ── The browser ─────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── The browser ───────────────────────────────────────────────────────────────────────────────────
 
 
 def eventually(attempt, seconds=60):
-    """Repeat an attempt until it holds: the page takes a moment from what it shows to what it sends."""
+    """Repeat an attempt until it holds: the page takes a moment from what it shows to what it
+    sends.
+    """
     end = time.monotonic() + seconds
     while True:
         try:
@@ -399,7 +478,9 @@ class Tab:
 
         for name, value in values.items():
             self.field(f"number input for {name.capitalize()}").fill(str(value))
-            expect(self.field(f"range slider for {name.capitalize()}")).to_have_value(str(value), timeout=20_000)
+            expect(self.field(f"range slider for {name.capitalize()}")).to_have_value(
+                str(value), timeout=20_000
+            )
 
     def choose(self, name, value):
         """Choose an entry of a list; what is typed and not chosen goes when the field is left."""
@@ -417,7 +498,9 @@ class Tab:
         eventually(attempt)
 
     def block(self, label):
-        labels = self.page.get_by_test_id("block-label").filter(has_text=re.compile(rf"^\s*{re.escape(label)}\s*$"))
+        labels = self.page.get_by_test_id("block-label").filter(
+            has_text=re.compile(rf"^\s*{re.escape(label)}\s*$")
+        )
         return self.page.locator(".block").filter(has=labels).filter(visible=True)
 
     def shows(self, label, picture, seconds=60):
@@ -427,7 +510,9 @@ class Tab:
             image = self.block(label).locator("img")
             assert image.count(), f"{label} shows no picture"
             content = self.page.request.get(image.get_attribute("src")).body()
-            assert np.array_equal(np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), picture), label
+            assert np.array_equal(
+                np.asarray(Image.open(io.BytesIO(content)).convert("RGB")), picture
+            ), label
 
         eventually(attempt, seconds)
 

@@ -1,4 +1,6 @@
-"""The command line: recipes and their changes, the commands end to end, and one line for whatever is wrong."""
+"""The command line: recipes and their changes, the commands end to end, and one line for whatever
+is wrong.
+"""
 
 import inspect
 import json
@@ -59,7 +61,9 @@ def fails(capsys, *arguments):
     capsys.readouterr()
     assert main([str(a) for a in arguments]) == 2
     error = capsys.readouterr().err
-    assert error.startswith("indm: error: ") and error.endswith("\n") and error.count("\n") == 1, error
+    assert error.startswith("indm: error: ") and error.endswith("\n") and error.count("\n") == 1, (
+        error
+    )
     return error
 
 
@@ -77,7 +81,7 @@ def test_values_of_tables_are_taken_out_of_the_arguments():
             take_tables(line, ("net",))
 
 
-# ── Commands ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Commands ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_dry_run_prints_a_recipe_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -85,8 +89,18 @@ def test_dry_run_prints_a_recipe_and_writes_nothing(tmp_path, monkeypatch, capsy
     assert main(["train", "digits", *SMALL, "--dry-run"]) == 0
     shown = capsys.readouterr().out
     resolved = tomllib.loads(shown)
-    assert resolved["train"]["steps"] == 5 and resolved["flow"]["width"] == 4 and resolved["train"]["clip"] == 1.0
-    for fact in ("flow parameters", "score parameters", "event shape: (1, 8, 8)", "'train': 1257", "seconds per step"):
+    assert (
+        resolved["train"]["steps"] == 5
+        and resolved["flow"]["width"] == 4
+        and resolved["train"]["clip"] == 1.0
+    )
+    for fact in (
+        "flow parameters",
+        "score parameters",
+        "event shape: (1, 8, 8)",
+        "'train': 1257",
+        "seconds per step",
+    ):
         assert fact in shown
     assert not list(tmp_path.iterdir())
     (tmp_path / "mine.toml").write_text(shown)
@@ -95,13 +109,27 @@ def test_dry_run_prints_a_recipe_and_writes_nothing(tmp_path, monkeypatch, capsy
 
 
 def test_evaluate_reports_what_it_stores(run, capsys):
-    arguments = ["evaluate", run, "--examples", 40, "--nll-examples", 4, "--nll-error", 1, "--quiet"]
+    arguments = [
+        "evaluate",
+        run,
+        "--examples",
+        40,
+        "--nll-examples",
+        4,
+        "--nll-error",
+        1,
+        "--quiet",
+    ]
     assert main([*map(str, arguments), "--overwrite"]) == 0
     table = capsys.readouterr().out
     result = json.loads((run / "evaluation.json").read_text())
     with np.load(run / "evaluation.npz") as content:
         nats = dict(content)
-    assert len(nats["nelbo"]) == 40 and len(nats["nll"]) == 4 and result["images"] == {"nelbo": 40, "nll": 4}
+    assert (
+        len(nats["nelbo"]) == 40
+        and len(nats["nll"]) == 4
+        and result["images"] == {"nelbo": 40, "nll": 4}
+    )
     bits = nats["nelbo"] / (64 * math.log(2))
     found = result["nelbo"]["with_reconstruction"]
     assert found["bits_per_dim"] == pytest.approx(bits.mean())
@@ -110,7 +138,9 @@ def test_evaluate_reports_what_it_stores(run, capsys):
         for part in ("with", "without"):
             assert f"{result[kind][f'{part}_reconstruction']['bits_per_dim']:.4f}" in table
     levels = nats["nelbo_by_noise_level"].mean(0) / (64 * math.log(2))
-    assert [row["bits_per_dim"] for row in result["nelbo"]["by_noise_level"]] == pytest.approx(levels)
+    assert [row["bits_per_dim"] for row in result["nelbo"]["by_noise_level"]] == pytest.approx(
+        levels
+    )
     assert all(f"  {level:.4f}" in table.split("σ/α")[1] for level in levels)
     assert result["split"] == "test" and "test split; ε = 1e-05" in table
 
@@ -140,12 +170,27 @@ def test_evaluate_of_one_group_says_that_the_error_is_unknown(run, tmp_path, mon
     assert re.search(r"NLL \(ODE\) +20 +[\d.]+ +unknown +", table)
     assert "errors are unknown: all examples are" in table
     result = json.loads((copy / "evaluation.json").read_text())
-    assert result["nll"]["with_reconstruction"]["bits_per_dim_standard_error"] is None and result["groups"] == 1
+    assert (
+        result["nll"]["with_reconstruction"]["bits_per_dim_standard_error"] is None
+        and result["groups"] == 1
+    )
 
 
 def test_samples_are_repeatable_grey_levels_and_drawn_once(run, tmp_path, capsys):
     def draw(name, seed, *more):
-        line = ["sample", str(run), "-n", "9", "--steps", "3", "--seed", seed, "--out", str(tmp_path / name), "--quiet"]
+        line = [
+            "sample",
+            str(run),
+            "-n",
+            "9",
+            "--steps",
+            "3",
+            "--seed",
+            seed,
+            "--out",
+            str(tmp_path / name),
+            "--quiet",
+        ]
         status = main([*line, *more])
         return status, (tmp_path / name / "samples.npz").stat().st_mtime_ns
 
@@ -154,32 +199,52 @@ def test_samples_are_repeatable_grey_levels_and_drawn_once(run, tmp_path, capsys
     assert files[0].shape == (9, 1, 8, 8) and files[0].dtype == np.uint8 and files[0].max() <= 16
     assert np.array_equal(files[0], files[1]) and not np.array_equal(files[0], files[2])
     grid = np.asarray(Image.open(tmp_path / "a" / "samples.png"))
-    assert grid.shape == (3 * 70 + 6, 3 * 70 + 6, 3)  # 8 pixels eight times as large, and lines of six
+    # 8 pixels eight times as large, and lines of six
+    assert grid.shape == (3 * 70 + 6, 3 * 70 + 6, 3)
     assert np.array_equal(grid[76:140:8, 6:70:8, 0], (files[0][3, 0] / 16 * 255).round())
     assert draw("a", "1") == draw("a", "2") == (2, drawn["a"][1])
     assert draw("a", "2", "--overwrite")[1] != drawn["a"][1]
 
 
 def test_samples_from_a_centred_prior(run, tmp_path):
-    line = ["sample", str(run), "-n", "6", "--sampler", "pc", "--steps", "3", "--sampler.snr", "[0.2,0.1]"]
+    line = [
+        "sample",
+        str(run),
+        "-n",
+        "6",
+        "--sampler",
+        "pc",
+        "--steps",
+        "3",
+        "--sampler.snr",
+        "[0.2,0.1]",
+    ]
     assert main([*line, "--latent-mean", "--out", str(tmp_path), "--quiet"]) == 0
     samples, _, made_by = read_samples(tmp_path / "samples.npz")
     assert made_by["latent_mean"] and made_by["sampler_options"] == {"snr": [0.2, 0.1]}
     model, generator = indm.INDM.load(run), torch.Generator().manual_seed(0)
     centre_prior(model, load_data("digits").train.tensor, generator=generator)
-    x = indm.sample(model, 6, sampler=PredictorCorrector(snr=(0.2, 0.1)), steps=3, generator=generator)
+    x = indm.sample(
+        model, 6, sampler=PredictorCorrector(snr=(0.2, 0.1)), steps=3, generator=generator
+    )
     assert torch.equal(model.scaling.to_data(x), samples)
 
 
 def test_a_picture_of_samples_is_of_those_beside_it(run, tmp_path):
-    """Samples that are drawn anew without a picture, as for scores, leave none of the old ones behind."""
+    """Samples that are drawn anew without a picture, as for scores, leave none of the old ones
+    behind.
+    """
     line = ["sample", str(run), "-n", "4", "--steps", "2", "--out", str(tmp_path), "--quiet"]
     assert main(line) == 0
     old = (tmp_path / "samples.png").read_bytes()
     drawing = Drawing(n=4, steps=2, seed=1)
-    with pytest.raises(ValueError, match=r"out must be a folder, got .*mine\.csv, the name of a file"):
+    with pytest.raises(
+        ValueError, match=r"out must be a folder, got .*mine\.csv, the name of a file"
+    ):
         samples_module.draw(run, drawing, tmp_path / "mine.csv", progress=False)
-    with pytest.raises(ValueError, match=r"already holds samples\.json, samples\.npz, samples\.png"):
+    with pytest.raises(
+        ValueError, match=r"already holds samples\.json, samples\.npz, samples\.png"
+    ):
         samples_module.draw(run, drawing, tmp_path, progress=False)
     new = samples_module.draw(run, drawing, tmp_path, overwrite=True, progress=False)[0]
     assert not (tmp_path / "samples.png").exists()
@@ -195,14 +260,35 @@ def test_samples_of_a_table_are_a_table_with_its_names(tmp_path):
     table = tmp_path / "table.csv"
     rows = torch.randn(100, 3, generator=torch.Generator().manual_seed(0)).tolist()
     table.write_text("\n".join(["height, weight,age", *(",".join(map(str, row)) for row in rows)]))
-    small = ["--net.width=8", "--train.steps=1", "--train.batch_size=16", "--train.seconds=inf", "--quiet"]
+    small = [
+        "--net.width=8",
+        "--train.steps=1",
+        "--train.batch_size=16",
+        "--train.seconds=inf",
+        "--quiet",
+    ]
     out = str(tmp_path / "run")
-    assert main(["train", "array", f"--data.path={table}", "--data.x", '["height", "age"]', *small, "--out", out]) == 0
+    assert (
+        main(
+            [
+                "train",
+                "array",
+                f"--data.path={table}",
+                "--data.x",
+                '["height", "age"]',
+                *small,
+                "--out",
+                out,
+            ]
+        )
+        == 0
+    )
     assert main(["sample", out, "-n", "3", "--steps", "2", "--quiet"]) == 0
     first, *drawn = (tmp_path / "run/samples.csv").read_text().split()
     assert first == "height,age"
     assert np.array_equal(
-        np.loadtxt(drawn, delimiter=",", dtype=np.float32), read_samples(tmp_path / "run/samples.npz")[0]
+        np.loadtxt(drawn, delimiter=",", dtype=np.float32),
+        read_samples(tmp_path / "run/samples.npz")[0],
     )
     assert samples_module.column_names({"path": str(table), "c": "age"}, 2) == ["height", "weight"]
     assert samples_module.column_names({"path": str(tmp_path / "gone.csv")}, 2) == ["x1", "x2"]
@@ -213,21 +299,48 @@ def evaluated(run, tmp_path_factory):
     """A copy of a run that is evaluated, under a name in which matplotlib would see a formula."""
     folder = tmp_path_factory.mktemp("evaluated") / r"a$\x$b"
     shutil.copytree(run, folder)
-    assert main(["evaluate", str(folder), "--examples", "20", "--nll-examples", "0", "--quiet", "--overwrite"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(folder),
+                "--examples",
+                "20",
+                "--nll-examples",
+                "0",
+                "--quiet",
+                "--overwrite",
+            ]
+        )
+        == 0
+    )
     return folder
 
 
 DAMAGED = {
-    "evaluation.json": [b"{}", b'{"nelbo": null}', b"[]", b'{"unit": "nats", "nelbo": {"with_reconstruction": 3}}'],
+    "evaluation.json": [
+        b"{}",
+        b'{"nelbo": null}',
+        b"[]",
+        b'{"unit": "nats", "nelbo": {"with_reconstruction": 3}}',
+    ],
     "evaluation.npz": [b"PK"],
-    "samples.npz": [{"samples": np.zeros(5), "levels": np.array(0)}, {"samples": np.zeros((2, 1, 3, 3))}, b"PK"],
+    "samples.npz": [
+        {"samples": np.zeros(5), "levels": np.array(0)},
+        {"samples": np.zeros((2, 1, 3, 3))},
+        b"PK",
+    ],
 }
 
 
-@pytest.mark.parametrize("name, damage", [(name, d) for name, damages in DAMAGED.items() for d in damages])
+@pytest.mark.parametrize(
+    "name, damage", [(name, d) for name, damages in DAMAGED.items() for d in damages]
+)
 def test_what_compare_reads_is_whole_or_named(name, damage, evaluated, tmp_path, capsys):
     twin = shutil.copytree(evaluated, tmp_path / "twin")
-    np.savez(twin / name, **damage) if isinstance(damage, dict) else (twin / name).write_bytes(damage)
+    np.savez(twin / name, **damage) if isinstance(damage, dict) else (twin / name).write_bytes(
+        damage
+    )
     assert name in fails(capsys, "compare", evaluated, twin, "--out", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*")), "nothing half done is left"
 
@@ -245,13 +358,19 @@ def test_all_commands_are_on_one_screen(arguments, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert 20 <= len(lines) <= 30 and max(map(len, lines)) <= 100
     for name in COMMANDS:
-        assert len([line for line in lines if line.startswith(f"  {name} ") and line.endswith(".")]) == 1
+        assert (
+            len([line for line in lines if line.startswith(f"  {name} ") and line.endswith(".")])
+            == 1
+        )
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_is_there_and_has_no_empty_default(command, capsys):
     shown = shown_by(capsys, command, "--help")
-    assert f"usage: indm {command} " in shown and str(command_of(command).__doc__).splitlines()[0] in shown
+    assert (
+        f"usage: indm {command} " in shown
+        and str(command_of(command).__doc__).splitlines()[0] in shown
+    )
     assert "default: )" not in shown
 
 
@@ -281,12 +400,23 @@ class Net(torch.nn.Module):
 
 
 @pytest.mark.filterwarnings("ignore:the network may have ripples")
-def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path, monkeypatch, capsys):
-    """--net on the command line of a training is enough; what stands in a file needs --trust, and so does --resume."""
+def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(
+    tmp_path, monkeypatch, capsys
+):
+    """--net on the command line of a training is enough; what stands in a file needs --trust, and
+    so does --resume.
+    """
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_nets.py").write_text(MINE)
     path = list(sys.path)
-    short = ["--flow", "identity", "--train.steps=2", "--train.seconds=inf", "--train.validate_examples=20", "--quiet"]
+    short = [
+        "--flow",
+        "identity",
+        "--train.steps=2",
+        "--train.seconds=inf",
+        "--train.validate_examples=20",
+        "--quiet",
+    ]
     train = ["train", "digits", "--net", "my_nets:Net", "--net.width", "5", *short, "--out", "run"]
     assert main(train) == 0
     assert json.loads((tmp_path / "run" / "model.json").read_text())["net"]["width"] == 5
@@ -309,15 +439,24 @@ def test_code_from_outside_runs_where_the_user_says_so_and_nowhere_else(tmp_path
 
 
 @pytest.mark.filterwarnings("ignore:the network may have ripples")
-def test_the_short_name_of_an_installed_part_is_trusted_where_the_user_writes_it(tmp_path, monkeypatch, capsys):
+def test_the_short_name_of_an_installed_part_is_trusted_where_the_user_writes_it(
+    tmp_path, monkeypatch, capsys
+):
     (tmp_path / "site" / "my_nets-1.dist-info").mkdir(parents=True)
-    (tmp_path / "site" / "my_nets-1.dist-info" / "METADATA").write_text("Name: my_nets\nVersion: 1\n")
-    (tmp_path / "site" / "my_nets-1.dist-info" / "entry_points.txt").write_text("[indm.parts]\nnet.mine=my_nets:Net\n")
+    (tmp_path / "site" / "my_nets-1.dist-info" / "METADATA").write_text(
+        "Name: my_nets\nVersion: 1\n"
+    )
+    (tmp_path / "site" / "my_nets-1.dist-info" / "entry_points.txt").write_text(
+        "[indm.parts]\nnet.mine=my_nets:Net\n"
+    )
     (tmp_path / "site" / "my_nets.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path / "site")
     monkeypatch.chdir(tmp_path)
     short = ["--train.steps=2", "--train.seconds=inf", "--train.validate_examples=20", "--quiet"]
-    assert main(["train", "digits", "--net", "mine", "--flow", "identity", *short, "--out", "run"]) == 0
+    assert (
+        main(["train", "digits", "--net", "mine", "--flow", "identity", *short, "--out", "run"])
+        == 0
+    )
     del sys.modules["my_nets"]
     few = ["evaluate", "run", "--examples", "20", "--nll-examples", "0", "--quiet"]
     assert "--trust my_nets" in fails(capsys, *few) and "my_nets" not in sys.modules
@@ -326,7 +465,7 @@ def test_the_short_name_of_an_installed_part_is_trusted_where_the_user_writes_it
     del sys.modules["my_nets"]
 
 
-# ── Whatever is wrong is one line ───────────────────────────────────────────────────────────────────────────────────
+# ── Whatever is wrong is one line ─────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture(scope="module")
@@ -340,7 +479,9 @@ def workplace(run, tmp_path_factory):
     shutil.copytree(run, folder / "trained")
     for name in ("model.json", "recipe.toml"):
         shutil.copy(run / name, folder / "damaged" / name)
-    (folder / "damaged" / "model.safetensors").write_bytes((run / "model.safetensors").read_bytes()[:100])
+    (folder / "damaged" / "model.safetensors").write_bytes(
+        (run / "model.safetensors").read_bytes()[:100]
+    )
     np.save(folder / "vectors.npy", np.zeros((50, 2)))
     whole = recipes.to_toml(recipes.load("digits"))
     (folder / "broken.toml").write_text("steps = = 3")
@@ -387,7 +528,9 @@ def workplace(run, tmp_path_factory):
         ("train digits --like trained --train.steps=5", "--like"),
     ],
 )  # fmt: skip
-def test_a_mistake_is_one_line_that_names_it_and_changes_nothing(arguments, named, workplace, monkeypatch, capsys):
+def test_a_mistake_is_one_line_that_names_it_and_changes_nothing(
+    arguments, named, workplace, monkeypatch, capsys
+):
     monkeypatch.chdir(workplace)
     before = {p: p.stat().st_mtime_ns for p in workplace.rglob("*")}
     assert named in fails(capsys, *arguments.split())
@@ -402,11 +545,19 @@ def test_a_mistake_is_one_line_that_names_it_and_changes_nothing(arguments, name
     [
         (ValueError("a\nb \x1b[2J"), 2, "indm: error: a b \\x1b[2J"),
         (FileNotFoundError(2, "No such file", "x"), 2, "indm: error: [Errno 2] No such file: 'x'"),
-        (OSError(28, "No space left on device"), 2, "indm: error: [Errno 28] No space left on device"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "indm: error: [Errno 28] No space left on device",
+        ),
         (RuntimeError("the loss became NaN"), 2, "indm: error: the loss became NaN"),
         (MemoryError(), 2, "indm: error: MemoryError"),
         (type("OfNumPy", (MemoryError,), {})("1.50 GiB"), 2, "indm: error: 1.50 GiB"),
-        (KeyError("x"), 3, "indm: error: unexpected KeyError: 'x' (the same command with --debug shows where)"),
+        (
+            KeyError("x"),
+            3,
+            "indm: error: unexpected KeyError: 'x' (the same command with --debug shows where)",
+        ),
         (RecursionError("too deep"), 3, "indm: error: unexpected RecursionError: too deep"),
         (AssertionError(), 3, "indm: error: unexpected AssertionError: "),
         (KeyboardInterrupt(), 130, "indm: interrupted"),
@@ -424,7 +575,11 @@ def test_every_failure_is_one_line_and_a_status(error, status, said, monkeypatch
         if status != 130:
             assert main([*command.split(), "--debug"]) == status
             shown = capsys.readouterr().err
-            assert "Traceback (most recent call last)" in shown and "in fail" in shown and said in shown
+            assert (
+                "Traceback (most recent call last)" in shown
+                and "in fail" in shown
+                and said in shown
+            )
 
 
 def test_nothing_is_written_over_unless_told_to(run, tmp_path, capsys):
@@ -453,7 +608,9 @@ def test_a_run_that_was_ended_before_its_first_step_says_what_to_do(tmp_path, ca
     assert "it is empty: give the command that made it, without --resume" in error
 
 
-@pytest.mark.parametrize("source", ["../up.toml", "...toml", "..", "../../..", "/dev/null", "runs/../x", ".hidden"])
+@pytest.mark.parametrize(
+    "source", ["../up.toml", "...toml", "..", "../../..", "/dev/null", "runs/../x", ".hidden"]
+)
 def test_the_name_of_a_run_never_leads_out_of_the_folder_of_runs(source):
     assert Path(run_name(source)).name == run_name(source) not in ("", ".", "..")
 
@@ -461,33 +618,50 @@ def test_the_name_of_a_run_never_leads_out_of_the_folder_of_runs(source):
 @pytest.mark.long
 def test_a_reader_that_has_enough_is_no_error():
     for given in ("list", "train --help"):
-        command = f"{shlex.quote(sys.executable)} -m indm {given} | head -1; echo ${{PIPESTATUS[0]}}"
+        command = (
+            f"{shlex.quote(sys.executable)} -m indm {given} | head -1; echo ${{PIPESTATUS[0]}}"
+        )
         slow = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         assert slow.stderr == "" and slow.stdout.splitlines()[-1] in ("0", "141")
 
 
-# ── What is loaded ──────────────────────────────────────────────────────────────────────────────────────────────────
+# ── What is loaded ────────────────────────────────────────────────────────────────────────────────
 
 
-HEAVY = ("torch", "torchvision", "accelerate", "matplotlib", "sklearn", "scipy", "numpy", "PIL", "jaxtyping")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "accelerate",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "numpy",
+    "PIL",
+    "jaxtyping",
+)
 
 
 def test_nothing_heavy_is_loaded_before_it_is_used():
     lines = [["list"], ["list", "train"]]
     script = "import indm, sys; from indm.workbench.cli.main import main; "
     script += f"[main(line) for line in {lines}]; print(*sys.modules)"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     assert not set(done.stdout.splitlines()[-1].split()) & set(HEAVY)
 
 
 def test_list_has_all_parts(capsys):
     listed = shown_by(capsys, "list")
     assert all(name in listed for kind in names.BUILT_IN for name in names.BUILT_IN[kind])
-    assert "residual" in shown_by(capsys, "list", "flow") and "1797 digits" in shown_by(capsys, "list", "recipes")
+    assert "residual" in shown_by(capsys, "list", "flow") and "1797 digits" in shown_by(
+        capsys, "list", "recipes"
+    )
 
 
 @pytest.mark.parametrize(
-    "given, expected", [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)]
+    "given, expected",
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
 )
 def test_the_command_lets_waiting_threads_sleep_unless_told_otherwise(monkeypatch, given, expected):
     for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
@@ -504,6 +678,10 @@ def test_a_run_whose_data_were_given_in_python_is_sampled_without_them(tmp_path,
         "eight-gaussians", {"train.steps": 1, "train.validate_examples": 10, "train.batch_size": 20}
     )
     train(options, tmp_path / "run", data=torch.randn(100, 2), progress=False)
-    with pytest.warns(UserWarning, match="the picture shows no data .*: data 'given' was given in Python"):
+    with pytest.warns(
+        UserWarning, match="the picture shows no data .*: data 'given' was given in Python"
+    ):
         assert main(["sample", str(tmp_path / "run"), "-n", "4", "--steps", "2", "--quiet"]) == 0
-    assert (tmp_path / "run" / "samples.png").is_file() and "samples.png: 4 samples" in capsys.readouterr().out
+    assert (
+        tmp_path / "run" / "samples.png"
+    ).is_file() and "samples.png: 4 samples" in capsys.readouterr().out

@@ -49,7 +49,9 @@ def test_split_is_a_partition_that_the_seed_determines(n, valid, test, seed, lim
     assert sorted(torch.cat(list(parts.values())).tolist()) == list(range(n))
     assert len(parts["valid"]) == valid and len(parts.get("test", ())) == test
     again = split(n, valid=valid, test=test, seed=seed, limit=5)
-    assert torch.equal(again["valid"], parts["valid"]) and torch.equal(again["train"], parts["train"][:5])
+    assert torch.equal(again["valid"], parts["valid"]) and torch.equal(
+        again["train"], parts["train"][:5]
+    )
 
 
 @functools.cache
@@ -62,10 +64,13 @@ def test_one_class_keeps_its_place_in_the_splits():
     whole, one, few = whole_data(name), load_data(name, label=3), load_data(name, label=3, limit=20)
     for part in ("train", "valid", "test"):
         expected = getattr(whole, part).tensor[whole.labels[part] == 3]
-        assert torch.equal(getattr(one, part).tensor, expected) and bool((one.labels[part] == 3).all())
+        assert torch.equal(getattr(one, part).tensor, expected) and bool(
+            (one.labels[part] == 3).all()
+        )
     assert torch.equal(few.train.tensor, one.train.tensor[:20])
     with pytest.raises(
-        ValueError, match=r"label must be of \[0, 1, .*, 9\], one or a list, or None for all classes, got 10"
+        ValueError,
+        match=r"label must be of \[0, 1, .*, 9\], one or a list, or None for all classes, got 10",
     ):
         load_data(name, label=10)
 
@@ -81,7 +86,8 @@ def test_one_class_keeps_its_place_in_the_splits():
 def test_an_epoch_can_be_resumed_at_any_batch(n, batch, seed, epoch, drop):
     dataset = InMemory(torch.arange(n)[:, None])
     first, second = (
-        list(loader(dataset, batch, shuffle=True, seed=seed, epoch=epoch, drop_last=drop)) for _ in range(2)
+        list(loader(dataset, batch, shuffle=True, seed=seed, epoch=epoch, drop_last=drop))
+        for _ in range(2)
     )
     torch.rand(1)  # the global state plays no part
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
@@ -121,7 +127,8 @@ def test_densities(name):
     assert torch.equal(small.test.tensor, large.test.tensor)
     assert not set(rows(small.train)) & (set(rows(small.test)) | set(rows(small.valid)))
     assert small.entropy == DENSITIES[name].entropy() and small.scaling.levels is None
-    assert small.scaling.log_volume(small.shape) == 0.0  # entropy in data units is entropy in model units
+    # entropy in data units is entropy in model units
+    assert small.scaling.log_volume(small.shape) == 0.0
     with pytest.raises(ValueError, match="at least 1"):
         load_data(name, samples=0)
 
@@ -136,8 +143,14 @@ def test_digits_are_those_of_scikit_learn():
     digits = load_data("digits", seed=1)
     assert [len(getattr(digits, part)) for part in PARTS] == [1257, 180, 360]
     pool = torch.cat([stack(getattr(digits, part)) for part in PARTS])
-    assert pool.dtype == torch.uint8 and pool.shape == (1797, 1, 8, 8) and (pool.min(), pool.max()) == (0, 16)
-    assert sorted(x.tobytes() for x in pool.numpy()) == sorted(x.astype(np.uint8).tobytes() for x in images)
+    assert (
+        pool.dtype == torch.uint8
+        and pool.shape == (1797, 1, 8, 8)
+        and (pool.min(), pool.max()) == (0, 16)
+    )
+    assert sorted(x.tobytes() for x in pool.numpy()) == sorted(
+        x.astype(np.uint8).tobytes() for x in images
+    )
     # every image keeps its own label
     known = {x.astype(np.uint8).tobytes(): int(y) for x, y in zip(images, labels, strict=True)}
     for part in PARTS:
@@ -181,7 +194,9 @@ def test_fashion_mnist_in_the_layout_of_torchvision(tmp_path, monkeypatch):
         (tmp_path, {"size": 7}),
         (tmp_path, {"size": 32}),
     ):
-        with pytest.raises(ValueError, match=r"fashion-mnist could not be loaded|split|at least|at most"):
+        with pytest.raises(
+            ValueError, match=r"fashion-mnist could not be loaded|split|at least|at most"
+        ):
             load_data("fashion-mnist", root=root, download=False, **options)
 
 
@@ -219,9 +234,13 @@ def test_cifar10_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     cifar = load_data("cifar10", root=tmp_path, download=False, valid=12, limit=30)
     assert [len(getattr(cifar, part)) for part in PARTS] == [30, 12, 10]
     assert np.array_equal(cifar.test.tensor.numpy(), images[50:])
-    assert cifar.labels["test"].tolist() == labels[50:] and cifar.flip and cifar.shape == (3, 32, 32)
+    assert (
+        cifar.labels["test"].tolist() == labels[50:] and cifar.flip and cifar.shape == (3, 32, 32)
+    )
     known = {x.tobytes(): y for x, y in zip(images, labels, strict=True)}
-    assert [known[x.tobytes()] for x in cifar.train.tensor.numpy()] == cifar.labels["train"].tolist()
+    assert [known[x.tobytes()] for x in cifar.train.tensor.numpy()] == cifar.labels[
+        "train"
+    ].tolist()
     assert set(rows(cifar.train) + rows(cifar.valid)) <= {x.tobytes() for x in images[:50]}
     assert cifar.scaling.levels == 256 and cifar.notes[0] == "torchvision's CIFAR-10"
 
@@ -235,19 +254,30 @@ def test_celeba_in_the_layout_of_torchvision(tmp_path, monkeypatch):
     (base / "img_align_celeba").mkdir(parents=True)
     names = [f"{i:06d}.jpg" for i in range(1, 9)]
     for i, name in enumerate(names):
-        picture = np.full((218, 178, 3), 255, np.uint8)  # white but for the central 140×140 that is to be kept
+        # white but for the central 140×140 that is to be kept
+        picture = np.full((218, 178, 3), 255, np.uint8)
         picture[39:179, 19:159] = 20 * i
         Image.fromarray(picture).save(base / "img_align_celeba" / name, quality=100)
-    columns = {"identity_CelebA": 1, "bbox_celeba": 4, "landmarks_align_celeba": 10, "list_attr_celeba": 40}
+    columns = {
+        "identity_CelebA": 1,
+        "bbox_celeba": 4,
+        "landmarks_align_celeba": 10,
+        "list_attr_celeba": 40,
+    }
     for stem, width in columns.items():
-        head = "" if stem.startswith("identity") else f"8\n{' '.join(f'c{i}' for i in range(width))}\n"
+        head = (
+            "" if stem.startswith("identity") else f"8\n{' '.join(f'c{i}' for i in range(width))}\n"
+        )
         prefix = "list_" if stem in ("bbox_celeba", "landmarks_align_celeba") else ""
         lines = "".join(f"{name} {' '.join(['1'] * width)}\n" for name in names)
         (base / f"{prefix}{stem}.txt").write_text(head + lines)
     assignment = [0, 0, 1, 2, 0, 1, 2, 0]
-    (base / "list_eval_partition.txt").write_text("".join(f"{n} {a}\n" for n, a in zip(names, assignment, strict=True)))
+    (base / "list_eval_partition.txt").write_text(
+        "".join(f"{n} {a}\n" for n, a in zip(names, assignment, strict=True))
+    )
     with pytest.raises(ValueError, match="celeba could not be loaded"):
-        load_data("celeba", root=tmp_path, download=False)  # the checksums of the real index files do not match
+        # the checksums of the real index files do not match
+        load_data("celeba", root=tmp_path, download=False)
     monkeypatch.setattr(torchvision.datasets.CelebA, "_check_integrity", lambda self: True)
     data = load_data("celeba", root=tmp_path, download=False, limit=3)
     assert [len(getattr(data, part)) for part in PARTS] == [3, 2, 2] and data.shape == (3, 64, 64)
@@ -275,7 +305,9 @@ def picture(i, channels=3, size=(20, 12)):
 @pytest.fixture
 def folder(tmp_path):
     """Twelve good colour images in nested folders with awkward names and several formats."""
-    for i, name in enumerate(["a.png", "b c.jpg", "ünï/ç ö.webp", "deep/er/x.BMP", "deep/y.tif", "z.jpeg"]):
+    for i, name in enumerate(
+        ["a.png", "b c.jpg", "ünï/ç ö.webp", "deep/er/x.BMP", "deep/y.tif", "z.jpeg"]
+    ):
         save(tmp_path / "images" / name, picture(i))
         save(tmp_path / "images" / "more" / name, picture(100 + i))
     return tmp_path / "images"
@@ -286,21 +318,28 @@ def test_folder_partitions_its_images(folder):
     assert [len(getattr(sets, part)) for part in PARTS] == [6, 3, 3]
     files = [file for part in PARTS for file in getattr(sets, part).files]
     assert sorted(files) == sorted(p for p in folder.rglob("*") if p.is_file())
-    again = load_data("folder", path=str(folder), size=8, seed=4, valid=0.25, test=0.25, limit=2, flip=True)
+    again = load_data(
+        "folder", path=str(folder), size=8, seed=4, valid=0.25, test=0.25, limit=2, flip=True
+    )
     assert list(again.train.files) == list(sets.train.files[:2]) and again.flip
     assert list(again.test.files) == list(sets.test.files)
     other = load_data("folder", path=folder, size=8, seed=5, valid=0.25, test=0.25)
     assert list(other.test.files) != list(sets.test.files)
     assert sets.shape == (3, 8, 8) and sets.scaling.levels == 256
     batch = next(iter(loader(sets.train, 4, shuffle=False)))
-    assert batch.shape == (4, 3, 8, 8) and batch.dtype == torch.uint8 and torch.equal(batch, stack(sets.train, 4))
+    assert (
+        batch.shape == (4, 3, 8, 8)
+        and batch.dtype == torch.uint8
+        and torch.equal(batch, stack(sets.train, 4))
+    )
 
 
 def test_folder_pixels_crop_and_resize(tmp_path):
     array = picture(0, size=(30, 16))
     file = save(tmp_path / "a.png", array)
     whole = array[7:23].transpose(2, 0, 1)
-    assert np.array_equal(ImageFiles([file], (3, 16, 16))[0].numpy(), whole)  # largest centred square, no resize
+    # largest centred square, no resize
+    assert np.array_equal(ImageFiles([file], (3, 16, 16))[0].numpy(), whole)
     assert np.array_equal(ImageFiles([file], (3, 10, 10), crop=10)[0].numpy(), whole[:, 3:13, 3:13])
     assert np.array_equal(ImageFiles([file], (3, 16, 16), crop=99)[0].numpy(), whole)
     box = ImageFiles([file], (3, 8, 8), resize="box")[0].numpy()
@@ -343,14 +382,22 @@ def test_colour_modes_and_orientation(tmp_path):
     clear = np.zeros((8, 8, 4), np.uint8)
     clear[:4, :, 3] = 255
     image = read_image(save(tmp_path / "alpha.png", clear))
-    assert image.mode == "RGB" and (np.asarray(image)[:4] == 0).all() and (np.asarray(image)[4:] == 255).all()
+    assert (
+        image.mode == "RGB"
+        and (np.asarray(image)[:4] == 0).all()
+        and (np.asarray(image)[4:] == 255).all()
+    )
 
-    half = np.stack([np.zeros((8, 8)), np.full((8, 8), 51)], -1).astype(np.uint8)  # black at 20 % over white
+    # black at 20 % over white
+    half = np.stack([np.zeros((8, 8)), np.full((8, 8), 51)], -1).astype(np.uint8)
     image = read_image(save(tmp_path / "la.png", half))
     assert image.mode == "L" and np.abs(np.asarray(image).astype(int) - 204).max() <= 1
 
     for background, grey in (("black", 0), ("#646464", 80), ("white", 204)):  # black at 20 %
-        assert np.abs(np.asarray(read_image(tmp_path / "la.png", background)).astype(int) - grey).max() <= 1
+        assert (
+            np.abs(np.asarray(read_image(tmp_path / "la.png", background)).astype(int) - grey).max()
+            <= 1
+        )
     red = ImageFiles([tmp_path / "alpha.png", tmp_path / "la.png"], (3, 8, 8), background="#ff0000")
     assert red[0][:, 7, 7].tolist() == [255, 0, 0] and red[0][:, 0, 0].tolist() == [0, 0, 0]
     assert (red[1] - torch.tensor([204, 0, 0], dtype=torch.uint8)[:, None, None]).int().max() <= 1
@@ -358,7 +405,9 @@ def test_colour_modes_and_orientation(tmp_path):
     colours = Image.fromarray(picture(0)).quantize(7)
     colours.save(tmp_path / "palette.png")
     image = read_image(tmp_path / "palette.png")
-    assert image.mode == "RGB" and np.array_equal(np.asarray(image), np.asarray(colours.convert("RGB")))
+    assert image.mode == "RGB" and np.array_equal(
+        np.asarray(image), np.asarray(colours.convert("RGB"))
+    )
 
     Image.fromarray(picture(0)).convert("CMYK").save(tmp_path / "cmyk.tif")
     assert np.abs(np.asarray(read_image(tmp_path / "cmyk.tif")).astype(int) - picture(0)).max() <= 2
@@ -371,7 +420,8 @@ def test_colour_modes_and_orientation(tmp_path):
     Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match="floating-point"):
         read_image(tmp_path / "float.tif")
-    for level in (255, 512):  # of 32 bits, whose range is not known: 255 would be black as one of 16
+    # of 32 bits, whose range is not known: 255 would be black as one of 16
+    for level in (255, 512):
         Image.fromarray(np.full((8, 8), level, np.int32)).save(tmp_path / f"{level}.tif")
     with pytest.raises(ValueError, match="32-bit pixels that are all below 256"):
         read_image(tmp_path / "255.tif")
@@ -414,7 +464,9 @@ def test_vectors_are_standardised_by_the_training_split(tmp_path):
     array = load_data("array", path=tmp_path / "v.npy", seed=2, valid=0.2, test=0.25)
     assert [len(getattr(array, part)) for part in PARTS] == [220, 80, 100] and array.shape == (3,)
     pool = torch.cat([stack(getattr(array, part)) for part in PARTS])
-    assert sorted(map(tuple, pool.tolist())) == sorted(map(tuple, vectors.astype(np.float32).tolist()))
+    assert sorted(map(tuple, pool.tolist())) == sorted(
+        map(tuple, vectors.astype(np.float32).tolist())
+    )
     x = array.scaling.to_model(array.train.tensor).double()
     torch.testing.assert_close(x.mean(0), torch.zeros(3, dtype=torch.float64), atol=1e-4, rtol=0)
     torch.testing.assert_close(x.std(0)[:2], torch.ones(2, dtype=torch.float64), atol=1e-4, rtol=0)
@@ -423,12 +475,16 @@ def test_vectors_are_standardised_by_the_training_split(tmp_path):
 
 @pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW"])
 def test_image_arrays_in_every_layout(tmp_path, layout):
-    images = np.random.default_rng(0).integers(0, 256, (20, 1 if layout == "NHW" else 3, 9, 10), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(
+        0, 256, (20, 1 if layout == "NHW" else 3, 9, 10), dtype=np.uint8
+    )
     stored = {"NHW": images[:, 0], "NHWC": images.transpose(0, 2, 3, 1), "NCHW": images}[layout]
     np.savez(tmp_path / "i.npz", images=stored)
     array = load_data("array", path=tmp_path / "i.npz")
     assert array.shape == images.shape[1:] and array.scaling.levels == 256
-    assert sorted(b for part in PARTS for b in rows(getattr(array, part))) == sorted(x.tobytes() for x in images)
+    assert sorted(b for part in PARTS for b in rows(getattr(array, part))) == sorted(
+        x.tobytes() for x in images
+    )
 
 
 def test_integer_arrays_and_levels(tmp_path):
@@ -436,7 +492,9 @@ def test_integer_arrays_and_levels(tmp_path):
     array = load_data("array", path=tmp_path / "i.npy", levels=1000, centered=False)
     assert array.scaling.levels == 1000 and array.train.tensor.dtype == torch.int32
     x = array.scaling.to_model(array.train.tensor)
-    assert x.min() >= 0 and x.max() <= 1 and torch.equal(array.scaling.to_data(x), array.train.tensor)
+    assert (
+        x.min() >= 0 and x.max() <= 1 and torch.equal(array.scaling.to_data(x), array.train.tensor)
+    )
 
 
 # ── Whatever a user has
@@ -461,7 +519,9 @@ def assert_same_data(a, b):
         x, y = stack(getattr(a, part)), stack(getattr(b, part))
         assert x.dtype == y.dtype and torch.equal(x, y)
     assert a.shape == b.shape and a.scaling.levels == b.scaling.levels and a.flip == b.flip
-    assert torch.equal(a.scaling.shift, b.scaling.shift) and torch.equal(a.scaling.scale, b.scaling.scale)
+    assert torch.equal(a.scaling.shift, b.scaling.shift) and torch.equal(
+        a.scaling.scale, b.scaling.scale
+    )
 
 
 @pytest.mark.parametrize("kind", ["vectors", "images", "levels"])
@@ -470,14 +530,24 @@ def test_data_in_memory_are_as_if_read_from_a_file(tmp_path, kind, made):
     rng = np.random.default_rng(0)
     array, options = {
         "vectors": (rng.normal(2, 3, (60, 3)), {}),
-        "images": (rng.integers(0, 256, (60, 9, 10, 3), dtype=np.uint8), {"flip": True, "centered": False}),
+        "images": (
+            rng.integers(0, 256, (60, 9, 10, 3), dtype=np.uint8),
+            {"flip": True, "centered": False},
+        ),
         "levels": (rng.integers(0, 1000, (60, 4)), {"levels": 1000}),
     }[kind]
     np.save(tmp_path / "a.npy", array)
     options |= {"seed": 5, "valid": 0.2, "test": 0.15, "limit": 30}
-    read, given = load_data("array", path=tmp_path / "a.npy", **options), as_data(made(array), **options)
+    read, given = (
+        load_data("array", path=tmp_path / "a.npy", **options),
+        as_data(made(array), **options),
+    )
     assert_same_data(read, given)
-    assert read.fingerprint == given.fingerprint and given.name == "given" and read.notes[1:] == given.notes
+    assert (
+        read.fingerprint == given.fingerprint
+        and given.name == "given"
+        and read.notes[1:] == given.notes
+    )
     assert as_data(given) is given
     held = as_data(InMemory(made(array)) if made is torch.as_tensor else array, **options)
     assert_same_data(held, given)
@@ -485,9 +555,15 @@ def test_data_in_memory_are_as_if_read_from_a_file(tmp_path, kind, made):
 
 @pytest.mark.parametrize("kind", ["vectors", "images", "PIL"])
 def test_a_data_set_of_tuples_is_that_of_its_first_entries(kind):
-    """Split, scaled and laid out as the array of them; items are read when asked for, in worker processes too."""
+    """Split, scaled and laid out as the array of them; items are read when asked for, in worker
+    processes too.
+    """
     rng = np.random.default_rng(1)
-    array = rng.normal(100, 3, (50, 4)) if kind == "vectors" else rng.integers(0, 256, (50, 8, 9, 3), dtype=np.uint8)
+    array = (
+        rng.normal(100, 3, (50, 4))
+        if kind == "vectors"
+        else rng.integers(0, 256, (50, 8, 9, 3), dtype=np.uint8)
+    )
     items = Pairs([Image.fromarray(x) for x in array] if kind == "PIL" else array)
     lazy, whole = as_data(items, seed=3, limit=20), as_data(array, seed=3, limit=20)
     few = items.asked[:]
@@ -500,7 +576,11 @@ def test_a_data_set_of_tuples_is_that_of_its_first_entries(kind):
     assert lazy.shape == whole.shape and lazy.scaling.levels == whole.scaling.levels
     if kind != "vectors":  # nothing but the first item was read to know what there is
         assert set(few) == {0}
-    assert as_data(Pairs(array[:40])).fingerprint != lazy.fingerprint == as_data(Pairs(array), seed=4).fingerprint
+    assert (
+        as_data(Pairs(array[:40])).fingerprint
+        != lazy.fingerprint
+        == as_data(Pairs(array), seed=4).fingerprint
+    )
     tensors = TensorDataset(torch.from_numpy(array), torch.arange(50))
     assert_same_data(as_data(tensors, seed=3, limit=20), whole)
     assert isinstance(as_data(tensors).train, InMemory)  # batches are indexed, not put together

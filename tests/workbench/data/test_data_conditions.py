@@ -1,4 +1,6 @@
-"""Conditions of data: labels, folders of classes, columns of tables, arrays beside arrays, data sets of pairs."""
+"""Conditions of data: labels, folders of classes, columns of tables, arrays beside arrays, data
+sets of pairs.
+"""
 
 import numpy as np
 import pytest
@@ -49,7 +51,9 @@ def test_columns_of_a_table(tmp_path, suffix):
     import pandas
 
     x, c = rows()
-    table = pandas.DataFrame({"a": x[:, 0], "b": x[:, 1], "c": c, "name": [f"n{int(k):02}" for k in c]})
+    table = pandas.DataFrame(
+        {"a": x[:, 0], "b": x[:, 1], "c": c, "name": [f"n{int(k):02}" for k in c]}
+    )
     path = tmp_path / f"table.{suffix}"
     table.to_csv(path, index=False) if suffix == "csv" else table.to_parquet(path)
     data = load_data("array", path=path, x=("a", "b"), c="c")
@@ -59,7 +63,8 @@ def test_columns_of_a_table(tmp_path, suffix):
     assert words.classes[3] == "n03" and words.shape == (2,)
     both = load_data("array", path=path, x="a", c=("b", "c"))
     assert torch.equal(
-        both.c("train", labels=False), torch.stack([-stack(both.train)[:, 0], stack(both.train)[:, 0]], 1)
+        both.c("train", labels=False),
+        torch.stack([-stack(both.train)[:, 0], stack(both.train)[:, 0]], 1),
     )
 
 
@@ -68,9 +73,15 @@ def test_columns_of_a_table(tmp_path, suffix):
     [
         ({"c": "cc"}, "no column 'cc'; did you mean 'c'"),
         ({"x": "c", "c": "c"}, "column 'c' cannot be both x and c"),
-        ({"x": ("a", "word"), "c": "c"}, "column 'word' must hold finite numbers, got 'w' in row 1"),
+        (
+            {"x": ("a", "word"), "c": "c"},
+            "column 'word' must hold finite numbers, got 'w' in row 1",
+        ),
         ({"x": "hole", "c": "c"}, "column 'hole' must hold finite numbers, got nan in row 3"),
-        ({"x": "a", "c": "gap"}, "column 'gap' is empty in row 2, or has a word that stands for that"),
+        (
+            {"x": "a", "c": "gap"},
+            "column 'gap' is empty in row 2, or has a word that stands for that",
+        ),
     ],
 )
 def test_columns_that_cannot_be(tmp_path, options, message):
@@ -92,7 +103,9 @@ def test_a_folder_for_each_class(tmp_path):
     for k, name in enumerate(["cat", "dog"]):
         (tmp_path / name / "deep").mkdir(parents=True)
         for i in range(10):
-            Image.fromarray(np.full((8, 8), 100 * k + i, np.uint8)).save(tmp_path / name / "deep" / f"{i}.png")
+            Image.fromarray(np.full((8, 8), 100 * k + i, np.uint8)).save(
+                tmp_path / name / "deep" / f"{i}.png"
+            )
     data = load_data("folder", path=tmp_path, size=8, classes=True)
     assert data.classes == ("cat", "dog")
     for split in SPLITS:
@@ -114,10 +127,15 @@ def test_some_folders_are_the_classes_in_the_order_they_are_named(tmp_path):
     grey = torch.cat([stack(getattr(data, part)) for part in SPLITS])[:, 0, 0, 0]
     labels = torch.cat([data.labels[part] for part in SPLITS])
     assert labels[grey.argsort()].tolist() == [1] * 8 + [0] * 8  # dogs are darker
-    assert data.fingerprint != load_data("folder", path=tmp_path, size=8, classes=["far/bird", "cat"]).fingerprint
+    assert (
+        data.fingerprint
+        != load_data("folder", path=tmp_path, size=8, classes=["far/bird", "cat"]).fingerprint
+    )
     with pytest.raises(ValueError, match=r"path must be a folder, got .*cow"):
         load_data("folder", path=tmp_path, size=8, classes=["dog", "cow"])
-    with pytest.raises(ValueError, match=r"true, false or two different folders or more, got \['dog'\]"):
+    with pytest.raises(
+        ValueError, match=r"true, false or two different folders or more, got \['dog'\]"
+    ):
         load_data("folder", path=tmp_path, size=8, classes=["dog"])
 
 
@@ -163,7 +181,9 @@ def test_images_as_conditions_come_channels_first():
     data = as_data(rows()[0], c=images)
     assert data.c("train", labels=False).shape[1:] == (3, 4, 5)
     k = int(stack(data.train)[0, 0])
-    assert torch.equal(data.c("train", labels=False)[0], torch.from_numpy(images[k]).permute(2, 0, 1).float())
+    assert torch.equal(
+        data.c("train", labels=False)[0], torch.from_numpy(images[k]).permute(2, 0, 1).float()
+    )
 
 
 def test_classes_are_known_by_name():
@@ -174,7 +194,9 @@ def test_classes_are_known_by_name():
     names = np.array(model_has.labels)[data.rows(model_has, "train").numpy()]
     even = stack(data.train)[:, 0].numpy() % 2 == 0
     assert (names == np.where(even, "dog", "cat")).all()
-    with pytest.raises(ValueError, match="the test data do not fit the condition: c must be one of cow, dog"):
+    with pytest.raises(
+        ValueError, match="the test data do not fit the condition: c must be one of cow, dog"
+    ):
         data.rows(Classes(("cow", "dog")), "test")
     with pytest.raises(ValueError, match="have no numbers"):
         data.rows(Vector(1), "train")

@@ -37,7 +37,9 @@ def test_samples_have_the_stated_entropy(drawn):
 @pytest.mark.parametrize("name", DENSITIES)
 def test_integrates_to_one(name):
     step = 1 / 64
-    assert DENSITIES[name].log_prob(grid(step)).exp().sum().item() * step**2 == pytest.approx(1.0, abs=2e-6)
+    assert DENSITIES[name].log_prob(grid(step)).exp().sum().item() * step**2 == pytest.approx(
+        1.0, abs=2e-6
+    )
 
 
 def test_histogram_of_samples_follows_the_density(drawn):
@@ -47,10 +49,16 @@ def test_histogram_of_samples_follows_the_density(drawn):
     edges = np.linspace(-2, 2, cells + 1)
     observed = np.histogram2d(*x.double().numpy().T, bins=[edges, edges])[0]
     side = 4 / (cells * fine)
-    mass = density.log_prob(grid(side)).exp().reshape(cells, fine, cells, fine).sum((1, 3)).numpy() * side**2
+    mass = (
+        density.log_prob(grid(side)).exp().reshape(cells, fine, cells, fine).sum((1, 3)).numpy()
+        * side**2
+    )
     keep = N * mass >= 5
     observed, expected = observed[keep], N * mass[keep]
-    observed, expected = np.append(observed, N - observed.sum()), np.append(expected, N - expected.sum())
+    observed, expected = (
+        np.append(observed, N - observed.sum()),
+        np.append(expected, N - expected.sum()),
+    )
     observed, expected = observed[expected > 1], expected[expected > 1]
     assert stats.chisquare(observed, expected * observed.sum() / expected.sum()).pvalue > 1e-4
 
@@ -70,17 +78,23 @@ def test_eight_gaussians_entropy_is_close_to_that_of_separate_ones():
     separate = math.log(8) + math.log(2 * math.pi * math.e * 0.1**2)
     assert 0 < separate - EightGaussians().entropy() < 2e-3
     far = EightGaussians(radius=1.5, std=0.05)
-    assert far.entropy() == pytest.approx(math.log(8) + math.log(2 * math.pi * math.e * 0.05**2), abs=1e-8)
+    assert far.entropy() == pytest.approx(
+        math.log(8) + math.log(2 * math.pi * math.e * 0.05**2), abs=1e-8
+    )
 
 
 def test_spiral_density_against_adaptive_quadrature():
     spiral = TwoSpirals()
-    x = torch.cat([spiral.sample(5).double(), torch.tensor([[0.0, 0.0], [1.05, 0.1]], dtype=torch.float64)])
+    x = torch.cat(
+        [spiral.sample(5).double(), torch.tensor([[0.0, 0.0], [1.05, 0.1]], dtype=torch.float64)]
+    )
 
     def along(u, px, py, sign):
         root = math.sqrt(u)
         angle = 2 * math.pi * spiral.turns * root
-        square = (px - sign * root * math.cos(angle)) ** 2 + (py - sign * root * math.sin(angle)) ** 2
+        square = (px - sign * root * math.cos(angle)) ** 2 + (
+            py - sign * root * math.sin(angle)
+        ) ** 2
         return math.exp(-square / (2 * spiral.std**2)) / (2 * math.pi * spiral.std**2)
 
     cuts = np.linspace(0, 1, 101)

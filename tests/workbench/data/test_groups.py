@@ -15,7 +15,9 @@ from indm.workbench.evaluation.results import evaluate_run
 
 
 def films(folder, **frames):
-    """``frames["apple"]`` frames of each film of a class; the frames of a film are of a level of their own."""
+    """``frames["apple"]`` frames of each film of a class; the frames of a film are of a level of
+    their own.
+    """
     levels = itertools.count(1)
     for name, counts in frames.items():
         for film, count in enumerate(counts):
@@ -38,9 +40,16 @@ def test_no_group_is_in_two_splits_and_every_class_that_can_has_one_held_out(tmp
         data = load_data("folder", **options, seed=seed)
         levels = levels_of(data)
         films_of = {part: set(found.tolist()) for part, found in levels.items()}
-        assert sorted(itertools.chain(*films_of.values())) == list(range(1, 18)), "each film is in one split"
+        assert sorted(itertools.chain(*films_of.values())) == list(range(1, 18)), (
+            "each film is in one split"
+        )
         held = films_of["valid"] | films_of["test"]
-        of_class = {"apple": range(1, 11), "fig": range(11, 13), "kiwi": range(13, 14), "pear": range(14, 18)}
+        of_class = {
+            "apple": range(1, 11),
+            "fig": range(11, 13),
+            "kiwi": range(13, 14),
+            "pear": range(14, 18),
+        }
         assert {name: len(held & set(of)) for name, of in of_class.items()} == {
             "apple": 2, "fig": 1, "kiwi": 0, "pear": 1,
         }  # fmt: skip
@@ -48,7 +57,10 @@ def test_no_group_is_in_two_splits_and_every_class_that_can_has_one_held_out(tmp
         for part in SPLITS:  # groups are numbered in the order of their paths, as the levels are
             assert torch.equal(data.groups[part], levels[part].long() - 1)
             names = [data.classes[label] for label in data.labels[part].tolist()]
-            assert all(level in of_class[name] for level, name in zip(levels[part].tolist(), names, strict=True))
+            assert all(
+                level in of_class[name]
+                for level, name in zip(levels[part].tolist(), names, strict=True)
+            )
         assert "split of 17 groups by seed" in data.notes[-1]
     again = load_data("folder", **options, seed=4, limit=3)
     assert torch.equal(levels_of(again)["train"], levels["train"][:3])
@@ -57,13 +69,19 @@ def test_no_group_is_in_two_splits_and_every_class_that_can_has_one_held_out(tmp
 
 def test_of_one_class_groups_make_up_the_fractions(tmp_path):
     groups = np.repeat(np.arange(100), np.random.default_rng(0).integers(1, 20, 100))
-    parts = split_groups(groups.astype(str).tolist(), valid=round(0.1 * len(groups)), test=round(0.2 * len(groups)))
+    parts = split_groups(
+        groups.astype(str).tolist(), valid=round(0.1 * len(groups)), test=round(0.2 * len(groups))
+    )
     assert torch.equal(torch.cat(list(parts.values())).sort().values, torch.arange(len(groups)))
     assert len(parts["test"]) == pytest.approx(0.2 * len(groups), rel=0.15)
     assert len(parts["valid"]) == pytest.approx(0.1 * len(groups), rel=0.2)
     assert sum(len(np.unique(groups[index])) for index in parts.values()) == 100
     five = split_groups([name for name in "abcde" for _ in range(10)], valid=5, test=5)
-    assert {part: len(index) for part, index in five.items()} == {"train": 30, "valid": 10, "test": 10}
+    assert {part: len(index) for part, index in five.items()} == {
+        "train": 30,
+        "valid": 10,
+        "test": 10,
+    }
 
 
 def test_a_prefix_is_one_group_in_all_classes(tmp_path):
@@ -96,10 +114,26 @@ def test_errors_of_a_run_are_over_groups(tmp_path):
 @pytest.mark.parametrize(
     ("frames", "options", "message"),
     [
-        ({"a": [3], "b": [3]}, {"classes": True}, "groups must be three or more.*got 2 groups, as a/film 0, b/film 0"),
-        ({"a": [2, 2], "b": [2]}, {"classes": True, "groups": "prefix"}, "three or more.*got 2 groups, as 0, 1"),
-        ({"a": [3, 3]}, {"path": "a/film 0"}, r"each image in a folder of its group: '0\.png' is in none"),
-        ({"a": [3, 3]}, {"classes": True, "path": "a"}, r"in that of its class: 'film 0/0\.png' is in none"),
+        (
+            {"a": [3], "b": [3]},
+            {"classes": True},
+            "groups must be three or more.*got 2 groups, as a/film 0, b/film 0",
+        ),
+        (
+            {"a": [2, 2], "b": [2]},
+            {"classes": True, "groups": "prefix"},
+            "three or more.*got 2 groups, as 0, 1",
+        ),
+        (
+            {"a": [3, 3]},
+            {"path": "a/film 0"},
+            r"each image in a folder of its group: '0\.png' is in none",
+        ),
+        (
+            {"a": [3, 3]},
+            {"classes": True, "path": "a"},
+            r"in that of its class: 'film 0/0\.png' is in none",
+        ),
         ({"a": [3, 3]}, {"groups": "folder"}, "data.groups must be"),
     ],
 )

@@ -15,7 +15,9 @@ from indm.workbench.data.images import ImageFiles, count_unreadable, read_image
 
 
 def many(folder, n, sources=50, below=1000):
-    """``n`` names of a few images, in folders of ``below`` each: hard links, so that they take no room."""
+    """``n`` names of a few images, in folders of ``below`` each: hard links, so that they take no
+    room.
+    """
     folder.mkdir()
     for i in range(sources):
         pixels = np.full((8, 8, 3), (i, 2 * i, 3 * i), np.uint8)
@@ -52,7 +54,9 @@ def test_the_list_is_that_of_the_file_system_in_sorted_order(tmp_path):
 @pytest.mark.parametrize("mode", ["LA", "RGBA"])
 def test_transparent_pixels_are_those_of_the_composite(tmp_path, mode):
     value, alpha = np.meshgrid(np.arange(256), np.arange(256))
-    pixels = np.stack([*[value, value // 2, 255 - value][: len(mode) - 1], alpha], -1).astype(np.uint8)
+    pixels = np.stack([*[value, value // 2, 255 - value][: len(mode) - 1], alpha], -1).astype(
+        np.uint8
+    )
     Image.fromarray(pixels).save(tmp_path / "a.png")
     found = np.asarray(read_image(tmp_path / "a.png")).reshape(256, 256, -1).astype(int)
     a = pixels[..., -1:] / 255
@@ -81,7 +85,11 @@ def test_a_damaged_image_is_replaced_by_the_next_warned_of_once_and_counted(tmp_
     assert len(warned) == 1 and data.unreadable.nonzero().flatten().tolist() == [7, 20, 21, 39]
     expected = whole.clone()
     expected[[7, 20, 21, 39]] = whole[[8, 22, 22, 0]]
-    assert torch.equal(found, expected) and torch.equal(stack(data), found) and count_unreadable(data) == 4
+    assert (
+        torch.equal(found, expected)
+        and torch.equal(stack(data), found)
+        and count_unreadable(data) == 4
+    )
 
 
 @pytest.mark.filterwarnings("ignore:.*cannot be read")

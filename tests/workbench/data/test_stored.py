@@ -1,4 +1,6 @@
-"""Images in data sets of the hub and in tar files, against the same images in a folder; arrays that are mapped."""
+"""Images in data sets of the hub and in tar files, against the same images in a folder; arrays that
+are mapped.
+"""
 
 import io
 import tarfile
@@ -60,7 +62,9 @@ def test_shards_hold_what_a_folder_holds(tmp_path, folder, monkeypatch):
     members = {}
     for i, image in enumerate(pictures()):
         members |= {f"{i:02d}.png": png(image), f"{i:02d}.cls": str(i % 2).encode()}
-    data = load_data("datasets", path=shards(tmp_path / "shards", members), x="png", c="cls", **OPTIONS)
+    data = load_data(
+        "datasets", path=shards(tmp_path / "shards", members), x="png", c="cls", **OPTIONS
+    )
     assert data.shape == (3, 8, 10) and data.classes == ("0", "1")
     for part in SPLITS:
         assert torch.equal(stack(getattr(data, part)), stack(getattr(folder, part)))
@@ -69,16 +73,23 @@ def test_shards_hold_what_a_folder_holds(tmp_path, folder, monkeypatch):
 
 def test_a_data_set_of_images_holds_what_a_folder_holds(tmp_path, folder, monkeypatch):
     labels = [i % 2 for i in range(len(pictures()))]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))})
+    features = datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(CLASSES))}
+    )
     rows = datasets.Dataset.from_dict({"image": pictures(), "label": labels}, features=features)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    changed = datasets.Dataset.from_dict({"image": pictures()[::-1], "label": labels}, features=features)
-    without = datasets.Dataset.from_dict({"image": pictures(), "label": [-1, *labels[1:]]}, features=features)
+    changed = datasets.Dataset.from_dict(
+        {"image": pictures()[::-1], "label": labels}, features=features
+    )
+    without = datasets.Dataset.from_dict(
+        {"image": pictures(), "label": [-1, *labels[1:]]}, features=features
+    )
     for name, table in (("tables", rows), ("changed", changed), ("without", without)):
         (tmp_path / name).mkdir()
         table.to_parquet(tmp_path / name / "train.parquet")
     data, again, other = (
-        load_data("datasets", path=tmp_path / name, c="label", **OPTIONS) for name in ("tables", "tables", "changed")
+        load_data("datasets", path=tmp_path / name, c="label", **OPTIONS)
+        for name in ("tables", "tables", "changed")
     )
     assert torch.equal(stack(data.train), stack(folder.train)) and data.classes == CLASSES
     assert data.labels["train"].tolist() == [int(path.stem) % 2 for path in folder.train.files]
@@ -101,7 +112,9 @@ def test_a_data_set_of_the_hub_is_asked_for_by_its_name(folder, tmp_path, monkey
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for download in (True, False):
-        data = load_data("datasets", path="ann/pictures", config="small", download=download, **OPTIONS)
+        data = load_data(
+            "datasets", path="ann/pictures", config="small", download=download, **OPTIONS
+        )
         assert torch.equal(stack(data.train), stack(folder.train))
     assert asked == [(("ann/pictures", "small"), "train", local) for local in (False, True)]
 
@@ -109,10 +122,17 @@ def test_a_data_set_of_the_hub_is_asked_for_by_its_name(folder, tmp_path, monkey
 @pytest.mark.parametrize("kind", ["floats", "images"])
 def test_a_mapped_array_is_the_array(tmp_path, kind):
     numbers = np.random.default_rng(0)
-    array = numbers.normal(5, 3, (200, 4)) if kind == "floats" else numbers.integers(0, 256, (50, 8, 9, 3), np.uint8)
+    array = (
+        numbers.normal(5, 3, (200, 4))
+        if kind == "floats"
+        else numbers.integers(0, 256, (50, 8, 9, 3), np.uint8)
+    )
     np.save(tmp_path / "x.npy", array)
     np.save(tmp_path / "c.npy", numbers.normal(size=(len(array), 2)))
-    read, mapped = (load_data("array", path=tmp_path / "x.npy", c="c.npy", seed=2, mmap=mmap) for mmap in (False, True))
+    read, mapped = (
+        load_data("array", path=tmp_path / "x.npy", c="c.npy", seed=2, mmap=mmap)
+        for mmap in (False, True)
+    )
     assert isinstance(mapped.train.source, np.memmap)
     for part in SPLITS:
         assert torch.equal(stack(getattr(mapped, part)), stack(getattr(read, part)))

@@ -32,7 +32,11 @@ def written(path, rows, **dialect):
 def test_a_table_is_its_numbers_with_names_and_without(tmp_path, suffix, separator):
     path = tmp_path / f"a.{suffix}"
     written(path, [["a", "b b", " c,c"], *NUMBERS.tolist()], delimiter=separator)
-    assert np.array_equal(read_table(path), NUMBERS) and names_of({"path": path}) == ["a", "b b", "c,c"]
+    assert np.array_equal(read_table(path), NUMBERS) and names_of({"path": path}) == [
+        "a",
+        "b b",
+        "c,c",
+    ]
     written(path, NUMBERS.tolist(), delimiter=separator)
     assert np.array_equal(read_table(path, header=False), NUMBERS)
     assert names_of({"path": path, "header": False}) == ["x1", "x2", "x3"]
@@ -43,7 +47,9 @@ def test_a_table_is_its_numbers_with_names_and_without(tmp_path, suffix, separat
 def test_tables_of_other_programs(tmp_path):
     np.savetxt(tmp_path / "numpy.txt", NUMBERS)
     assert np.allclose(read_table(tmp_path / "numpy.txt", header=False), NUMBERS, rtol=1e-6)
-    written(tmp_path / "quoted.csv", [["x", "y", "z"], *NUMBERS.tolist(), []], quoting=csv.QUOTE_ALL)
+    written(
+        tmp_path / "quoted.csv", [["x", "y", "z"], *NUMBERS.tolist(), []], quoting=csv.QUOTE_ALL
+    )
     written(tmp_path / "mark.csv", [["x", "y", "z"], *NUMBERS.tolist()], encoding="utf-8-sig")
     for name in ("quoted.csv", "mark.csv"):
         assert np.array_equal(read_columns(tmp_path / name, ("x", "z"))[0], NUMBERS[:, [0, 2]])
@@ -52,15 +58,21 @@ def test_tables_of_other_programs(tmp_path):
     read_csv = {"sep": ";", "decimal": ","}
     assert np.allclose(read_table(tmp_path / "comma.csv", read_csv=read_csv), NUMBERS, rtol=1e-6)
     assert load_data("array", path=tmp_path / "comma.csv", read_csv=read_csv).shape == (3,)
-    indexed = written(tmp_path / "a.csv", [["", "x", "y", "z"], *([i, *row] for i, row in enumerate(NUMBERS.tolist()))])
+    indexed = written(
+        tmp_path / "a.csv",
+        [["", "x", "y", "z"], *([i, *row] for i, row in enumerate(NUMBERS.tolist()))],
+    )
     with pytest.raises(ValueError, match="first column must have a name"):
         read_table(indexed)
     assert np.array_equal(read_table(indexed, read_csv={"usecols": ["x", "y", "z"]}), NUMBERS)
 
 
 def test_numbers_that_single_precision_rounds_away_are_refused(tmp_path):
-    """Seconds since 1970: single precision holds every 128th, so that a density of them is one of its rounding."""
-    seconds, tenth = 1.7e9 + np.arange(200.0), 0.1 + 1e-17 * np.arange(200.0)  # a constant, but for rounding
+    """Seconds since 1970: single precision holds every 128th, so that a density of them is one of
+    its rounding.
+    """
+    # a constant, but for rounding
+    seconds, tenth = 1.7e9 + np.arange(200.0), 0.1 + 1e-17 * np.arange(200.0)
     table = written(tmp_path / "t.csv", [["time", "tenth"], *zip(seconds, tenth, strict=True)])
     with pytest.raises(ValueError, match="column 'time'"):
         load_data("array", path=table)
@@ -110,8 +122,12 @@ def test_a_table_is_data(tmp_path):
 
 
 def test_of_a_parquet_file_only_the_columns_that_are_named_are_read(tmp_path):
-    """In several groups of rows; with labels in words, whole numbers, and an index of pandas, which is left out."""
-    frame = pandas.DataFrame({"a": [1.5, 2.0, 3.0], "b": [0, 1, 2], "word": ["u", "v", "u"]}, index=["i", "j", "k"])
+    """In several groups of rows; with labels in words, whole numbers, and an index of pandas, which
+    is left out.
+    """
+    frame = pandas.DataFrame(
+        {"a": [1.5, 2.0, 3.0], "b": [0, 1, 2], "word": ["u", "v", "u"]}, index=["i", "j", "k"]
+    )
     frame.to_parquet(tmp_path / "a.parquet", row_group_size=2)
     x, c = read_columns(tmp_path / "a.parquet", ("b",), ("word",))
     assert x.tolist() == [[0.0], [1.0], [2.0]] and c.tolist() == ["u", "v", "u"]
@@ -147,7 +163,9 @@ GROUPS = {  # by the version of the interface: the groups of the process, and th
 
 
 @pytest.mark.parametrize("which", GROUPS)
-def test_what_a_parquet_file_claims_is_held_against_the_limit_of_a_container(which, tmp_path, monkeypatch):
+def test_what_a_parquet_file_claims_is_held_against_the_limit_of_a_container(
+    which, tmp_path, monkeypatch
+):
     """A file of some kB holds ten million zeros, or one long word ten million times."""
     limited(monkeypatch, tmp_path, *GROUPS[which], free=60_000_000)
     n = 10_000_000

@@ -17,16 +17,23 @@ DIMS, N = 64, 50
 BITS = DIMS * math.log(2)
 GENERATOR = np.random.default_rng(0)
 HARD = GENERATOR.normal(size=N)  # what makes an example hard, for every model
-NATS = {name: BITS * (level + HARD + 0.05 * GENERATOR.normal(size=N)) for name, level in (("a", 2.1), ("b", 1.6))}
+NATS = {
+    name: BITS * (level + HARD + 0.05 * GENERATOR.normal(size=N))
+    for name, level in (("a", 2.1), ("b", 1.6))
+}
 
 
 def evaluated(folder, nats, nll=None, steps=10, **more):
-    """A run folder with a recipe, a log of two seconds that ends at ``steps``, and an evaluation of these nats."""
+    """A run folder with a recipe, a log of two seconds that ends at ``steps``, and an evaluation of
+    these nats.
+    """
     folder.mkdir(parents=True)
     (folder / "recipe.toml").write_text(recipes.to_toml(recipes.resolve(recipes.load("digits"))))
     lines = [{"step": steps * i // 2, "seconds": 1.0 * i, "valid_nelbo": 3.0 - i} for i in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    (folder / "summary.json").write_text(json.dumps({"steps": steps, "flow_parameters": 23, "score_parameters": 1000}))
+    (folder / "summary.json").write_text(
+        json.dumps({"steps": steps, "flow_parameters": 23, "score_parameters": 1000})
+    )
     kinds = {"nelbo": nats} | ({} if nll is None else {"nll": nll})
     result = {"unit": "bits/dim", "dims": DIMS, "data": {"name": "digits"}, "split": "test", "eps": 1e-5,
               "dequantization": "uniform", "entropy_nats": None, "weights_sha256": "0" * 64,
@@ -34,8 +41,16 @@ def evaluated(folder, nats, nll=None, steps=10, **more):
               "images": {kind: len(kinds.get(kind, ())) for kind in ("nelbo", "nll")}}  # fmt: skip
     for kind, values in kinds.items():
         numbers = {"bits_per_dim": values.mean() / BITS, "nats": values.mean()}
-        numbers |= {f"{key}{end}": 0.1 for key in list(numbers) for end in ("_standard_error", "_estimator_noise")}
-        result[kind] = {"settings": {}, "with_reconstruction": numbers, "without_reconstruction": numbers}
+        numbers |= {
+            f"{key}{end}": 0.1
+            for key in list(numbers)
+            for end in ("_standard_error", "_estimator_noise")
+        }
+        result[kind] = {
+            "settings": {},
+            "with_reconstruction": numbers,
+            "without_reconstruction": numbers,
+        }
     (folder / "evaluation.json").write_text(json.dumps(result | more))
     np.savez(folder / "evaluation.npz", **kinds)
     return folder
@@ -74,7 +89,10 @@ def test_differences_are_paired_by_example_and_the_page_has_the_table_of_the_tex
     cells = {row[0]: row[1:] for row in rows}
     assert list(cells) == [*map(str, runs), "baseline: a <Gaussian>", "entropy of the data"]
     assert cells[str(runs[0])][:3] == ["1,023", "10", "2"] and cells[str(runs[0])][4] == "–"
-    assert cells[str(runs[1])][4] == f"{mean:.4f} ± {mean / known.statistic:.4f}" and cells[str(runs[2])][5] == "–"
+    assert (
+        cells[str(runs[1])][4] == f"{mean:.4f} ± {mean / known.statistic:.4f}"
+        and cells[str(runs[2])][5] == "–"
+    )
     for row in rows:
         assert any(line.split() == " ".join(row).split() for line in text.splitlines())
     page = Reader((out / "comparison.html").read_text("utf-8"))
@@ -101,7 +119,10 @@ def test_the_examples_of_an_evaluation_decide_not_where_they_are(paths, hashes, 
     results = {}
     for name, path, sha256 in zip("ab", paths, hashes, strict=True):
         run = evaluated(tmp_path / name, NATS["a"])
-        results[run] = read_evaluation(run) | {"data": {"name": "array", "path": path}, "examples_sha256": sha256}
+        results[run] = read_evaluation(run) | {
+            "data": {"name": "array", "path": path},
+            "examples_sha256": sha256,
+        }
     if same:
         check_same_examples(results)
     else:

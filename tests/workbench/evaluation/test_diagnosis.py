@@ -11,19 +11,33 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import recipe_of
 
 BITS = 64 * math.log(2)
-BASELINES = {"uniform": ("uniform noise", 8.0), "gaussian": ("a Gaussian", 5.0), "png": ("PNG", 4.0)}
+BASELINES = {
+    "uniform": ("uniform noise", 8.0),
+    "gaussian": ("a Gaussian", 5.0),
+    "png": ("PNG", 4.0),
+}
 
 
 def result(value, error=0.1, unit="bits/dim", baselines=BASELINES):
-    """An evaluation of that NELBO, in bits/dim, or nats, with the standard ``error`` of each paired difference."""
+    """An evaluation of that NELBO, in bits/dim, or nats, with the standard ``error`` of each paired
+    difference.
+    """
 
     def both(number):
-        return {"bits_per_dim": number, "nats": number * BITS} if unit == "bits/dim" else {"nats": number}
+        return (
+            {"bits_per_dim": number, "nats": number * BITS}
+            if unit == "bits/dim"
+            else {"nats": number}
+        )
 
     rows = {}
     for key, (name, of_baseline) in baselines.items():
         errors = {f"{k}_standard_error": v for k, v in both(error).items()}
-        rows[key] = {"name": name, **both(of_baseline), "nelbo_difference": both(value - of_baseline) | errors}
+        rows[key] = {
+            "name": name,
+            **both(of_baseline),
+            "nelbo_difference": both(value - of_baseline) | errors,
+        }
     return {"unit": unit, "nelbo": {"with_reconstruction": both(value)}, "baselines": rows}
 
 
@@ -66,13 +80,27 @@ def test_evaluate_says_it(tmp_path, capsys):
     rows = json.loads((run / "evaluation.json").read_text())["baselines"]
     assert list(rows) == ["uniform", "gaussian", "png"] and rows["gaussian"]["examples"] == 1257
     for row, label in zip(
-        rows.values(), ("uniform noise", "a Gaussian with full covariance", "PNG, header included"), strict=True
+        rows.values(),
+        ("uniform noise", "a Gaussian with full covariance", "PNG, header included"),
+        strict=True,
     ):
-        assert any(text.startswith(f"baseline: {label}") and f"{row['bits_per_dim']:.4f}" in text for text in table)
+        assert any(
+            text.startswith(f"baseline: {label}") and f"{row['bits_per_dim']:.4f}" in text
+            for text in table
+        )
     assert last == verdict(json.loads((run / "evaluation.json").read_text()))
     (run / "summary.json").unlink()  # as if it were still in training
     capsys.readouterr()
-    again = ["evaluate", str(run), "--examples", "40", "--nll-examples", "0", "--quiet", "--overwrite"]
+    again = [
+        "evaluate",
+        str(run),
+        "--examples",
+        "40",
+        "--nll-examples",
+        "0",
+        "--quiet",
+        "--overwrite",
+    ]
     assert main(again) == 0
     table = capsys.readouterr().out.splitlines()
     assert "weights of a checkpoint: the training has not ended" in table

@@ -49,10 +49,15 @@ def test_samples_of_a_run_and_a_folder_are_scored(tmp_path, monkeypatch):
         lambda **options: whole(**options | {"isc": False, "feature_extractor": "means"}),
     )
     raw = np.random.default_rng(0).integers(0, 256, (20, 3, 8, 8), np.uint8)
-    for folder, images in (("files", raw), ("brighter", np.minimum(raw.astype(int) + 40, 255).astype(np.uint8))):
+    for folder, images in (
+        ("files", raw),
+        ("brighter", np.minimum(raw.astype(int) + 40, 255).astype(np.uint8)),
+    ):
         (tmp_path / folder / "deep").mkdir(parents=True)
         for i, image in enumerate(images):
-            Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / folder / "deep" / f"{i:02}.png")
+            Image.fromarray(image.transpose(1, 2, 0)).save(
+                tmp_path / folder / "deep" / f"{i:02}.png"
+            )
     (tmp_path / "run").mkdir()
     np.savez(tmp_path / "run" / "samples.npz", samples=raw, levels=np.array(256))
     found = {}
@@ -92,6 +97,10 @@ def test_samples_that_are_not_what_they_should_be(changes, complaint, tmp_path):
     np.savez(tmp_path / "samples.npz", **content)
     with pytest.raises(ValueError, match=rf"samples\.npz cannot be read as samples .*{complaint}"):
         read_samples(tmp_path / "samples.npz")
-    content = {"samples": SAMPLES, "levels": 17, "provenance": np.frombuffer(made_by.encode(), np.uint8)}
+    content = {
+        "samples": SAMPLES,
+        "levels": 17,
+        "provenance": np.frombuffer(made_by.encode(), np.uint8),
+    }
     np.savez(tmp_path / "samples.npz", **content)
     assert read_samples(tmp_path / "samples.npz")[2] == json.loads(made_by)

@@ -64,7 +64,9 @@ def test_an_installed_part_is_found_by_its_name_where_its_package_is_trusted(ins
     with indm.trust("scales"):
         model = indm.build_model(TABLES, (2,))
         model.save(tmp_path / "run")
-        assert isinstance(indm.INDM.load(tmp_path / "run").score.backbone, names.find("net", "scale"))
+        assert isinstance(
+            indm.INDM.load(tmp_path / "run").score.backbone, names.find("net", "scale")
+        )
     # A file has the place: it can be read where no package offers the name.
     assert model.description()["net"] == {"name": "scales:Scale", "shape": [2], "width": 3}
     with pytest.raises(names.Untrusted):

@@ -1,4 +1,6 @@
-"""Recipes: those that come with indm, changes by dotted keys, and what is parsed from the tables of a file."""
+"""Recipes: those that come with indm, changes by dotted keys, and what is parsed from the tables of
+a file.
+"""
 
 import copy
 import dataclasses
@@ -13,16 +15,26 @@ from indm.workbench.cli import listing
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import Drawing, TrainOptions, TranslationOptions
 
-NATIVE = {"digits": (1, 8, 8), "fashion-mnist": (1, 28, 28), "cifar10": (3, 32, 32), "celeba": (3, 64, 64)}
-REDUCED = {"net.channels": "8", "net.blocks": "1", "flow.width": "4", "flow.blocks": "[1, 1]"}  # of the published ones
+NATIVE = {
+    "digits": (1, 8, 8),
+    "fashion-mnist": (1, 28, 28),
+    "cifar10": (3, 32, 32),
+    "celeba": (3, 64, 64),
+}
+# of the published ones
+REDUCED = {"net.channels": "8", "net.blocks": "1", "flow.width": "4", "flow.blocks": "[1, 1]"}
 
 
 def test_a_recipe_is_parsed_once_and_is_the_mapping_of_its_tables():
     recipe = recipes.recipe("digits", {"train.steps": 7, "flow": "coupling", "flow.width": 4})
     assert (recipe.train.steps, recipe.flow) == (7, recipes.Part("coupling", {"width": 4}))
-    assert recipe["flow"] == {"name": "coupling", "width": 4} and recipe["train"] == dataclasses.asdict(recipe.train)
+    assert recipe["flow"] == {"name": "coupling", "width": 4} and recipe[
+        "train"
+    ] == dataclasses.asdict(recipe.train)
     assert (
-        recipe.condition is None and "condition" not in recipe and list(recipe)[-3:] == ["train", "evaluate", "sample"]
+        recipe.condition is None
+        and "condition" not in recipe
+        and list(recipe)[-3:] == ["train", "evaluate", "sample"]
     )
     changed = recipe | {"sde": recipe["sde"] | {"name": "ve"}}
     assert (changed.sde.name, recipe.sde.name) == ("ve", "vp")
@@ -43,8 +55,14 @@ def test_every_recipe_is_complete_and_builds_its_model(name):
         models = "2 × " if about_it.group == "translation" else ""
         for said in (about_it.two_cores.partition(",")[0], about_it.gpu):
             assert said in (f"{models}{seconds:.0f} s", f"{models}{math.ceil(seconds / 60)} min")
-    shape = (2,) if recipe["net"]["name"] == "mlp" else NATIVE.get(recipe["data"]["name"], (1, 32, 32))
-    shape = (shape[0], recipe["data"]["size"], recipe["data"]["size"]) if "size" in recipe["data"] else shape
+    shape = (
+        (2,) if recipe["net"]["name"] == "mlp" else NATIVE.get(recipe["data"]["name"], (1, 32, 32))
+    )
+    shape = (
+        (shape[0], recipe["data"]["size"], recipe["data"]["size"])
+        if "size" in recipe["data"]
+        else shape
+    )
     if recipe["net"]["name"] == "ncsnpp":
         recipe = recipes.override(recipe, REDUCED)
     scaling = Scaling.images(256) if len(shape) == 3 else None
@@ -52,8 +70,11 @@ def test_every_recipe_is_complete_and_builds_its_model(name):
     assert sum(p.numel() for p in model.flow.parameters()) > 0
     x = torch.randn(2, *shape)
     z, log_det = model.eval().encode(x)
-    assert torch.allclose(z, x, atol=1e-6) and torch.allclose(log_det, torch.zeros(2), atol=1e-4)  # starts at identity
-    twin = build_model(recipes.model_tables(recipes.override(recipe, {"flow": "identity"})), shape, scaling)
+    # starts at identity
+    assert torch.allclose(z, x, atol=1e-6) and torch.allclose(log_det, torch.zeros(2), atol=1e-4)
+    twin = build_model(
+        recipes.model_tables(recipes.override(recipe, {"flow": "identity"})), shape, scaling
+    )
     assert not list(twin.flow.parameters())
 
 
@@ -63,11 +84,19 @@ def test_changes_are_toml_or_strings():
         "data.path": "my imgs", "flow.blocks": "[2, 2]", "data.day": "2024-01-01", "data.number": '"7"',
         "data.root": "2024", "data_b.path": "0x1F", "data_b.root": '"2024"',
     }  # fmt: skip
-    changed = recipes.override({"flow": {"name": "residual", "width": 8}, "train": {"lr": 1.0}}, changes)
+    changed = recipes.override(
+        {"flow": {"name": "residual", "width": 8}, "train": {"lr": 1.0}}, changes
+    )
     assert changed["train"] == {"steps": 500, "lr": 3e-4, "latent_mean": True}
     assert changed["flow"] == {"name": "residual", "width": 8, "norm": math.inf, "blocks": [2, 2]}
-    assert changed["data"] == {"path": "my imgs", "day": "2024-01-01", "number": "7", "root": "2024"}
-    assert changed["data_b"] == {"path": "0x1F", "root": "2024"}  # a folder may be called by a number
+    assert changed["data"] == {
+        "path": "my imgs",
+        "day": "2024-01-01",
+        "number": "7",
+        "root": "2024",
+    }
+    # a folder may be called by a number
+    assert changed["data_b"] == {"path": "0x1F", "root": "2024"}
 
 
 @pytest.mark.parametrize(
@@ -91,7 +120,10 @@ def test_options_of_a_file_a_change_and_python_are_checked_alike(key, value):
 
 
 def test_options_outside_recipes_have_their_types_checked():
-    for made, name in ((lambda: Drawing(n="3"), "n"), (lambda: TranslationOptions(method="flw"), "method")):
+    for made, name in (
+        (lambda: Drawing(n="3"), "n"),
+        (lambda: TranslationOptions(method="flw"), "method"),
+    ):
         with pytest.raises(ValueError, match=f"^{name} "):
             made()
 
@@ -107,10 +139,16 @@ VP = {"sde": {"name": "vp", "eps": 1e-3, "beta_max": 9.0}}
         (VP, {"sde": "my_sde:Own"}, {"sde": {"name": "my_sde:Own"}}),  # which may have no ε
         (VP, {"sde": "ve", "sde.eps": "1e-4"}, {"sde": {"name": "ve", "eps": 1e-4}}),
         ({}, {"sde": "ve"}, {"sde": {"name": "ve"}}),
-        ({"flow": {"blocks": [4]}}, {"flow.width": "3", "flow": "other"}, {"flow": {"name": "other", "width": 3}}),
+        (
+            {"flow": {"blocks": [4]}},
+            {"flow.width": "3", "flow": "other"},
+            {"flow": {"name": "other", "width": 3}},
+        ),
     ],
 )
-def test_another_part_keeps_nothing_of_the_old_one_but_the_truncation_of_the_data(recipe, changes, changed):
+def test_another_part_keeps_nothing_of_the_old_one_but_the_truncation_of_the_data(
+    recipe, changes, changed
+):
     before = copy.deepcopy(recipe)
     assert recipes.override(recipe, changes) == changed and recipe == before
 
@@ -128,7 +166,9 @@ def test_another_part_keeps_nothing_of_the_old_one_but_the_truncation_of_the_dat
 )
 def test_a_flow_in_place_of_the_elementwise_one_has_the_rate_of_the_score(name, changes, rate):
     loaded = recipes.load(name)
-    assert recipes.override(loaded, changes)["train"]["flow_lr"] == rate and loaded == recipes.load(name)
+    assert recipes.override(loaded, changes)["train"]["flow_lr"] == rate and loaded == recipes.load(
+        name
+    )
 
 
 @pytest.mark.parametrize(

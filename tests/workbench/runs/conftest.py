@@ -28,7 +28,9 @@ def trained_project(tmp_path_factory):
 
 @pytest.fixture
 def project(trained_project, tmp_path, monkeypatch):
-    """A folder with data and a run that was trained in it by a relative path; it is the current folder."""
+    """A folder with data and a run that was trained in it by a relative path; it is the current
+    folder.
+    """
     home = shutil.copytree(trained_project, tmp_path / "project")
     recipe = home / "runs/a/recipe.toml"
     recipe.write_text(recipe.read_text().replace(str(trained_project), str(home)))

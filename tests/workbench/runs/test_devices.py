@@ -8,7 +8,15 @@ from accelerate.state import AcceleratorState
 
 from indm.model import INDM
 from indm.workbench.recipes.options import TrainOptions
-from indm.workbench.runs.devices import CHOSEN, computing_on, device, fast_precision, make_accelerator, names, on_cpu
+from indm.workbench.runs.devices import (
+    CHOSEN,
+    computing_on,
+    device,
+    fast_precision,
+    make_accelerator,
+    names,
+    on_cpu,
+)
 from indm.workbench.runs.folder import open_model
 
 
@@ -37,7 +45,9 @@ def test_a_device_is_chosen_and_given_back(two_gpus, monkeypatch):
 
 @pytest.mark.parametrize("name", ["cuda:2", "mps", "gpu", ""])
 def test_a_device_that_is_not_there_is_an_error(name, two_gpus):
-    complaint = r"device must be auto or one that this machine has \(cpu, cuda, cuda:0, cuda:1\), got "
+    complaint = (
+        r"device must be auto or one that this machine has \(cpu, cuda, cuda:0, cuda:1\), got "
+    )
     with pytest.raises(ValueError, match=complaint), computing_on(name):
         pass
 

@@ -1,4 +1,6 @@
-"""The run folder: what damage its files survive, and what is left of them where something new cannot be written."""
+"""The run folder: what damage its files survive, and what is left of them where something new
+cannot be written.
+"""
 
 import json
 import os
@@ -34,7 +36,9 @@ SMALL = [
 
 
 def test_a_line_of_the_metrics_that_was_cut_off_is_left_out(tmp_path):
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 4, "rollback": 1}\n{"step": 5, "ne\n{"step": 9}\n')
+    (tmp_path / "metrics.jsonl").write_bytes(
+        b'{"step": 4, "rollback": 1}\n{"step": 5, "ne\n{"step": 9}\n'
+    )
     assert read_metrics(tmp_path) == [{"step": 4, "rollback": 1}, {"step": 9}]
 
 
@@ -84,7 +88,16 @@ def test_two_processes_do_not_train_in_one_folder(held, capsys):
 
 def test_two_processes_do_not_evaluate_one_run(run, capsys):
     """Neither fails in the end, and arrays and report stay those of one evaluation."""
-    evaluate = ["evaluate", str(run), "--examples", "2", "--nll-examples", "0", "--quiet", "--overwrite"]
+    evaluate = [
+        "evaluate",
+        str(run),
+        "--examples",
+        "2",
+        "--nll-examples",
+        "0",
+        "--quiet",
+        "--overwrite",
+    ]
     assert main(evaluate) == 0
     before = content(run)
     reads, writes = os.pipe()
@@ -148,7 +161,13 @@ def test_an_example_that_is_added_after_a_training_is_warned_of(tmp_path):
     home.mkdir()
     for i in range(20):
         add_row(home, i)
-    options = ["--data=array", f"--data.path={home / 'a.npy'}", "--train.batch_size=4", "--out", run]
+    options = [
+        "--data=array",
+        f"--data.path={home / 'a.npy'}",
+        "--train.batch_size=4",
+        "--out",
+        run,
+    ]
     train = ["train", "digits", *SMALL, *options]
     evaluate = ["evaluate", run, "--examples", "2", "--nll-examples", "0", "--quiet", "--overwrite"]
 
@@ -161,7 +180,9 @@ def test_an_example_that_is_added_after_a_training_is_warned_of(tmp_path):
 
     assert main(train) == 0 and main(evaluate) == 0 and not changed()  # without a warning
     assert main([*train, "--resume", "--train.steps=4"]) == 0
-    assert [part["data_examples"] for part in parts()] == [20, 20] and len({p["data_sha256"] for p in parts()}) == 1
+    assert [part["data_examples"] for part in parts()] == [20, 20] and len(
+        {p["data_sha256"] for p in parts()}
+    ) == 1
     add_row(home, 20)
     said = f"the data of {run} have changed since it was trained, 20 examples then, 21 now: .* from the training to the"
     with pytest.warns(UserWarning, match=said):
@@ -169,7 +190,8 @@ def test_an_example_that_is_added_after_a_training_is_warned_of(tmp_path):
     with pytest.warns(UserWarning, match=said):
         assert main([*train, "--resume", "--train.steps=6"]) == 0
     assert [part["data_examples"] for part in parts()] == [20, 20, 21]
-    with pytest.warns(UserWarning, match=said):  # its first parts were trained on what was not then for testing
+    # its first parts were trained on what was not then for testing
+    with pytest.warns(UserWarning, match=said):
         assert main(evaluate) == 0 and changed()
 
 
@@ -179,7 +201,9 @@ def test_the_change_in_twice_the_steps_is_the_error_of_the_steps(levels):
     scaling = Scaling() if levels is None else Scaling.images(levels)
     score = GaussianScore(VPSDE(), torch.full((6,), 0.3), torch.full((6,), 0.05))
     model = INDM(Identity(), score, scaling, (6,)).double()
-    z_T = model.sde.prior_sample((50, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    z_T = model.sde.prior_sample(
+        (50, 6), generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
     def solved(steps):
         return solve_latent(model, z_T, make_sampler("heun"), steps)[0]

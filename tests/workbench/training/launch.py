@@ -1,7 +1,8 @@
-"""A training run in float64 that several processes make: ``torchrun … tests/launch.py RECIPE OUT [--resume] …``.
+"""A training run in float64 that several processes make:
+``torchrun … tests/launch.py RECIPE OUT [--resume] …``.
 
-The tests of several processes start it; with ``--nan``, ``--kill`` and ``--interrupt`` one process fails at a step,
-with ``--late`` it is interrupted after that step, when it has validated or saved.
+The tests of several processes start it; with ``--nan``, ``--kill`` and ``--interrupt`` one process
+fails at a step, with ``--late`` it is interrupted after that step, when it has validated or saved.
 """
 
 import argparse
@@ -16,7 +17,8 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.training.loop import train
 from indm.workbench.training.trainer import Trainer
 
-FAULTS: dict[str, list[int]] = {name: [] for name in ("nan", "kill", "interrupt", "late")}  # which process, which step
+# which process, which step
+FAULTS: dict[str, list[int]] = {name: [] for name in ("nan", "kill", "interrupt", "late")}
 
 
 class InDouble(Trainer):
@@ -61,7 +63,13 @@ def main():
     options = parser.parse_args()
     FAULTS.update({fault: getattr(options, fault) for fault in FAULTS})
     torch.set_num_threads(1)
-    train(recipes.load(options.recipe), options.out, resume=options.resume, progress=False, trainer=InDouble)
+    train(
+        recipes.load(options.recipe),
+        options.out,
+        resume=options.resume,
+        progress=False,
+        trainer=InDouble,
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""Parts that stand outside the package, as a user's module has them: a network, a data set, an objective."""
+"""Parts that stand outside the package, as a user's module has them: a network, a data set, an
+objective.
+"""
 
 import torch
 from torch import nn

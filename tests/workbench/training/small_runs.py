@@ -15,14 +15,34 @@ DIGITS = {
     "data": {"name": "digits"},
     "flow": {"name": "residual", "blocks": [1, 1], "width": 4},
     "sde": {"name": "vp"},
-    "net": {"name": "unet", "channels": 4, "multipliers": [1, 1], "blocks": 1, "attention": [], "dropout": 0.2},
-    "train": {"steps": 9, "batch_size": 64, "validate_examples": 20, "log_every": 2, "validate_every": 4},
+    "net": {
+        "name": "unet",
+        "channels": 4,
+        "multipliers": [1, 1],
+        "blocks": 1,
+        "attention": [],
+        "dropout": 0.2,
+    },
+    "train": {
+        "steps": 9,
+        "batch_size": 64,
+        "validate_examples": 20,
+        "log_every": 2,
+        "validate_every": 4,
+    },
 }
 GAUSSIAN = {
     "flow": {"name": "residual", "blocks": [1], "width": 8},
     "sde": {"name": "vp"},
     "net": {"name": "mlp", "width": 32, "depth": 1},
-    "train": {"steps": 200, "batch_size": 256, "lr": 5e-3, "decay": 0.5, "ema": 0.98, "log_every": 1},
+    "train": {
+        "steps": 200,
+        "batch_size": 256,
+        "lr": 5e-3,
+        "decay": 0.5,
+        "ema": 0.98,
+        "log_every": 1,
+    },
 }
 
 
@@ -74,8 +94,9 @@ def interrupt_at(monkeypatch, step):
     monkeypatch.setattr(Trainer, "train_step", interrupted)
 
 
-# Every kind of randomness that training has: dequantization, times, noise, roulette, probes, the share of the batch
-# that has a log-determinant, dropout, truncation; accumulation; the flow in every third step.
+# Every kind of randomness that training has: dequantization, times, noise, roulette, probes, the
+# share of the batch that has a log-determinant, dropout, truncation; accumulation; the flow in
+# every third step.
 TINY = {
     "data": {"name": "digits"},
     "flow": {"name": "residual", "blocks": [1], "width": 4},
@@ -102,12 +123,24 @@ ONE_THREAD = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 def command(processes, *arguments, module=False):
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    torchrun = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        str(processes),
+    ]
     return [*torchrun, *(["-m"] if module else []), *map(str, arguments)]
 
 
 def launch(processes, *arguments, module=False, fails=False):
-    done = subprocess.run(command(processes, *arguments, module=module), capture_output=True, text=True, env=ONE_THREAD)
+    done = subprocess.run(
+        command(processes, *arguments, module=module),
+        capture_output=True,
+        text=True,
+        env=ONE_THREAD,
+    )
     assert (done.returncode != 0) == fails, done.stderr
     return done
 

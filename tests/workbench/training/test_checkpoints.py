@@ -12,7 +12,12 @@ from indm.workbench.training import checkpoints
 
 
 def state(step):
-    return {"step": step, "model": {"weight": torch.full((3, 4), float(step))}, "seconds": 0.5, "best": {}}
+    return {
+        "step": step,
+        "model": {"weight": torch.full((3, 4), float(step))},
+        "seconds": 0.5,
+        "best": {},
+    }
 
 
 def written(run, *steps, keep=2):
@@ -31,7 +36,9 @@ def steps_in(run):
     return sorted(p.name for p in (run / "checkpoints").iterdir())
 
 
-@pytest.mark.parametrize("keep, left", [(1, ["10.pt"]), (2, ["9.pt", "10.pt"]), (9, ["0.pt", "2.pt", "9.pt", "10.pt"])])
+@pytest.mark.parametrize(
+    "keep, left", [(1, ["10.pt"]), (2, ["9.pt", "10.pt"]), (9, ["0.pt", "2.pt", "9.pt", "10.pt"])]
+)
 def test_the_last_few_stay_by_their_steps(tmp_path, keep, left):
     written(tmp_path, 0, 2, 9, 10, keep=keep)
     assert steps_in(tmp_path) == sorted(left) and restored(tmp_path) == 10
@@ -68,10 +75,14 @@ def test_the_newest_whole_state_is_used_and_a_truncated_one_set_aside(tmp_path, 
         assert restored(tmp_path) == 10
     assert steps_in(tmp_path) == ["10.pt", "20.pt.damaged"]
     written(tmp_path, 20)
-    assert steps_in(tmp_path) == ["10.pt", "20.pt", "20.pt.damaged"], "no whole state gave way to a damaged one"
+    assert steps_in(tmp_path) == ["10.pt", "20.pt", "20.pt.damaged"], (
+        "no whole state gave way to a damaged one"
+    )
 
 
-@pytest.mark.parametrize("content", [[1], {"step": "../../x"}, {"step": 2.5}, {"step": -1}, {"steps": 1}])
+@pytest.mark.parametrize(
+    "content", [[1], {"step": "../../x"}, {"step": 2.5}, {"step": -1}, {"steps": 1}]
+)
 def test_what_is_no_state_of_a_run_is_not_taken_for_one(tmp_path, content):
     written(tmp_path, 10)
     torch.save(content, tmp_path / "checkpoints" / "20.pt")
@@ -97,14 +108,19 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call):
     assert not [p for p in tmp_path.rglob(".*")], "nothing half written takes up the disk"
 
 
-@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("can't allocate memory"), None])
+@pytest.mark.parametrize(
+    "error", [OSError(5, "Input/output error"), RuntimeError("can't allocate memory"), None]
+)
 def test_what_cannot_be_read_now_is_not_called_damaged(tmp_path, monkeypatch, error):
     written(tmp_path, 10, 20)
 
     def fails(*_):
         raise error
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError if error is None else type(error)):
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(MemoryError if error is None else type(error)),
+    ):
         if error is None:  # no memory is free
             patch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
         else:

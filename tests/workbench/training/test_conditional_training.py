@@ -1,4 +1,6 @@
-"""Training of p(x|c): it resumes to the last bit, processes make the run of one, and what it learns depends on c."""
+"""Training of p(x|c): it resumes to the last bit, processes make the run of one, and what it learns
+depends on c.
+"""
 
 import inspect
 import json
@@ -27,14 +29,23 @@ VECTORS = {
     "sde": {"name": "vp"},
     "net": {"name": "mlp", "width": 32, "depth": 2, "fourier": 0},
     "condition": {"name": "vector", "flow": True},
-    "train": {"steps": 300, "batch_size": 128, "lr": 3e-3, "flow_lr": 3e-3, "decay": 0.3, "threads": 1},
+    "train": {
+        "steps": 300,
+        "batch_size": 128,
+        "lr": 3e-3,
+        "flow_lr": 3e-3,
+        "decay": 0.3,
+        "threads": 1,
+    },
 }
 
 
 @pytest.mark.parametrize("recipe", [CLASSES, SEEN], ids=["hidden at times", "seen by the flow"])
 def test_a_conditional_run_resumes_to_the_last_bit(recipe, tmp_path):
     train(recipe, tmp_path / "whole", progress=False)
-    train(recipe, tmp_path / "parts", progress=False, callbacks=[lambda trainer, _: trainer.step == 4])
+    train(
+        recipe, tmp_path / "parts", progress=False, callbacks=[lambda trainer, _: trainer.step == 4]
+    )
     train(recipe, tmp_path / "parts", progress=False, resume=True)
     compare_runs(tmp_path / "whole", tmp_path / "parts")
     saved = recipes.load(tmp_path / "whole")
@@ -43,7 +54,9 @@ def test_a_conditional_run_resumes_to_the_last_bit(recipe, tmp_path):
 
 @pytest.mark.long
 def test_it_learns_the_law_at_each_condition(tmp_path):
-    """x = (c, −c) + noise: the NLL comes near the entropy of the noise, and shuffled conditions cost nats."""
+    """x = (c, −c) + noise: the NLL comes near the entropy of the noise, and shuffled conditions
+    cost nats.
+    """
     generator = torch.Generator().manual_seed(0)
     c = 2 * torch.rand(3000, 1, generator=generator) - 1
     x = torch.cat([c, -c], 1) + 0.2 * torch.randn(3000, 2, generator=generator)
@@ -65,7 +78,13 @@ def test_a_network_of_ones_own_is_tried_and_trained_with_its_condition(tmp_path)
     x = torch.randn(200, 2)
     recipe = VECTORS | {"flow": {"name": "identity"}, "condition": {"name": "vector"}}
     recipe |= {"train": {"steps": 2, "threads": 1}}
-    train(recipe, tmp_path / "run", model=OwnNet((2,), (2,)), data=TensorDataset(x, x[:, :1]), progress=False)
+    train(
+        recipe,
+        tmp_path / "run",
+        model=OwnNet((2,), (2,)),
+        data=TensorDataset(x, x[:, :1]),
+        progress=False,
+    )
     with indm.trust("own_net"):
         model = indm.INDM.load(tmp_path / "run")
     assert model.log_prob(x[:3], c=x[:3, :1]).isfinite().all()
@@ -75,7 +94,11 @@ def test_a_network_of_ones_own_is_tried_and_trained_with_its_condition(tmp_path)
     ("condition", "data", "message"),
     [
         ({"name": "vector"}, None, "have no numbers for a condition"),
-        ({"name": "classes", "labels": ["0", "1"]}, None, "the train data do not fit the condition"),
+        (
+            {"name": "classes", "labels": ["0", "1"]},
+            None,
+            "the train data do not fit the condition",
+        ),
         ({"name": "klasses"}, None, "did you mean 'classes'"),
         ({"name": "classes"}, torch.zeros(40, 1, 8, 8, dtype=torch.uint8), "must be a pair"),
     ],
@@ -88,8 +111,20 @@ def test_data_that_do_not_fit(condition, data, message, tmp_path):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conditional") / "run"
-    flags = ["--condition", "classes", "--condition.drop", "0.1", "--net.channels", "8", "--train.steps", "6"]
-    assert main(["train", "digits", "--out", str(folder), *flags, "--train.threads", "1", "--quiet"]) == 0
+    flags = [
+        "--condition",
+        "classes",
+        "--condition.drop",
+        "0.1",
+        "--net.channels",
+        "8",
+        "--train.steps",
+        "6",
+    ]
+    assert (
+        main(["train", "digits", "--out", str(folder), *flags, "--train.threads", "1", "--quiet"])
+        == 0
+    )
     return folder
 
 
@@ -97,12 +132,30 @@ def test_the_command_line_from_training_to_classes(run, capsys):
     assert main(["evaluate", str(run), "--examples", "60", "--nll-examples", "0", "--quiet"]) == 0
     said = capsys.readouterr().out
     assert "condition: classes; the model is one of p(x|c), and the baselines do not see c" in said
-    assert "class" in said and json.loads((run / "evaluation.json").read_text())["classes"]["3"]["images"] > 1
+    assert (
+        "class" in said
+        and json.loads((run / "evaluation.json").read_text())["classes"]["3"]["images"] > 1
+    )
 
 
 def test_samples_of_one_class_of_all_and_of_the_datas(run, tmp_path, capsys):
     def drawn(*flags):
-        assert main(["sample", str(run), "--out", str(tmp_path), "--overwrite", "--steps", "2", "--quiet", *flags]) == 0
+        assert (
+            main(
+                [
+                    "sample",
+                    str(run),
+                    "--out",
+                    str(tmp_path),
+                    "--overwrite",
+                    "--steps",
+                    "2",
+                    "--quiet",
+                    *flags,
+                ]
+            )
+            == 0
+        )
         with np.load(tmp_path / "samples.npz") as file:
             return file["samples"], file.get("c")
 
@@ -117,7 +170,10 @@ def test_samples_of_one_class_of_all_and_of_the_datas(run, tmp_path, capsys):
         (["--condition", "ten"], "c must be one of 0, 1"),
         (["--condition", "0", "--guidance", "nan"], "guidance must be finite"),
     ):
-        assert main(["sample", str(run), "--out", str(tmp_path), "--overwrite", "--quiet", *flags]) == 2
+        assert (
+            main(["sample", str(run), "--out", str(tmp_path), "--overwrite", "--quiet", *flags])
+            == 2
+        )
         assert message in capsys.readouterr().err
 
 
@@ -125,12 +181,18 @@ def test_by_default_a_row_of_each_class_is_drawn_at_the_recipes_guidance(run, tm
     guided = shutil.copytree(run, tmp_path / "guided")
     recipe = (run / "recipe.toml").read_text("utf-8")
     assert "[sample]\nguidance = 1.0" in recipe
-    (guided / "recipe.toml").write_text(recipe.replace("[sample]\nguidance = 1.0", "[sample]\nguidance = 3.0"), "utf-8")
+    (guided / "recipe.toml").write_text(
+        recipe.replace("[sample]\nguidance = 1.0", "[sample]\nguidance = 3.0"), "utf-8"
+    )
 
     def drawn(*flags):
         assert main(["sample", str(guided), "--overwrite", "--steps", "2", "--quiet", *flags]) == 0
         with np.load(guided / "samples.npz") as file:
-            return file["samples"], file.get("c"), json.loads((guided / "samples.json").read_text("utf-8"))["options"]
+            return (
+                file["samples"],
+                file.get("c"),
+                json.loads((guided / "samples.json").read_text("utf-8"))["options"],
+            )
 
     samples, c, options = drawn()
     assert c.tolist() == [k for k in range(10) for _ in range(8)]
@@ -138,7 +200,9 @@ def test_by_default_a_row_of_each_class_is_drawn_at_the_recipes_guidance(run, tm
     assert f"{guided / 'samples.png'}: 80 samples" in capsys.readouterr().out
     with Image.open(guided / "samples.png") as picture:
         height, width = picture.size[::-1]
-    assert height > 10 * 64 and 8 * 64 < width < 10 * 64, "ten rows of eight, and their names on the left"
+    assert height > 10 * 64 and 8 * 64 < width < 10 * 64, (
+        "ten rows of eight, and their names on the left"
+    )
     assert not np.array_equal(samples, drawn("--guidance", "1")[0])
     for flags, n, guidance in (
         (["-n", "12"], 12, 3.0),
@@ -151,7 +215,9 @@ def test_by_default_a_row_of_each_class_is_drawn_at_the_recipes_guidance(run, tm
 
 
 def test_a_recipes_guidance_needs_a_network_that_knows_both():
-    with pytest.raises(ValueError, match=r"sample.guidance must be 1 without condition.drop, got 2"):
+    with pytest.raises(
+        ValueError, match=r"sample.guidance must be 1 without condition.drop, got 2"
+    ):
         recipes.recipe("digits", {"condition": "classes", "sample.guidance": 2.0})
     assert (
         recipes.recipe(

@@ -17,7 +17,12 @@ from indm.workbench.training import loop
 from indm.workbench.training.loop import is_due, train
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")
-QUICK = {"train.steps": 4, "train.batch_size": 128, "train.threads": 1, "train.validate_examples": 4}
+QUICK = {
+    "train.steps": 4,
+    "train.batch_size": 128,
+    "train.threads": 1,
+    "train.validate_examples": 4,
+}
 
 
 @pytest.fixture
@@ -33,7 +38,11 @@ def vectors(tmp_path):
 @pytest.mark.parametrize("steps", [7, 10, 30, 1000])
 @pytest.mark.parametrize("every", [0.1, 0.05, 0.3, 0.02])
 def test_intervals_that_are_shares(steps, every):
-    due = [step for step in range(1, steps + 1) if is_due(step, (step - 1) / steps, step / steps, every)]
+    due = [
+        step
+        for step in range(1, steps + 1)
+        if is_due(step, (step - 1) / steps, step / steps, every)
+    ]
     ends = {math.ceil(round(k * every * steps, 6)) for k in range(1, int(1 / every + 1e-6) + 1)}
     assert due == sorted(ends)
 
@@ -47,7 +56,12 @@ def test_intervals_of_steps_and_of_seconds():
 
 
 def test_warmup_that_is_a_share_rises_with_the_run():
-    assert [learning_rate_factor(0, progress, 0.1, 0.0) for progress in (0.0, 0.05, 0.1, 0.5)] == [0.0, 0.5, 1.0, 1.0]
+    assert [learning_rate_factor(0, progress, 0.1, 0.0) for progress in (0.0, 0.05, 0.1, 0.5)] == [
+        0.0,
+        0.5,
+        1.0,
+        1.0,
+    ]
     assert learning_rate_factor(0, 0.95, 0.1, 0.1) == pytest.approx(0.5)
 
 
@@ -60,7 +74,9 @@ def test_warmup_that_is_a_share_rises_with_the_run():
     ],
 )
 def test_a_run_that_is_too_short_says_so(warmup, step, said):
-    trainer = SimpleNamespace(options=indm.workbench.recipes.options.TrainOptions(steps=step, warmup=warmup), step=step)
+    trainer = SimpleNamespace(
+        options=indm.workbench.recipes.options.TrainOptions(steps=step, warmup=warmup), step=step
+    )
     with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
         loop.warn_of_short_run(trainer, False)
 
@@ -68,13 +84,25 @@ def test_a_run_that_is_too_short_says_so(warmup, step, said):
 @pytest.mark.long
 def test_the_final_model_may_be_that_of_the_best_validation(vectors, tmp_path):
     tiny = {"net.width": 8, "net.depth": 1, "flow": "identity", "train.validate_every": 10}
-    changes = {"data.path": str(vectors), **QUICK, "train.steps": 60, "train.ema": 0.0, **tiny, "train.lr": 0.3}
+    changes = {
+        "data.path": str(vectors),
+        **QUICK,
+        "train.steps": 60,
+        "train.ema": 0.0,
+        **tiny,
+        "train.lr": 0.3,
+    }
     for final in ("best", "last"):
         recipe = recipes.recipe("array", changes | {"train.final": final})
         summary = train(recipe, tmp_path / final, progress=False)
     assert summary["best"]["step"] < 60  # at so large a rate the last is not the best
-    weights = {run: indm.INDM.load(tmp_path / run).state_dict() for run in ("best", "last", "best/best")}
-    same = {run: all(torch.equal(weights[run][k], weights["best/best"][k]) for k in weights[run]) for run in weights}
+    weights = {
+        run: indm.INDM.load(tmp_path / run).state_dict() for run in ("best", "last", "best/best")
+    }
+    same = {
+        run: all(torch.equal(weights[run][k], weights["best/best"][k]) for k in weights[run])
+        for run in weights
+    }
     assert same == {"best": True, "last": False, "best/best": True}
 
 
@@ -83,7 +111,12 @@ def test_a_run_has_the_threads_of_its_recipe_and_records_them(vectors, tmp_path)
     recipe = recipes.recipe(
         "array", {"data.path": str(vectors), **QUICK, "train.steps": 1, "train.threads": before + 1}
     )
-    train(recipe, tmp_path / "run", callbacks=[lambda *_: seen.append(torch.get_num_threads())], progress=False)
+    train(
+        recipe,
+        tmp_path / "run",
+        callbacks=[lambda *_: seen.append(torch.get_num_threads())],
+        progress=False,
+    )
     assert seen == [before + 1] and torch.get_num_threads() == before
     assert json.loads((tmp_path / "run" / "versions.json").read_text())["threads"] == before + 1
 
@@ -100,7 +133,10 @@ def test_what_a_run_shows(vectors, tmp_path, capsys):
     assert lines[0].startswith("read from ") and lines[1].startswith("split by seed 0"), lines
     last = lines[-1]  # the rate has fallen
     assert (
-        last.startswith("100% ") and ", step 4, NELBO " in last and ", validation " in last and ", rate 0.001" in last
+        last.startswith("100% ")
+        and ", step 4, NELBO " in last
+        and ", validation " in last
+        and ", rate 0.001" in last
     )
     train(recipes.recipe("array", changes), tmp_path / "quiet", progress=False)
     assert capsys.readouterr().err == ""

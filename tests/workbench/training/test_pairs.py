@@ -24,7 +24,15 @@ def toys(tmp_path_factory):
 
 
 def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
-    arguments = ["train-pair", *map(str, toys), "--out", str(tmp_path / "pair"), "--data.size", "8", *SMALL]
+    arguments = [
+        "train-pair",
+        *map(str, toys),
+        "--out",
+        str(tmp_path / "pair"),
+        "--data.size",
+        "8",
+        *SMALL,
+    ]
     arguments += ["--train.steps", "5", "--train.batch_size", "8", "--quiet"]
     real, calls = pairs.train, []
 
@@ -57,19 +65,34 @@ def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
 
 
 def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, capsys):
-    arguments = ["train-pair", *map(str, toys), "--data.size", "8", *SMALL, "--train.steps", "2", "--quiet"]
+    arguments = [
+        "train-pair",
+        *map(str, toys),
+        "--data.size",
+        "8",
+        *SMALL,
+        "--train.steps",
+        "2",
+        "--quiet",
+    ]
     arguments += ["--train.batch_size", "8", "--out"]
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("mine")
-    assert "holds no pair to resume" in error_of(capsys, *arguments, str(tmp_path / "other"), "--resume")
+    assert "holds no pair to resume" in error_of(
+        capsys, *arguments, str(tmp_path / "other"), "--resume"
+    )
     assert [path.name for path in (tmp_path / "other").iterdir()] == ["thesis.tex"]
     pair = tmp_path / "pair"
     assert main([*arguments, str(pair)]) == 0
     said = error_of(capsys, *arguments, str(pair), "--resume", "--train.weight_decay", "0.5")
     assert "differs in train.weight_decay" in said
     assert main([*arguments, str(pair), "--resume", "--train.steps", "3"]) == 0
-    assert [json.loads((pair / side / "summary.json").read_text())["steps"] for side in "ab"] == [3, 3]
-    outside = (pair / "a").rename(tmp_path / "outside")  # through a link it would be trained on and its states removed
+    assert [json.loads((pair / side / "summary.json").read_text())["steps"] for side in "ab"] == [
+        3,
+        3,
+    ]
+    # through a link it would be trained on and its states removed
+    outside = (pair / "a").rename(tmp_path / "outside")
     (pair / "a").symlink_to(outside)
     kept = {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()}
     said = error_of(capsys, *arguments, str(pair), "--resume", "--train.steps", "4")
@@ -77,33 +100,69 @@ def test_a_pair_is_resumed_only_where_it_is_one_and_the_same(toys, tmp_path, cap
     assert {path: path.read_bytes() for path in outside.rglob("*") if path.is_file()} == kept
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
+@pytest.mark.parametrize(
+    "name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)]
+)
 def test_recipes_of_two_data_sets_differ_in_the_one_thing_that_names_them(name):
     a, b = sides_of(recipes.load(name)).values()
     (key,) = recipes.differing_keys(a, b) or ["data.path"]
     assert key in ("data.label", "data.path") and "terminal" not in recipes.load(name)["train"]
 
 
-@pytest.mark.parametrize("name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)])
+@pytest.mark.parametrize(
+    "name", [name for name in recipes.bundled() if "data_b" in recipes.load(name)]
+)
 def test_recipes_say_what_is_other_for_a_bridge(name):
     bridge, pair = as_bridge(recipes.load(name)), recipes.load(name)
-    assert bridge["flow"]["name"] == "coupling" and pair["flow"] == {"name": "coupling"} and "scales" in bridge["flow"]
+    assert (
+        bridge["flow"]["name"] == "coupling"
+        and pair["flow"] == {"name": "coupling"}
+        and "scales" in bridge["flow"]
+    )
     other = {"flow_update_every", "terminal", "terminal_noise", "initial_noise", "flow_lr"}
-    assert bridge["train"].keys() | other == pair["train"].keys() | other and bridge["net"] == pair["net"]
-    assert (bridge["train"]["terminal"], bridge["train"]["flow_update_every"]) == (100, 1) and is_bridge(bridge)
+    assert (
+        bridge["train"].keys() | other == pair["train"].keys() | other
+        and bridge["net"] == pair["net"]
+    )
+    assert (bridge["train"]["terminal"], bridge["train"]["flow_update_every"]) == (
+        100,
+        1,
+    ) and is_bridge(bridge)
 
 
 def test_of_a_bridge_the_command_line_decides(capsys):
-    command = ["train-bridge", "digits-3-8", "--form", "terminal", "--train.steps", "9", "--dry-run"]
+    command = [
+        "train-bridge",
+        "digits-3-8",
+        "--form",
+        "terminal",
+        "--train.steps",
+        "9",
+        "--dry-run",
+    ]
     assert main([*command, "--flow", "coupling", "--train.terminal", "3"]) == 0
     shown = tomllib.loads(capsys.readouterr().out)
-    assert shown["flow"] == {"name": "coupling"} and shown["train"]["terminal"] == 3 and "bridge" not in shown
+    assert (
+        shown["flow"] == {"name": "coupling"}
+        and shown["train"]["terminal"] == 3
+        and "bridge" not in shown
+    )
 
 
 def test_a_recipe_that_says_nothing_of_a_bridge_needs_the_weight_of_b(tmp_path, capsys):
-    own = {table: content for table, content in recipes.load("digits-3-8").items() if table != "bridge"}
+    own = {
+        table: content for table, content in recipes.load("digits-3-8").items() if table != "bridge"
+    }
     (tmp_path / "own.toml").write_text(recipes.to_toml(own))
-    error = error_of(capsys, "train-bridge", tmp_path / "own.toml", "--form", "terminal", "--out", tmp_path / "none")
+    error = error_of(
+        capsys,
+        "train-bridge",
+        tmp_path / "own.toml",
+        "--form",
+        "terminal",
+        "--out",
+        tmp_path / "none",
+    )
     assert "train.terminal must be above 0 for --form terminal, got 0" in error
     options = ["--form", "terminal", "--train.terminal", "1", "--train.steps", "9", "--dry-run"]
     assert main(["train-bridge", str(tmp_path / "own.toml"), *options]) == 0
@@ -114,10 +173,30 @@ def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_p
     grey = toy_folder(tmp_path / "other", (9, 9, 9))
     for file in grey.iterdir():
         Image.open(file).convert("L").save(file)
-    error = error_of(capsys, "train-pair", toys[0], grey, "--out", out, "--data.size", "8", "--data-b.channels", "1")
-    assert "data_b must have events of shape (3, 8, 8), as data have, got (1, 8, 8)" in error and not out.exists()
+    error = error_of(
+        capsys,
+        "train-pair",
+        toys[0],
+        grey,
+        "--out",
+        out,
+        "--data.size",
+        "8",
+        "--data-b.channels",
+        "1",
+    )
+    assert (
+        "data_b must have events of shape (3, 8, 8), as data have, got (1, 8, 8)" in error
+        and not out.exists()
+    )
     assert "no [data_b]" in error_of(capsys, "train-pair", "digits", "--out", out)
-    assert "two image folders or one recipe" in error_of(capsys, "train-pair", "a", "b", "c", "--out", out)
-    assert "must be a folder" in error_of(capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out)
+    assert "two image folders or one recipe" in error_of(
+        capsys, "train-pair", "a", "b", "c", "--out", out
+    )
+    assert "must be a folder" in error_of(
+        capsys, "train-bridge", toys[0], tmp_path / "none", "--out", out
+    )
     (tmp_path / "empty").mkdir()
-    assert "path must hold images" in error_of(capsys, "train-pair", tmp_path / "empty", toys[1], "--out", out)
+    assert "path must hold images" in error_of(
+        capsys, "train-pair", tmp_path / "empty", toys[1], "--out", out
+    )

@@ -1,4 +1,6 @@
-"""Several processes make one run, which resumes to the last bit, and none of them hangs. With gloo, on the CPU."""
+"""Several processes make one run, which resumes to the last bit, and none of them hangs. With gloo,
+on the CPU.
+"""
 
 import json
 import shutil
@@ -10,7 +12,16 @@ import pytest
 import torch
 from launch import FAULTS, InDouble
 from processes import fork_group
-from small_runs import TINY, assert_same, change, checkpoint, largest_difference, launch, log_of, timeless
+from small_runs import (
+    TINY,
+    assert_same,
+    change,
+    checkpoint,
+    largest_difference,
+    launch,
+    log_of,
+    timeless,
+)
 
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics
@@ -19,8 +30,8 @@ from indm.workbench.training.loop import train
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
 LAUNCH = str(Path(__file__).with_name("launch.py"))
-# 8 samples for each of 4 processes, of which 2 in 32 have a log-determinant; 50 examples in batches of 20, the last of
-# them uneven, and one of four processes without any.
+# 8 samples for each of 4 processes, of which 2 in 32 have a log-determinant; 50 examples in batches
+# of 20, the last of them uneven, and one of four processes without any.
 WIDE = change(TINY, steps=50, accumulate=1, validate_examples=50, checkpoint_every=20)
 WIDE |= {"evaluate": {"batch_size": 20}}
 # A batch norm, a code for each sample, and dropout.
@@ -28,7 +39,14 @@ CODES = change(TINY, steps=4, accumulate=1, first="both", log_every=2)
 ENCODER = {"code_dim": 4, "encoder_planes": [4], "prior_width": 8}
 CODES |= {
     "flow": {"name": "conditional-residual", "blocks": [1], "width": 4, **ENCODER},
-    "net": {"name": "ncsnpp", "channels": 8, "multipliers": [1], "blocks": 1, "attention": [], "dropout": 0.2},
+    "net": {
+        "name": "ncsnpp",
+        "channels": 8,
+        "multipliers": [1],
+        "blocks": 1,
+        "attention": [],
+        "dropout": 0.2,
+    },
 }
 
 
@@ -45,7 +63,7 @@ def wide(folder):
     return folder / "wide.toml", folder / "two"
 
 
-# ── the same run ────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the same run ──────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.long
@@ -55,15 +73,29 @@ def test_each_process_draws_its_own_numbers_and_all_learn_alike(folder, wide):
     launch(1, LAUNCH, recipe, folder / "one")
     states = checkpoint(two)["random"]
     assert len(states) == 2 and not torch.equal(states[0]["cpu"], states[1]["cpu"])
-    bounds = [json.loads((run / "summary.json").read_text())["valid_nelbo"] for run in (two, folder / "one")]
+    bounds = [
+        json.loads((run / "summary.json").read_text())["valid_nelbo"]
+        for run in (two, folder / "one")
+    ]
     assert 0 < abs(bounds[0] - bounds[1]) < 0.1 * abs(bounds[1])
 
 
 @pytest.mark.long
 def test_processes_make_the_evaluation_of_one(folder, wide):
-    """To the last bit, with an adaptive solver; 3 batches over 4 processes, one of which has nothing to do."""
+    """To the last bit, with an adaptive solver; 3 batches over 4 processes, one of which has
+    nothing to do.
+    """
     _, run = wide
-    few = ["--examples", "50", "--nll-examples", "10", "--batch-size", "20", "--quiet", "--overwrite"]
+    few = [
+        "--examples",
+        "50",
+        "--nll-examples",
+        "10",
+        "--batch-size",
+        "20",
+        "--quiet",
+        "--overwrite",
+    ]
     arguments = ["indm", "evaluate", run, *few]
     found = {}
     for processes in (1, 2, 4):
@@ -77,7 +109,9 @@ def test_processes_make_the_evaluation_of_one(folder, wide):
 @pytest.mark.long
 @pytest.mark.parametrize("opening", [{}, {"first": "flow", "alone": 0.75}])
 def test_two_processes_that_are_interrupted_go_on_exactly(tmp_path, opening):
-    """One of them gets the signal; with accumulation, between two checkpoints. One process goes on, too."""
+    """One of them gets the signal; with accumulation, between two checkpoints. One process goes on,
+    too.
+    """
     recipe = change(WIDE, steps=12, accumulate=2, **opening)
 
     def work(name, interrupt=(), resume=False):
@@ -96,7 +130,7 @@ def test_two_processes_that_are_interrupted_go_on_exactly(tmp_path, opening):
     assert checkpoint(tmp_path / "other")["step"] == 12
 
 
-# ── failures ────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── failures ──────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.long
@@ -123,4 +157,4 @@ def test_a_killed_process_ends_all_with_an_error_and_nothing_is_lost(wide, tmp_p
     assert largest_difference(two, tmp_path / "run") < 1e-9
 
 
-# ── other ways to start, and to divide ──────────────────────────────────────────────────────────────────────────────
+# ── other ways to start, and to divide ────────────────────────────────────────────────────────────

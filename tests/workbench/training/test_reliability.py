@@ -43,7 +43,8 @@ def whole(tmp_path_factory):
 LONG_STOP = [pytest.param(stop, marks=pytest.mark.long) for stop in (1, 2)]
 
 
-@pytest.mark.parametrize("stop", [7, 12, *LONG_STOP])  # between two lines of the log, at the end, at the beginning
+# between two lines of the log, at the end, at the beginning
+@pytest.mark.parametrize("stop", [7, 12, *LONG_STOP])
 def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, whole, stop):
     with monkeypatch.context() as patch:
         interrupt_at(patch, stop)
@@ -104,14 +105,15 @@ def test_a_run_that_had_saved_nothing_yet_begins_anew(tmp_path, whole, left):
     for name in left:
         shutil.copy(whole / name, run)
     with pytest.raises(
-        (FileNotFoundError, ValueError), match="resume must be false" if not left else "with resume it is continued"
+        (FileNotFoundError, ValueError),
+        match="resume must be false" if not left else "with resume it is continued",
     ):
         train(TINY, run, resume=not left, progress=False)
     train(TINY, run, resume=bool(left), progress=False)
     compare_runs(whole, run)
 
 
-# ── numbers that are not finite ─────────────────────────────────────────────────────────────────────────────────────
+# ── numbers that are not finite ───────────────────────────────────────────────────────────────────
 
 
 def break_steps(monkeypatch, broken, value=math.nan):
@@ -129,7 +131,13 @@ def trainer_of(recipe):
     return Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
 
 
-CONDITIONAL = {"name": "conditional-residual", "blocks": [1], "width": 4, "code_dim": 4, "encoder_planes": [4]}
+CONDITIONAL = {
+    "name": "conditional-residual",
+    "blocks": [1],
+    "width": 4,
+    "code_dim": 4,
+    "encoder_planes": [4],
+}
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -139,7 +147,10 @@ def test_a_step_that_is_not_finite_moves_neither_model_nor_optimizer(monkeypatch
     batches = trainer.batches()
     trainer.train_step(batches)
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    moments = [{k: v.clone() for k, v in s.items()} for s in trainer.optimizer.state_dict()["state"].values()]
+    moments = [
+        {k: v.clone() for k, v in s.items()}
+        for s in trainer.optimizer.state_dict()["state"].values()
+    ]
     break_steps(monkeypatch, lambda self: self.step == 1, value)
     assert trainer.train_step(batches)["skipped"] == 1 and trainer.step == 2
     assert_same(dict(trainer.model.state_dict()), before)
@@ -153,23 +164,34 @@ def test_a_gradient_that_is_not_finite_is_seen_where_the_loss_is_finite():
     bias = trainer.model.score.backbone.stem.bias
     handle = bias.register_hook(lambda gradient: gradient * math.inf)
     terms = trainer.train_step(trainer.batches())
-    assert terms["skipped"] == 1 and terms["loss"].isfinite() and not terms["score_grad_norm"].isfinite()
+    assert (
+        terms["skipped"] == 1
+        and terms["loss"].isfinite()
+        and not terms["score_grad_norm"].isfinite()
+    )
     handle.remove()
 
 
 def test_what_is_left_out_is_counted_with_its_cause(tmp_path, monkeypatch):
     """Steps 5 and 13; the means and the weights are those of the others."""
     break_steps(monkeypatch, lambda self: self.step in (4, 12))
-    recipe = change(TINY, steps=15, first="both", validate_every=100, checkpoint_every=100, accumulate=1)
+    recipe = change(
+        TINY, steps=15, first="both", validate_every=100, checkpoint_every=100, accumulate=1
+    )
     recipe = change(recipe, batch_size=128)
     summary = train(recipe, tmp_path, progress=False)
     lines = [line for line in read_metrics(tmp_path) if "skipped" in line]
     assert [(line["step"], line["skipped"]) for line in lines] == [(5, 1), (13, 2)]
-    assert lines[0]["not_finite"] == "denoising" and lines[1]["not_finite"] == "flow, denoising, prior, correction"
+    assert (
+        lines[0]["not_finite"] == "denoising"
+        and lines[1]["not_finite"] == "flow, denoising, prior, correction"
+    )
     assert summary["skipped_steps"] == 2
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
-    assert all(math.isfinite(line["denoising"]) for line in read_metrics(tmp_path) if "score_lr" in line)
+    assert all(
+        math.isfinite(line["denoising"]) for line in read_metrics(tmp_path) if "score_lr" in line
+    )
 
 
 def test_a_run_that_fails_stops_and_its_last_state_goes_on_at_a_lower_rate(tmp_path, monkeypatch):
@@ -177,12 +199,19 @@ def test_a_run_that_fails_stops_and_its_last_state_goes_on_at_a_lower_rate(tmp_p
     recipe = change(TINY, steps=20, max_skipped_steps=4, log_every=3, decay=0.0)
     with monkeypatch.context() as patch:
         break_steps(patch, lambda self: self.step >= 7)
-        with pytest.raises(RuntimeError, match=r"denoising.* became infinite or NaN by step 11; .* a lower train\.lr"):
+        with pytest.raises(
+            RuntimeError,
+            match=r"denoising.* became infinite or NaN by step 11; .* a lower train\.lr",
+        ):
             train(recipe, tmp_path, progress=False)
-    assert checkpoint(tmp_path)["step"] == 6 and all(v.isfinite().all() for v in checkpoint(tmp_path)["model"].values())
+    assert checkpoint(tmp_path)["step"] == 6 and all(
+        v.isfinite().all() for v in checkpoint(tmp_path)["model"].values()
+    )
     assert [line["step"] for line in read_metrics(tmp_path) if "skipped" in line] == [8, 9, 10, 11]
     assert train(change(recipe, lr=5e-4), tmp_path, resume=True, progress=False)["steps"] == 20
-    rates = {line["step"]: line["score_lr"] for line in read_metrics(tmp_path) if "score_lr" in line}
+    rates = {
+        line["step"]: line["score_lr"] for line in read_metrics(tmp_path) if "score_lr" in line
+    }
     assert rates[9] == pytest.approx(5e-4) and rates[6] == pytest.approx(1e-3)
 
 
@@ -191,7 +220,11 @@ def test_anything_in_a_validation_that_is_not_finite_is_a_failure(tmp_path, monk
     validations = itertools.count()
 
     def validate(self):
-        return {"valid_nelbo": 1.0, "unit": "bits/dim", "valid_terminal": value if next(validations) == 1 else 2.0}
+        return {
+            "valid_nelbo": 1.0,
+            "unit": "bits/dim",
+            "valid_terminal": value if next(validations) == 1 else 2.0,
+        }
 
     monkeypatch.setattr(Trainer, "validate", validate)
     with pytest.raises(RuntimeError, match=r"valid_terminal became infinite or NaN by step 4; "):
@@ -224,12 +257,13 @@ def test_a_signal_while_a_checkpoint_is_written_waits_for_it(tmp_path, monkeypat
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", interrupted)
         assert train(TINY, tmp_path, progress=False)["interrupted"]
-    assert checkpoint(tmp_path)["step"] == 7 and summary_of(tmp_path)["interrupted"]  # the step after it is the last
+    # the step after it is the last
+    assert checkpoint(tmp_path)["step"] == 7 and summary_of(tmp_path)["interrupted"]
     train(TINY, tmp_path, resume=True, progress=False)
     compare_runs(whole, tmp_path)
 
 
-# ── signals at any moment ───────────────────────────────────────────────────────────────────────────────────────────
+# ── signals at any moment ─────────────────────────────────────────────────────────────────────────
 
 LONG = change(TINY, steps=40, checkpoint_every=7)
 
@@ -262,7 +296,9 @@ def long(tmp_path_factory):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name
+)
 @pytest.mark.parametrize("case", range(20))
 def test_a_signal_at_a_random_moment_changes_nothing(tmp_path, long, number, case):
     whole, seconds = long
@@ -276,7 +312,9 @@ def test_a_signal_at_a_random_moment_changes_nothing(tmp_path, long, number, cas
 
 
 def die_at(call, name, share):
-    """SIGKILL at that call of ``name``: in the middle of a checkpoint's bytes, or before or after a rename."""
+    """SIGKILL at that call of ``name``: in the middle of a checkpoint's bytes, or before or after a
+    rename.
+    """
 
     def before():
         module = torch if name == "save" else os
@@ -302,7 +340,9 @@ def die_at(call, name, share):
 @pytest.mark.long
 @pytest.mark.parametrize("name, most", [("save", 7), ("replace", 30), ("link", 7)])
 @pytest.mark.parametrize("case", range(20))
-def test_being_killed_while_a_checkpoint_is_written_changes_nothing(tmp_path, long, name, most, case):
+def test_being_killed_while_a_checkpoint_is_written_changes_nothing(
+    tmp_path, long, name, most, case
+):
     chance = random.Random(f"{name}{case}")
     pid = child(tmp_path / "run", die_at(chance.randint(1, most), name, chance.random()))
     assert os.waitpid(pid, 0)[1] == signal.SIGKILL

@@ -1,4 +1,6 @@
-"""The loop: what it optimises, that it stops, saves and goes on exactly, and that nothing is lost on the way."""
+"""The loop: what it optimises, that it stops, saves and goes on exactly, and that nothing is lost
+on the way.
+"""
 
 import copy
 import dataclasses
@@ -39,13 +41,17 @@ pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps s
 def test_learns_a_gaussian_to_its_entropy(tmp_path):
     generator = torch.Generator().manual_seed(1)
     factor = torch.tensor([[3.0, 0.0], [1.5, 0.4]])
-    np.save(tmp_path / "data.npy", (torch.randn(10_000, 2, generator=generator) @ factor.T + 5).numpy())
+    np.save(
+        tmp_path / "data.npy", (torch.randn(10_000, 2, generator=generator) @ factor.T + 5).numpy()
+    )
     entropy = math.log(2 * math.pi * math.e) + factor.det().log().item()  # nats, in two dimensions
     recipe = GAUSSIAN | {"data": {"name": "array", "path": str(tmp_path / "data.npy")}}
     summary = train(recipe, tmp_path / "run", progress=False)
     assert summary["unit"] == "nats"
     model, raw = indm.INDM.load(tmp_path / "run"), stack(load_data(**recipe["data"]).test)
-    bound = indm.nelbo(model, model.scaling.to_model(raw), times=16).total.mean() - model.scaling.log_volume((2,))
+    bound = indm.nelbo(
+        model, model.scaling.to_model(raw), times=16
+    ).total.mean() - model.scaling.log_volume((2,))
     assert abs(bound.item() - entropy) < 0.25
     losses = [line["nelbo"] for line in read_metrics(tmp_path / "run") if "nelbo" in line]
     assert sum(losses[:5]) / 5 > entropy + 0.7
@@ -63,11 +69,17 @@ def test_a_run_is_whole(tmp_path):
     assert [line["step"] for line in lines if "valid_nelbo" in line] == [4, 8, 9]
     assert recipes.differing_keys(recipes.load(run), recipes.resolve(recipe)) == []
     made_by = json.loads((run / "versions.json").read_text())
-    assert torch.__version__.startswith(made_by["torch"]) and made_by["indm"] == indm.__version__ and made_by["data"]
+    assert (
+        torch.__version__.startswith(made_by["torch"])
+        and made_by["indm"] == indm.__version__
+        and made_by["data"]
+    )
     assert not list(run.glob(atomic.HALF_WRITTEN)), "nothing half written is left"
 
     saved, averaged = indm.INDM.load(run).state_dict(), checkpoint(run)["ema"]
-    assert saved.keys() == averaged.keys() and all(torch.equal(saved[k], averaged[k]) for k in saved)
+    assert saved.keys() == averaged.keys() and all(
+        torch.equal(saved[k], averaged[k]) for k in saved
+    )
 
 
 def test_bits_per_dim_in_the_metrics_are_those_of_nelbo(tmp_path):
@@ -76,7 +88,10 @@ def test_bits_per_dim_in_the_metrics_are_those_of_nelbo(tmp_path):
     model, raw = indm.INDM.load(run), load_data("digits").valid.tensor
     generator = torch.Generator().manual_seed(7)
     nats = torch.stack(
-        [indm.nelbo(model, model.scaling.to_model(raw, generator=generator), times=8).nats.mean() for _ in range(4)]
+        [
+            indm.nelbo(model, model.scaling.to_model(raw, generator=generator), times=8).nats.mean()
+            for _ in range(4)
+        ]
     )
     bits = nats.mean().item() / (math.prod(model.shape) * math.log(2))
     assert abs(summary["valid_nelbo"] - bits) < 0.05 * bits
@@ -118,7 +133,9 @@ def test_gradient_is_the_mean_over_accumulated_batches_and_is_clipped(monkeypatc
     factors = iter([0.0, 1.0, 5.0])  # the first call only shows that it returns what it must
 
     def objective(model, x, *, eps=None):
-        loss = next(factors) * model.score.backbone.stem.bias.sum() + 0 * sum(p.sum() for p in model.parameters())
+        loss = next(factors) * model.score.backbone.stem.bias.sum() + 0 * sum(
+            p.sum() for p in model.parameters()
+        )
         return loss, {"nelbo": loss.detach()}
 
     recipe = recipes.resolve(change(DIGITS, accumulate=2, clip=clip))
@@ -127,7 +144,9 @@ def test_gradient_is_the_mean_over_accumulated_batches_and_is_clipped(monkeypatc
     monkeypatch.setattr(trainer.optimizer, "step", lambda: seen.append(bias.grad.clone()))
     terms = trainer.train_step(trainer.batches())
     mean = torch.full_like(bias, 3.0)
-    assert torch.allclose(seen[0], mean if clip == math.inf else clip * mean / mean.norm(), rtol=1e-4)
+    assert torch.allclose(
+        seen[0], mean if clip == math.inf else clip * mean / mean.norm(), rtol=1e-4
+    )
     assert terms["score_grad_norm"].item() == pytest.approx(mean.norm().item())
 
 
@@ -138,7 +157,10 @@ def test_order_of_the_data_covers_every_epoch_and_is_another_in_each_and_for_eve
 
     def epochs(trainer):
         batches = trainer.batches()
-        return [torch.cat([next(batches) for _ in range(len(trainer.data.train) // 100)]) for _ in range(2)]
+        return [
+            torch.cat([next(batches) for _ in range(len(trainer.data.train) // 100)])
+            for _ in range(2)
+        ]
 
     trainer = trainer_of(0)
     first, second = epochs(trainer)
@@ -149,13 +171,17 @@ def test_order_of_the_data_covers_every_epoch_and_is_another_in_each_and_for_eve
     assert len(set(seen)) > 0.99 * len(seen)  # each once, apart from equal images
     assert torch.equal(epochs(trainer_of(0))[0], first)
     for one, another in ((first, second), (first, other), (second, other)):
-        assert (one != another).flatten(1).any(1).float().mean() > 0.9, "at most a few examples keep their place"
+        assert (one != another).flatten(1).any(1).float().mean() > 0.9, (
+            "at most a few examples keep their place"
+        )
     trainer.step = 12 + 2
     assert torch.equal(next(trainer.batches()), second[200:300])
 
 
 def test_validation_is_of_the_averaged_weights():
-    """Of the bound and of the density of x_T alike: the raw weights may be anything, the average may not."""
+    """Of the bound and of the density of x_T alike: the raw weights may be anything, the average
+    may not.
+    """
     recipe = GAUSSIAN | {"data": {"name": "checkerboard"}, "data_b": {"name": "two-spirals"}}
     recipe = change(recipe, terminal=1.0, validate_examples=50, batch_size=50)
     trainer = Trainer(recipes.resolve(recipe), load_data("checkerboard"), Accelerator())
@@ -174,7 +200,9 @@ def test_validation_is_of_the_averaged_weights():
 
 
 def pushed(*slopes, **options):
-    """A trainer whose loss has, step by step, these slopes in every parameter of the score, and 0 in the flow."""
+    """A trainer whose loss has, step by step, these slopes in every parameter of the score, and 0
+    in the flow.
+    """
     slopes = iter([0.0, *slopes])  # the first call only shows that it returns what it must
 
     def objective(model, x, *, eps=None):
@@ -199,8 +227,13 @@ def test_a_step_is_that_of_adam_with_the_betas_of_the_recipe():
 
 
 def test_truncations_are_drawn_with_the_exponent_of_the_recipe():
-    trainer = Trainer(recipes.resolve(change(DIGITS, soft_truncation=3.0)), load_data("digits"), Accelerator())
-    draws, eps = np.array([trainer.step_arguments()["eps"] for _ in range(300)]), trainer.model.sde.eps
+    trainer = Trainer(
+        recipes.resolve(change(DIGITS, soft_truncation=3.0)), load_data("digits"), Accelerator()
+    )
+    draws, eps = (
+        np.array([trainer.step_arguments()["eps"] for _ in range(300)]),
+        trainer.model.sde.eps,
+    )
     assert stats.kstest(draws, lambda tau: (eps**-2.0 - tau**-2.0) / (eps**-2.0 - 1)).pvalue > 1e-3
     trainer = Trainer(recipes.resolve(DIGITS), load_data("digits"), Accelerator())
     assert trainer.step_arguments()["eps"] is None
@@ -214,18 +247,24 @@ def test_half_of_the_images_are_flipped_where_the_data_allow_it(flip):
     seen = trainer.prepare_batch(raw)
     mirrored = (seen != raw).flatten(1).any(1)
     assert torch.equal(seen[mirrored], raw[mirrored].flip(-1))
-    assert mirrored.float().mean().item() == pytest.approx(0.5 if flip else 0.0, abs=0.12 if flip else 0.0)
+    assert mirrored.float().mean().item() == pytest.approx(
+        0.5 if flip else 0.0, abs=0.12 if flip else 0.0
+    )
 
 
 def test_each_batch_of_validation_has_noise_of_its_own_and_the_same_every_time():
     raw, model = torch.zeros(9, 2), nn.Identity()
     model.scaling, model.dequantization = Scaling.images(4), Uniform()
-    one, again = (drawn(raw, lambda x, generator: x[:, 0], model, Accelerator(), 3, seed=5) for _ in range(2))
+    one, again = (
+        drawn(raw, lambda x, generator: x[:, 0], model, Accelerator(), 3, seed=5) for _ in range(2)
+    )
     assert torch.equal(one, again) and len(one.unique()) == 9
 
 
 def test_the_noise_of_grey_levels_is_trained_with_the_model():
-    """The loss is the objective at noisy data plus log q(x|raw), and its gradient reaches the noise through both."""
+    """The loss is the objective at noisy data plus log q(x|raw), and its gradient reaches the noise
+    through both.
+    """
     recipe = change(DIGITS, dequantization_lr=2e-2, mixed_precision="no") | LEARNED_NOISE
     trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
     model, step, raw = trainer.model, trainer.build_step(recipe), stack(trainer.data.train, 50)
@@ -241,22 +280,32 @@ def test_the_noise_of_grey_levels_is_trained_with_the_model():
     assert loss.item() * 64 == pytest.approx(bound.item() + log_q.mean().item(), rel=1e-4)
     noise = list(model.dequantization.parameters())
     torch.manual_seed(1)
-    expected = torch.autograd.grad(64 * indm.mle_loss(model, model.from_data(raw)[0])[0] + log_q.mean(), noise)
+    expected = torch.autograd.grad(
+        64 * indm.mle_loss(model, model.from_data(raw)[0])[0] + log_q.mean(), noise
+    )
     for gradient, value in zip(torch.autograd.grad(64 * loss, noise), expected, strict=True):
         torch.testing.assert_close(gradient, value, rtol=1e-3, atol=1e-4)
-    assert {group["name"]: group["lr"] for group in trainer.parameter_groups()}["dequantization"] == 2e-2
+    assert {group["name"]: group["lr"] for group in trainer.parameter_groups()}[
+        "dequantization"
+    ] == 2e-2
 
 
 @pytest.mark.parametrize("decays", [{"score": 0.3, "flow": 0.0}, {"score": 0.0, "flow": 0.2}])
 def test_each_part_has_a_weight_decay_of_its_own(decays):
-    """Without a gradient, a step of AdamW multiplies the weights by 1 − rate · decay and does nothing else."""
+    """Without a gradient, a step of AdamW multiplies the weights by 1 − rate · decay and does
+    nothing else.
+    """
 
     def flat(model, x, *, eps=None):
         loss = 0 * sum(p.sum() for p in model.parameters())
         return loss, {"nelbo": loss.detach()}
 
-    recipe = change(DIGITS, weight_decay=decays["score"], flow_weight_decay=decays["flow"], lr=0.1, flow_lr=0.5)
-    trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator(), objective=Objective(flat))
+    recipe = change(
+        DIGITS, weight_decay=decays["score"], flow_weight_decay=decays["flow"], lr=0.1, flow_lr=0.5
+    )
+    trainer = Trainer(
+        recipes.resolve(recipe), load_data("digits"), Accelerator(), objective=Objective(flat)
+    )
     parts = {"score": trainer.model.score, "flow": trainer.model.flow}
     before = copy.deepcopy(parts)
     trainer.train_step(trainer.batches())
@@ -272,9 +321,13 @@ def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
     before = [p.clone() for p in trainer.model.flow.parameters()]
     batches = trainer.batches()
     for _ in range(4):
-        assert "terminal" not in trainer.train_step(batches), "a penalty on the flow is one where the flow is trained"
+        assert "terminal" not in trainer.train_step(batches), (
+            "a penalty on the flow is one where the flow is trained"
+        )
     assert trainer.step == 4 and trainer.flow_use() is FlowUse.TRAINED
-    assert all(torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True)
+    )
 
     x, _ = trainer.model.from_data(next(batches))
     losses = []
@@ -284,14 +337,23 @@ def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
     trainer.network.train()
     assert torch.allclose(losses[0], losses[1], rtol=1e-5)
     assert "terminal" in trainer.train_step(batches)
-    assert any(not torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True))
+    assert any(
+        not torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True)
+    )
 
 
 def test_the_flow_trains_in_every_third_step_alone_and_the_score_in_all():
-    trainer = Trainer(recipes.resolve(change(DIGITS, flow_update_every=3, steps=9)), load_data("digits"), Accelerator())
+    trainer = Trainer(
+        recipes.resolve(change(DIGITS, flow_update_every=3, steps=9)),
+        load_data("digits"),
+        Accelerator(),
+    )
     batches = trainer.batches()
     for step in range(7):
-        before = [copy.deepcopy(list(part.parameters())) for part in (trainer.model.flow, trainer.model.score)]
+        before = [
+            copy.deepcopy(list(part.parameters()))
+            for part in (trainer.model.flow, trainer.model.score)
+        ]
         terms = trainer.train_step(batches)
         flow, score = (
             any(not torch.equal(p, q) for p, q in zip(old, part.parameters(), strict=True))
@@ -313,25 +375,44 @@ def test_a_plain_flow_trains_without_a_score(tmp_path, objective):
     assert abs(summary["valid_nelbo"] - lines[-2]["nelbo"]) < 1 and "score_lr" not in lines[0]
     model = indm.INDM.load(tmp_path / "run")
     assert model.description()["net"] == {"name": "zero"} and not list(model.score.parameters())
-    assert train(change(recipe, steps=21), tmp_path / "run", resume=True, progress=False)["steps"] == 21
+    assert (
+        train(change(recipe, steps=21), tmp_path / "run", resume=True, progress=False)["steps"]
+        == 21
+    )
 
 
 @pytest.mark.parametrize(
     "tables, options, said",
     [
-        ({}, {"objective": "flow"}, r'train\.objective "flow" needs net\.name "zero", got \d+ parameters'),
+        (
+            {},
+            {"objective": "flow"},
+            r'train\.objective "flow" needs net\.name "zero", got \d+ parameters',
+        ),
         ({"net": {"name": "zero"}}, {"first": "score"}, r"train\.first must be .*, got 'score'"),
-        ({"net": {"name": "zero"}, "flow": {"name": "identity"}}, {}, r"flow\.name and net\.name must leave something"),
-        ({"net": {"name": "zero"}}, {"objective": "flow", "soft_truncation": 1.2}, r"train\.soft_truncation must be 0"),
+        (
+            {"net": {"name": "zero"}, "flow": {"name": "identity"}},
+            {},
+            r"flow\.name and net\.name must leave something",
+        ),
+        (
+            {"net": {"name": "zero"}},
+            {"objective": "flow", "soft_truncation": 1.2},
+            r"train\.soft_truncation must be 0",
+        ),
     ],
 )
 def test_what_trains_nothing_or_leaves_something_untrained_is_refused(tables, options, said):
     with pytest.raises(ValueError, match=said):
-        Trainer(recipes.resolve(change(DIGITS | tables, **options)), load_data("digits"), Accelerator())
+        Trainer(
+            recipes.resolve(change(DIGITS | tables, **options)), load_data("digits"), Accelerator()
+        )
 
 
 def test_the_rates_of_score_and_flow_rise_over_the_warmup():
-    trainer = Trainer(recipes.resolve(change(DIGITS, warmup=3, steps=9)), load_data("digits"), Accelerator())
+    trainer = Trainer(
+        recipes.resolve(change(DIGITS, warmup=3, steps=9)), load_data("digits"), Accelerator()
+    )
     batches, rates = trainer.batches(), []
     for _ in range(4):
         trainer.train_step(batches)
@@ -341,8 +422,9 @@ def test_the_rates_of_score_and_flow_rise_over_the_warmup():
 
 
 def end_and_law(weight, **data_b):
-    """Draws of x_T in model units after a training with this weight of its law, and of that law: the data's own moments
-    or a second data set."""
+    """Draws of x_T in model units after a training with this weight of its law, and of that law:
+    the data's own moments or a second data set.
+    """
     recipe = GAUSSIAN | {"data": {"name": "checkerboard", "samples": 5000}}
     recipe |= {"flow": {"name": "coupling", "width": 16}} | data_b
     recipe = change(recipe, terminal=weight, flow_lr=5e-3)
@@ -353,20 +435,26 @@ def end_and_law(weight, **data_b):
     assert ("terminal" in terms) == (weight > 0)
     with torch.no_grad():
         end = trainer.model.decode(torch.randn(2000, 2, generator=torch.Generator().manual_seed(0)))
-    other = trainer.model.scaling.to_model(stack(load_data(**recipe.get("data_b", recipe["data"])).train))
+    other = trainer.model.scaling.to_model(
+        stack(load_data(**recipe.get("data_b", recipe["data"])).train)
+    )
     return end, other[:2000] if data_b else normal_law(other)(2000)
 
 
 def sliced_wasserstein(a, b):
     """Of two sets of one size in the plane, along a hundred directions."""
     directions = F.normalize(torch.randn(2, 100, generator=torch.Generator().manual_seed(0)), dim=0)
-    return ((a @ directions).sort(0).values - (b @ directions).sort(0).values).square().mean().sqrt()
+    return (
+        ((a @ directions).sort(0).values - (b @ directions).sort(0).values).square().mean().sqrt()
+    )
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("second", [{"data_b": {"name": "eight-gaussians", "samples": 5000}}, {}])
 def test_the_terminal_law_is_the_one_asked_for(second):
-    """x_T comes nearer to the second data set, or to the data's own mean and covariance, than without the term."""
+    """x_T comes nearer to the second data set, or to the data's own mean and covariance, than
+    without the term.
+    """
     (without, _), (end, law) = end_and_law(0.0), end_and_law(30.0, **second)
     assert sliced_wasserstein(end, law) < 0.6 * sliced_wasserstein(without, law)
 
@@ -377,7 +465,9 @@ def test_seconds_end_a_run_and_are_kept(tmp_path):
     first = train(recipe, run, progress=False)
     assert 0.5 <= first["seconds"] < 5
     assert (
-        train(change(recipe, seconds=first["seconds"] - 0.01), run, resume=True, progress=False)["steps"]
+        train(change(recipe, seconds=first["seconds"] - 0.01), run, resume=True, progress=False)[
+            "steps"
+        ]
         == first["steps"]
     )
     again = train(change(recipe, seconds=first["seconds"] + 0.2), run, resume=True, progress=False)
@@ -411,12 +501,21 @@ def test_latent_mean_becomes_the_prior(tmp_path):
     latents, _ = model.encode(model.scaling.to_model(stack(data.train)))
     assert model.sde.prior_mean.shape == (1, 8, 8)
     assert torch.allclose(model.sde.prior_mean, latents.mean(0), atol=0.02)
-    assert train(change(recipe, steps=3, latent_mean=True), tmp_path / "run", resume=True, progress=False)["steps"] == 3
+    assert (
+        train(
+            change(recipe, steps=3, latent_mean=True), tmp_path / "run", resume=True, progress=False
+        )["steps"]
+        == 3
+    )
 
 
 def test_a_run_in_bf16_keeps_its_weights_in_float32_and_leaves_the_next_run_its_precision(tmp_path):
     for i, precision in enumerate(("no", "bf16", "no")):
-        train(change(DIGITS, steps=1, mixed_precision=precision, batch_size=32), tmp_path / str(i), progress=False)
+        train(
+            change(DIGITS, steps=1, mixed_precision=precision, batch_size=32),
+            tmp_path / str(i),
+            progress=False,
+        )
     first, second, third = (checkpoint(tmp_path / str(i))["model"] for i in range(3))
     assert_same(first, third)
     assert any(not torch.equal(second[k], first[k]) for k in first)
@@ -430,21 +529,29 @@ def test_refuses_what_would_lose_a_run(tmp_path):
     train(change(DIGITS, steps=1), run, progress=False)
     with pytest.raises(ValueError, match="exists and is not empty; with resume it is continued"):
         train(DIGITS, run, progress=False)
-    other = change(DIGITS, weight_decay=0.5) | {"flow": {"name": "residual", "blocks": [1, 1], "width": 5}}
-    with pytest.raises(ValueError, match=r"another recipe, it differs in flow\.width, train\.weight_decay"):
+    other = change(DIGITS, weight_decay=0.5) | {
+        "flow": {"name": "residual", "blocks": [1, 1], "width": 5}
+    }
+    with pytest.raises(
+        ValueError, match=r"another recipe, it differs in flow\.width, train\.weight_decay"
+    ):
         train(other, run, resume=True, progress=False)
 
     for state in (run / "checkpoints").iterdir():
         state.write_bytes(state.read_bytes()[:1000])
     with (
         pytest.warns(UserWarning, match="is damaged"),
-        pytest.raises(FileNotFoundError, match=r"resume must be false: .* holds no intact checkpoint"),
+        pytest.raises(
+            FileNotFoundError, match=r"resume must be false: .* holds no intact checkpoint"
+        ),
     ):
         train(change(DIGITS, steps=2), run, resume=True, progress=False)
 
 
 @pytest.mark.parametrize("launched, status", [(False, 128 + signal.SIGINT), (True, 0)])
-def test_the_second_signal_ends_the_process_unless_a_launcher_may_have_repeated_it(monkeypatch, launched, status):
+def test_the_second_signal_ends_the_process_unless_a_launcher_may_have_repeated_it(
+    monkeypatch, launched, status
+):
     monkeypatch.setattr("torch.distributed.is_torchelastic_launched", lambda: launched)
     pid = os.fork()
     if not pid:
@@ -457,7 +564,9 @@ def test_the_second_signal_ends_the_process_unless_a_launcher_may_have_repeated_
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
     run = tmp_path / "run"
-    (tmp_path / "mine.toml").write_text(recipes.to_toml(change(DIGITS, steps=1_000_000, batch_size=32, log_every=1)))
+    (tmp_path / "mine.toml").write_text(
+        recipes.to_toml(change(DIGITS, steps=1_000_000, batch_size=32, log_every=1))
+    )
     command = ["train", str(tmp_path / "mine.toml"), "--out", str(run), "--quiet"]
     process = fork(lambda: os._exit(main(command)))
     while not any("loss" in line for line in read_metrics(run)):
@@ -465,17 +574,32 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
     os.kill(process, signal.SIGINT)
     assert exit_code(process) == 130
     said = capfd.readouterr().err
-    assert said.strip().endswith(f"Continue with: indm train {run} --resume") and "Traceback" not in said
+    assert (
+        said.strip().endswith(f"Continue with: indm train {run} --resume")
+        and "Traceback" not in said
+    )
     step = checkpoint(run)["step"]
     assert step > 0
-    assert train(change(DIGITS, steps=step + 2, batch_size=32), run, resume=True, progress=False)["steps"] == step + 2
+    assert (
+        train(change(DIGITS, steps=step + 2, batch_size=32), run, resume=True, progress=False)[
+            "steps"
+        ]
+        == step + 2
+    )
 
 
 @pytest.mark.parametrize(
     "options, is_even",
-    [({}, False), ({"noise_levels": "even"}, True), ({"soft_truncation": 1.2}, True), ({"objective": "fid"}, True)],
+    [
+        ({}, False),
+        ({"noise_levels": "even"}, True),
+        ({"soft_truncation": 1.2}, True),
+        ({"objective": "fid"}, True),
+    ],
 )
-def test_noise_levels_are_drawn_where_gradients_are_large_and_kept_by_a_checkpoint(tmp_path, options, is_even):
+def test_noise_levels_are_drawn_where_gradients_are_large_and_kept_by_a_checkpoint(
+    tmp_path, options, is_even
+):
     recipe = recipes.resolve(change(DIGITS, steps=4, **options))
     trainer = Trainer(recipe, load_data("digits"), Accelerator())
     for _ in trainer.steps():

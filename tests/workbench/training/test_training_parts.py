@@ -1,4 +1,6 @@
-"""Parts of a training: models, data, objectives from Python, which resume; the penalties of the flow, closed forms."""
+"""Parts of a training: models, data, objectives from Python, which resume; the penalties of the
+flow, closed forms.
+"""
 
 from dataclasses import asdict
 
@@ -41,7 +43,14 @@ def test_a_model_and_a_data_set_make_a_run_that_resumes_exactly(tmp_path, monkey
     with monkeypatch.context() as patch:
         interrupt_at(patch, 4)
         train(OPTIONS, tmp_path / "halved", model=whole_model(), data=Points(), progress=False)
-    train(OPTIONS, tmp_path / "halved", model=whole_model(), data=Points(), resume=True, progress=False)
+    train(
+        OPTIONS,
+        tmp_path / "halved",
+        model=whole_model(),
+        data=Points(),
+        resume=True,
+        progress=False,
+    )
     whole, halved = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "halved")
     assert whole.pop("seconds") > 0 and halved.pop("seconds") > 0
     assert_same(whole, halved)
@@ -54,35 +63,57 @@ def test_a_model_and_a_data_set_make_a_run_that_resumes_exactly(tmp_path, monkey
         INDM.load(tmp_path / "whole")
     with indm.trust("own_parts"):
         model = INDM.load(tmp_path / "whole")
-        again = train(tmp_path / "halved", tmp_path / "halved", resume=True, progress=False)  # from the folder alone
-    assert model.shape == (2,) and model.scaling.scale.tolist() == pytest.approx([2**0.5] * 2, rel=0.05)
+        # from the folder alone
+        again = train(tmp_path / "halved", tmp_path / "halved", resume=True, progress=False)
+    assert model.shape == (2,) and model.scaling.scale.tolist() == pytest.approx(
+        [2**0.5] * 2, rel=0.05
+    )
     assert again["steps"] == 6
 
 
 def test_a_network_gets_the_flow_and_the_sde_of_the_recipe(tmp_path):
-    """It is trained in place; a tuple's first entry is x; data that no file can name have to be given again."""
+    """It is trained in place; a tuple's first entry is x; data that no file can name have to be
+    given again.
+    """
     net, zeros = MLP((2,), width=8, depth=1), torch.zeros(100)
     x = torch.randn(100, 2, generator=torch.Generator().manual_seed(1))
     train(TABLES, tmp_path / "net", model=net, data=TensorDataset(x, zeros), progress=False)
     recipe = recipes.load(tmp_path / "net")
-    assert recipe["data"] == {"name": "given"} and recipe["flow"] == TABLES["flow"] and recipe["net"]["name"] == "mlp"
+    assert (
+        recipe["data"] == {"name": "given"}
+        and recipe["flow"] == TABLES["flow"]
+        and recipe["net"]["name"] == "mlp"
+    )
     assert indm.INDM.load(tmp_path / "net").score.backbone.width == 8
     trained = checkpoint(tmp_path / "net")["model"]
-    assert all(torch.equal(trained[f"score.backbone.{name}"], value) for name, value in net.state_dict().items())
-    with pytest.raises(ValueError, match="data 'given' was given in Python and has no name: give it again"):
+    assert all(
+        torch.equal(trained[f"score.backbone.{name}"], value)
+        for name, value in net.state_dict().items()
+    )
+    with pytest.raises(
+        ValueError, match="data 'given' was given in Python and has no name: give it again"
+    ):
         train(tmp_path / "net", tmp_path / "net", resume=True, progress=False)
     more = TABLES | {"train": TABLES["train"] | {"steps": 8}}
-    summary = train(more, tmp_path / "net", model=net, data=TensorDataset(x, zeros), resume=True, progress=False)
+    summary = train(
+        more, tmp_path / "net", model=net, data=TensorDataset(x, zeros), resume=True, progress=False
+    )
     assert summary["steps"] == 8
 
 
 @pytest.mark.parametrize(
-    "objective", [doubled, "own_parts:doubled", Objective(doubled)], ids=["function", "name", "value"]
+    "objective",
+    [doubled, "own_parts:doubled", Objective(doubled)],
+    ids=["function", "name", "value"],
 )
 def test_a_given_objective_is_what_is_minimised(tmp_path, objective):
     """Twice the bound per dimension, in two dimensions, is the bound."""
     seen = []
-    given = {"model": whole_model(), "data": torch.randn(60, 2), "callbacks": [lambda _, terms: seen.append(terms)]}
+    given = {
+        "model": whole_model(),
+        "data": torch.randn(60, 2),
+        "callbacks": [lambda _, terms: seen.append(terms)],
+    }
     with indm.trust("own_parts"):
         train(OPTIONS, tmp_path, objective=objective, **given, progress=False)
     assert recipes.load(tmp_path)["train"]["objective"] == "own_parts:doubled"
@@ -95,13 +126,20 @@ def test_an_objective_that_a_file_cannot_name_has_to_be_given_again(tmp_path):
         return mle_loss(model, x)[0], {}
 
     options = TrainOptions(**asdict(OPTIONS) | {"steps": 4, "flow_update_every": 2})
-    given = {"model": whole_model(), "data": torch.randn(60, 2, generator=torch.Generator().manual_seed(1))}
+    given = {
+        "model": whole_model(),
+        "data": torch.randn(60, 2, generator=torch.Generator().manual_seed(1)),
+    }
     train(options, tmp_path, objective=local, **given, progress=False)
     assert recipes.load(tmp_path)["train"]["objective"] == "given"
-    with pytest.raises(ValueError, match="objective 'given' was given in Python and has no name: give it again"):
+    with pytest.raises(
+        ValueError, match="objective 'given' was given in Python and has no name: give it again"
+    ):
         train(tmp_path, tmp_path, **given, resume=True, progress=False)
     more = TrainOptions(**asdict(options) | {"steps": 6})
-    assert train(more, tmp_path, objective=local, **given, resume=True, progress=False)["steps"] == 6
+    assert (
+        train(more, tmp_path, objective=local, **given, resume=True, progress=False)["steps"] == 6
+    )
 
 
 def test_a_callback_sees_every_step_and_stops_the_run(tmp_path):
@@ -111,8 +149,13 @@ def test_a_callback_sees_every_step_and_stops_the_run(tmp_path):
         seen.append((trainer.step, float(terms["loss"])))
         return trainer.step == 3
 
-    given = {"model": whole_model(), "data": torch.randn(60, 2, generator=torch.Generator().manual_seed(1))}
-    summary = train(OPTIONS, tmp_path, **given, callbacks=[watch, lambda trainer, terms: None], progress=False)
+    given = {
+        "model": whole_model(),
+        "data": torch.randn(60, 2, generator=torch.Generator().manual_seed(1)),
+    }
+    summary = train(
+        OPTIONS, tmp_path, **given, callbacks=[watch, lambda trainer, terms: None], progress=False
+    )
     assert [step for step, _ in seen] == [1, 2, 3] and all(loss < 100 for _, loss in seen)
     assert summary["interrupted"] and not summary.signal_received and summary["steps"] == 3
     summary = train(OPTIONS, tmp_path, **given, callbacks=[watch], resume=True, progress=False)
@@ -139,15 +182,33 @@ class NoLogDet(CouplingFlow):
             r"flow NoLogDet: its log_det must have",
         ),
         (INDM(Identity(), ScoreModel(Net(), Slow())), None, "drift of Slow must be d log α/dt"),
-        (TooWide(), None, r"net TooWide: its output must have shape \(2, 2\) for a batch of 2, got shape \(2, 4\)"),
+        (
+            TooWide(),
+            None,
+            r"net TooWide: its output must have shape \(2, 2\) for a batch of 2, got shape \(2, 4\)",
+        ),
         (Blind(), None, r"network must be callable as network\(z, level\), got Blind\(z\): "),
-        (Net(), lambda model, x: x.mean(), "must return a scalar loss and a dict of scalar terms, got tensor"),
-        (Net(), lambda model, x: (x, {}), "must return a scalar loss and a dict of scalar terms, got "),
-        (Net(), lambda model, x: (x.mean(), {}), "must return a loss with a gradient, got one that depends on no par"),
+        (
+            Net(),
+            lambda model, x: x.mean(),
+            "must return a scalar loss and a dict of scalar terms, got tensor",
+        ),
+        (
+            Net(),
+            lambda model, x: (x, {}),
+            "must return a scalar loss and a dict of scalar terms, got ",
+        ),
+        (
+            Net(),
+            lambda model, x: (x.mean(), {}),
+            "must return a loss with a gradient, got one that depends on no par",
+        ),
     ],
     ids=["flow", "sde", "net", "call", "one value", "no scalar", "no gradient"],
 )
-def test_what_returns_the_wrong_shape_is_refused_before_anything_is_written(tmp_path, model, objective, said):
+def test_what_returns_the_wrong_shape_is_refused_before_anything_is_written(
+    tmp_path, model, objective, said
+):
     data = torch.randn(60, 2)
     with pytest.raises(ValueError, match=said):
         train(TABLES, tmp_path / "run", model=model, data=data, objective=objective, progress=False)
@@ -176,7 +237,7 @@ def test_a_flow_whose_log_det_is_wrong_is_refused_before_anything_is_written(tmp
     assert not (tmp_path / "run").exists()
 
 
-# ── Penalties ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+# ── Penalties ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def model_of(flow, sde):
@@ -192,8 +253,12 @@ def test_terminal_density_of_an_affine_flow_is_gaussian(sde):
         flow.flows[0].shift.copy_(torch.tensor([1.0, 0.0, -2.0]))
     x = torch.randn(7, 3, dtype=torch.float64)
     scale, shift = flow.flows[0].log_scale.exp(), flow.flows[0].shift
-    law = torch.distributions.Independent(torch.distributions.Normal(-shift / scale, sde.prior_std / scale), 1)
-    torch.testing.assert_close(flow_nll(model_of(flow, sde), x), -law.log_prob(x), rtol=1e-5, atol=1e-5)
+    law = torch.distributions.Independent(
+        torch.distributions.Normal(-shift / scale, sde.prior_std / scale), 1
+    )
+    torch.testing.assert_close(
+        flow_nll(model_of(flow, sde), x), -law.log_prob(x), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_normal_law_has_the_moments_of_the_data():
@@ -228,7 +293,9 @@ def test_the_terminal_law_flips_the_second_data_where_they_allow_it(flip):
     draws = terminal_law(model, data, data, torch.device("cpu"))(400)
     mirrored = (draws == image.flip(-1)).flatten(1).all(1)
     assert torch.equal(draws[~mirrored], image.expand(int((~mirrored).sum()), 1, 2, 2))
-    assert mirrored.float().mean().item() == pytest.approx(0.5 if flip else 0.0, abs=0.12 if flip else 0.0)
+    assert mirrored.float().mean().item() == pytest.approx(
+        0.5 if flip else 0.0, abs=0.12 if flip else 0.0
+    )
 
 
 @pytest.mark.parametrize("in_nats, share", [(False, 1), (True, 4)])

@@ -1,4 +1,6 @@
-"""Images that are no squares, and of other sizes than the model's, through all commands as a user goes."""
+"""Images that are no squares, and of other sizes than the model's, through all commands as a user
+goes.
+"""
 
 import numpy as np
 import pytest
@@ -36,8 +38,19 @@ def folders(tmp_path_factory):
 
 
 def test_sizes_of_their_own_are_brought_to_one_canvas(folders, tmp_path):
-    options = ["--data.size=8x12", "--data.channels=3", "--data.test=0.4", "--train.steps=2", "--train.batch_size=8"]
-    assert main(["train-pair", *map(str, folders), "--out", str(tmp_path), *options, *SMALL, "--quiet"]) == 0
+    options = [
+        "--data.size=8x12",
+        "--data.channels=3",
+        "--data.test=0.4",
+        "--train.steps=2",
+        "--train.batch_size=8",
+    ]
+    assert (
+        main(
+            ["train-pair", *map(str, folders), "--out", str(tmp_path), *options, *SMALL, "--quiet"]
+        )
+        == 0
+    )
     assert [recipes.load(tmp_path / side)["data"]["size"] for side in "ab"] == ["8x12", "8x12"]
     assert open_runs([tmp_path]).models[1].shape == (3, *SIDES)
 
@@ -52,12 +65,38 @@ def test_a_photograph_is_cut_to_the_shape_of_the_model(tmp_path):
 
 
 def test_sides_that_a_flow_or_a_network_cannot_divide_are_errors_by_name(folders, tmp_path, capsys):
-    common = ["train", "folder", "--data.path", folders[1], "--out", tmp_path / "run", "--quiet", "--train.steps=2"]
+    common = [
+        "train",
+        "folder",
+        "--data.path",
+        folders[1],
+        "--out",
+        tmp_path / "run",
+        "--quiet",
+        "--train.steps=2",
+    ]
     error = error_of(capsys, *common, "--flow", "coupling", "--data.size", "9x12")
-    assert "scales=1 squeezes 1 times, so height and width must be divisible by 2, got shape (3, 9, 12)" in error
-    ncsnpp = ["--net", "ncsnpp", "--net.multipliers=[1,1,1]", "--flow", "identity", "--data.size", "8x14"]
+    assert (
+        "scales=1 squeezes 1 times, so height and width must be divisible by 2, got shape (3, 9, 12)"
+        in error
+    )
+    ncsnpp = [
+        "--net",
+        "ncsnpp",
+        "--net.multipliers=[1,1,1]",
+        "--flow",
+        "identity",
+        "--data.size",
+        "8x14",
+    ]
     error = error_of(capsys, *common, *ncsnpp)
-    assert "sides divisible by 4" in error and "multipliers (1, 1, 1)" in error and "(3, 8, 14)" in error
+    assert (
+        "sides divisible by 4" in error
+        and "multipliers (1, 1, 1)" in error
+        and "(3, 8, 14)" in error
+    )
     for size in ("8x", "8x12x3", "[8,12,3]", "wide", "[]"):
-        assert "size must be a side of squares, or height x width as" in error_of(capsys, *common, "--data.size", size)
+        assert "size must be a side of squares, or height x width as" in error_of(
+            capsys, *common, "--data.size", size
+        )
     assert "at least 8 pixels" in error_of(capsys, *common, "--data.size", "7x12")
