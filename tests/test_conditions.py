@@ -757,7 +757,7 @@ def test_mistakes(make, message):
 
 def test_as_many_rows_of_c_as_samples():
     assert Classes(LETTERS).rows([1], 3).tolist() == [1, 1, 1]
-    with pytest.raises(RuntimeError, match="size"):
+    with pytest.raises(ValueError, match="the rows of c"):
         Classes(LETTERS).rows([0, 1], 3)
 
 

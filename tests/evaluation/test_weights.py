@@ -381,3 +381,9 @@ def test_bad_input_is_named(changed, named):
 def test_an_estimate_says_what_it_is():
     assert str(Interval(1.0, 0.5, 1.5)) == "1 (0.5 to 1.5)"
     assert str(Interval(0.4, 0.0, 0.5, at_most=True)) == "at most 0.5"
+
+
+@pytest.mark.parametrize("n, shape", [(100, 0.5), (1_000, 2 / 3), (100_000, 0.7)])
+def test_the_largest_shape_grows_with_the_draws_up_to_seven_tenths(n, shape):
+    """min(1 − 1/log₁₀ n, 0.7), see Vehtari et al. 2024."""
+    assert largest_shape(n) == pytest.approx(shape)
