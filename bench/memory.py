@@ -22,8 +22,7 @@ from indm.conditions import given
 from indm.workbench.data.base import Data, as_data
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
-from indm.workbench.runs.devices import make_accelerator
-from indm.workbench.training.trainer import Trainer
+from indm.workbench.training.costs import trainer_of
 
 RECIPES = (
     "eight-gaussians", "digits", "fashion-mnist-16", "fashion-mnist", "folder", "cifar10-vp-nll",
@@ -107,15 +106,16 @@ def row(name: str) -> dict:
     gc.collect()
     reset_peak()
     before = peak_mib()
-    trainer = Trainer(recipe, noise(recipe), make_accelerator(recipe.train))
-    weights, kept = memory_of_step(trainer.model, trainer.micro_batch_size, trainer.accelerator)
+    trainer = trainer_of(recipe, data=noise(recipe))
+    own = trainer.parts.batches
+    weights, kept = memory_of_step(trainer.model, own.size_of_a_pass, trainer.accelerator)
     batches = trainer.batches()
-    for _ in range(1 + trainer.options.flow_update_every):
+    for _ in range(1 + trainer.schedule.flow_update_every):
         float(trainer.train_step(batches)["skipped"])  # waits for the device
     return {
         "recipe": name,
-        "event": "×".join(map(str, trainer.data.shape)),
-        "batch": trainer.micro_batch_size,
+        "event": "×".join(map(str, own.data.shape)),
+        "batch": own.size_of_a_pass,
         "parameters": weights // COPIES // 4,
         "weights_mib": weights / MIB,
         "activations_mib": kept / MIB,

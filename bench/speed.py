@@ -21,9 +21,8 @@ from timing import peak_mib, reset_peak, seconds
 
 import indm
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.devices import device, make_accelerator
-from indm.workbench.training.costs import TIMED_ROUNDS, interleaved_seconds
-from indm.workbench.training.trainer import Trainer
+from indm.workbench.runs.devices import device
+from indm.workbench.training.costs import TIMED_ROUNDS, interleaved_seconds, trainer_of
 
 HOW = {"float32": ("no", False), "bfloat16": ("bf16", False), "compiled": ("bf16", True)}
 RECIPES = ("fashion-mnist", "folder")
@@ -47,11 +46,11 @@ def speed(
     """
     precision, compiled = HOW[how]
     recipe = recipes.recipe(name, {"train.mixed_precision": precision, **(changes or {})})
-    trainer = Trainer(recipe, noise(recipe), make_accelerator(recipe.train))
+    trainer = trainer_of(recipe, data=noise(recipe))
     model = trainer.model
     if compiled:
         model.score.backbone.compile(dynamic=False)  # sizes that vary fail in torch 2.13
-    result = {"recipe": name, "how": how, "batch": trainer.options.batch_size}
+    result = {"recipe": name, "how": how, "batch": recipe.train.batch_size}
 
     def measured(what: str, count: int, times: list[float]) -> None:
         result[f"{what}_per_second"] = count / statistics.median(times)

@@ -17,8 +17,8 @@ import indm
 from indm.flows import ResidualBlock
 from indm.workbench.data.base import Data
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.runs.devices import device, make_accelerator
-from indm.workbench.training.trainer import Trainer
+from indm.workbench.runs.devices import device
+from indm.workbench.training.costs import trainer_of
 
 NET = {"name": "unet", "channels": 32, "multipliers": [1, 2, 2], "blocks": 2, "attention": [8]}
 FLOW = {"name": "residual", "blocks": [4, 4], "width": 64}
@@ -53,13 +53,13 @@ class Ours:
         images = torch.randint(0, 256, (4 * BATCH, 3, size, size), dtype=torch.uint8)
         split = RawImages(images)
         data = Data("noise", split, split, split, indm.Scaling.images(), (3, size, size))
-        self.trainer = Trainer(self.recipe, data, make_accelerator(self.recipe.train))
+        self.trainer = trainer_of(self.recipe, data=data)
         roughen(self.trainer.model.flow)
         self.batches = self.trainer.batches()
 
     def cycle(self) -> None:
         """Make the steps until the flow has been trained once."""
-        for _ in range(self.trainer.options.flow_update_every):
+        for _ in range(self.trainer.schedule.flow_update_every):
             self.trainer.train_step(self.batches)
 
 

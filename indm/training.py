@@ -1,11 +1,12 @@
-"""Parts that all trainings share: the pass, the update of the weights and their moving average, and
-the schedules.
+"""What every training shares: the pass, the update of the weights and of their moving average, the
+noise levels, the rates, and the sign by which a network is seen to be dead.
 """
 
 import copy
+import itertools
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -24,16 +25,18 @@ from indm.tensors import event_size, noisy, randn_like, squared_norm, strata
 CELLS = 24  # parts of the clock in which gradients are measured
 UNIFORM_SHARE = 0.3  # share of the draws that are uniform on the clock
 GRADIENT_MEMORY = 0.98  # weight of a cell's earlier measurements in their average
-# noise levels of a spread; spread at all of them, below which a network is dead
-LEVELS, DEAD = 8, 1e-3
-REVIVALS, SLOWER = 4, 1 / 3  # new beginnings of a dead network, at most; factor of the rate in each
+LEVELS = 8  # noise levels at which a network's output is measured
+DEAD = 1e-3  # a network whose spread is lower at all of them is dead
+REVIVALS = 4  # how often a dead network begins anew, at most
+SLOWER = 1 / 3  # factor of its rate, each time
 
 
 @dataclass(frozen=True)
 class Penalty:
-    """A term ``value(model, x)`` that is added with a ``weight`` to the loss in the steps that
-    train the flow, under its ``name``; ``in_nats``: it is in nats per sample, and the loss takes it
-    per dimension.
+    """A term ``weight`` · ``value(model, x)`` of the loss, in the steps that train the flow.
+
+    It is logged under its ``name``. One ``in_nats`` is in nats per sample, and enters the loss per
+    dimension.
     """
 
     name: str
@@ -43,22 +46,21 @@ class Penalty:
 
 
 class FlowUse(Enum):
-    """The ways a step can use the flow in front of the score."""
+    """How a step uses the flow in front of the score."""
 
     TRAINED = "trained"
-    FROZEN = "frozen"  # neither log-determinant nor gradient
-    # the identity, which a flow starts as: the loss does not jump when the flow enters
+    FROZEN = "frozen"  # without log-determinant and gradient
+    # replaced by the identity, as which a flow starts: the loss does not jump when it enters
     LEFT_OUT = "left out"
-    ALONE = "alone"  # trained by its own likelihood; the score is left out
+    ALONE = "alone"  # trained by its own likelihood, without the score
 
 
 class TrainingStep(nn.Module):
-    """Objective and penalties as one pass, raw data ↦ (loss, terms), so that data parallelism sees
-    every parameter.
+    """One pass, raw data ↦ (loss, terms), as a module: data parallelism sees every parameter.
 
-    If the noise of grey levels is learned, the loss includes its log-density, which is the term
-    ``log_q``. A model with a condition is trained at the rows ``c`` of the batch. Normal noise of
-    deviation ``noise`` is added to the data.
+    The loss is the objective and the penalties. If the noise of grey levels is learned, it
+    includes the log-density of that noise, the term ``log_q``. A model with a condition is trained
+    at the rows ``c`` of the batch. Normal noise of deviation ``noise`` is added to the data.
     """
 
     def __init__(
@@ -69,12 +71,10 @@ class TrainingStep(nn.Module):
         noise: float = 0.0,
     ):
         super().__init__()
-        self.model, self.objective, self.penalties, self.noise = (
-            model,
-            objective,
-            tuple(penalties),
-            noise,
-        )
+        self.model = model
+        self.objective = objective
+        self.penalties = tuple(penalties)
+        self.noise = noise
 
     def with_flow(self, use: FlowUse) -> nn.Module:
         """The model with its flow used in that way."""
@@ -93,43 +93,50 @@ class TrainingStep(nn.Module):
         **step_arguments: Any,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         model = self.with_flow(flow_use)
-        model = model if c is None else model.given(c, drops=True)
+        if c is not None:
+            model = model.given(c, drops=True)
         x, log_q = from_data(model, raw)
-        is_frozen = flow_use is FlowUse.FROZEN
-        # else learned noise would shrink, without its log-density
-        x = x.detach() if is_frozen else x
+        if flow_use is FlowUse.FROZEN:
+            # without its log-density learned noise would shrink
+            x = noisy(x.detach(), self.noise)
+            loss, terms = self.objective.loss(model, x, **step_arguments)
+            return loss, _detached(terms, self.objective.frozen_terms)
         x = noisy(x, self.noise)
-        is_alone = flow_use is FlowUse.ALONE
-        loss, terms = (
-            flow_loss(model, x) if is_alone else self.objective.loss(model, x, **step_arguments)
-        )
-        if is_frozen:
-            terms = {name: terms[name] for name in self.objective.frozen_terms if name in terms}
-            return loss, {name: term.detach() for name, term in terms.items()}
+        if flow_use is FlowUse.ALONE:
+            loss, terms = flow_loss(model, x)
+        else:
+            loss, terms = self.objective.loss(model, x, **step_arguments)
+        dimensions = event_size(x)
         log_q = log_q.mean().to(loss.dtype)
         if log_q.requires_grad:
-            loss = loss + log_q / event_size(x)
+            loss = loss + log_q / dimensions
         terms = {**terms, "log_q": log_q}
-        for penalty in () if flow_use is FlowUse.LEFT_OUT else self.penalties:
-            terms[penalty.name] = penalty.value(model, x)
-            loss = loss + penalty.weight * terms[penalty.name] / (
-                event_size(x) if penalty.in_nats else 1
-            )
-        return loss, {name: term.detach() for name, term in {"loss": loss, **terms}.items()}
+        if flow_use is not FlowUse.LEFT_OUT:
+            for penalty in self.penalties:
+                value = penalty.value(model, x)
+                terms[penalty.name] = value
+                loss = loss + penalty.weight * value / (dimensions if penalty.in_nats else 1)
+        terms = {"loss": loss, **terms}
+        return loss, _detached(terms, terms)
+
+
+def _detached(terms: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The terms of these names, as far as there are any, without gradients."""
+    return {name: terms[name].detach() for name in names if name in terms}
 
 
 class NoiseLevels:
     """Draws the times of a training where its gradients are large.
 
-    The extended clock of the bound (:func:`indm.objective.extended_clock`) is cut into cells, of
-    which the first is the reconstruction. A cell is drawn in proportion to the root mean square of
-    the gradients there, which is measured as training goes, and weighted so that the mean remains
-    the bound.
+    The extended clock of the bound (:func:`indm.objective.extended_clock`) is cut into cells; the
+    first is the reconstruction. A cell is drawn in proportion to the root mean square of its
+    gradients, which is measured during the training. Weights keep the mean of the loss equal to the
+    bound.
 
     Args:
         sde: the linear SDE.
 
-    Example: gradients that are all alike are drawn evenly.
+    Example: if all gradients are alike, times are drawn evenly.
 
         >>> from indm.sde import VPSDE
         >>> levels = NoiseLevels(VPSDE())
@@ -139,9 +146,10 @@ class NoiseLevels:
     """
 
     def __init__(self, sde: LinearSDE):
-        self.sde, self.length = sde, sde.log_snr_range() + 1.0
-        edges = torch.cat([torch.zeros(1), torch.linspace(1.0, self.length, CELLS)])
-        self.edges, self.widths = edges, edges.diff()
+        self.sde = sde
+        self.length = sde.log_snr_range() + 1.0
+        self.edges = torch.cat([torch.zeros(1), torch.linspace(1.0, self.length, CELLS)])
+        self.widths = self.edges.diff()
         self.squares = torch.ones(CELLS)  # mean square of the gradients in a cell
 
     @property
@@ -160,16 +168,17 @@ class NoiseLevels:
         ends = share.cumsum(0).clamp_max(1.0)
         u = strata(n, generator=generator)
         cell = torch.searchsorted(ends, u).clamp_max(CELLS - 1)
-        place = self.edges[cell] + self.widths[cell] * (
-            (u - ends[cell] + share[cell]) / share[cell]
-        ).clamp(0, 1)
-        t = time_at(self.sde, place - 1, self.sde.eps).float()
-        return torch.where(cell == 0, self.sde.eps, t), (self.widths / share)[cell].float(), cell
+        within = ((u - ends[cell] + share[cell]) / share[cell]).clamp(0, 1)
+        place = self.edges[cell] + self.widths[cell] * within
+        t = torch.where(cell == 0, self.sde.eps, time_at(self.sde, place - 1, self.sde.eps).float())
+        weight = (self.widths / share)[cell].float()
+        return t, weight, cell
 
     def measure(self, cell: Tensor, square: Tensor) -> None:
-        """Take in the squared gradients, ``square``, of draws in their ``cell``, each (n,)."""
+        """Add the squared gradients, ``square``, of draws to the averages of their ``cell``, (n,)."""
         finite = square.isfinite()  # a skipped step has infinite or NaN gradients
-        cell, square = cell[finite].cpu(), square[finite].cpu().float()
+        cell = cell[finite].cpu()
+        square = square[finite].cpu().float()
         counts = torch.bincount(cell, minlength=CELLS)
         means = torch.bincount(cell, square, minlength=CELLS) / counts.clamp_min(1)
         weight = torch.where(counts > 0, 1 - GRADIENT_MEMORY, 0.0)
@@ -177,18 +186,17 @@ class NoiseLevels:
 
 
 class EMA:
-    """``model``, a deep copy whose parameters follow θ̄ ← d_n θ̄ + (1 − d_n) θ with d_n =
-    min(decay, (1+n)/(10+n)).
+    """A moving average of weights: ``model``, a deep copy whose parameters follow
+    θ̄ ← d_n θ̄ + (1 − d_n) θ with d_n = min(decay, (1+n)/(10+n)).
     """
 
     def __init__(self, model: nn.Module, decay: float):
-        self.model, self.decay = copy.deepcopy(model).eval().requires_grad_(False), decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
 
     @torch.no_grad()
     def update(self, model: nn.Module, n: int) -> None:
-        """Take in the weights, and real buffers such as a batch norm's, after optimizer step ``n``
-        (from 1).
-        """
+        """Average the weights, and real buffers such as a batch norm's, after step ``n`` (from 1)."""
         weight = 1 - min(self.decay, (1 + n) / (10 + n))
         torch._foreach_lerp_(list(self.model.parameters()), list(model.parameters()), weight)
         for averaged, current in zip(self.model.buffers(), model.buffers(), strict=True):
@@ -203,9 +211,9 @@ class Descent:
 
     Args:
         model: the model.
-        optimizer: of the parameters, in groups that have names, each at its highest rate.
-        decay: of the average ``ema``, see :class:`EMA`; with 0 it equals the weights.
-        clip: the largest norm of the gradient of a group.
+        optimizer: its parameter groups have names, and each has its highest rate.
+        decay: of the average ``ema``, see :class:`EMA`; with 0 the average equals the weights.
+        clip: the largest gradient norm of a group.
 
     Example: the mean of numbers minimises their squared distance.
 
@@ -228,8 +236,12 @@ class Descent:
         decay: float = 0.0,
         clip: float = math.inf,
     ):
-        self.model, self.optimizer, self.ema, self.clip = model, optimizer, EMA(model, decay), clip
-        self.step, self.began = 0, 0  # steps that were made, and those before the average began
+        self.model = model
+        self.optimizer = optimizer
+        self.ema = EMA(model, decay)
+        self.clip = clip
+        self.step = 0  # steps made
+        self.began = 0  # steps made before the average began
         self.rates = [group["lr"] for group in optimizer.param_groups]
 
     def advance(
@@ -240,32 +252,27 @@ class Descent:
     ) -> dict[str, Tensor]:
         """Make a step; the terms of the loss, the gradient norm of each group, and ``skipped``.
 
-        Where a term or a norm is not finite on any process, ``skipped`` is 1, and model and
-        optimizer stay as they are; a fused optimizer sees to that on the device. The average still
-        moves towards the weights.
+        If a term or a norm is not finite on any process, ``skipped`` is 1, and model and optimizer
+        stay as they are. A fused optimizer decides this on the device. The average still moves
+        towards the weights.
 
-        ``gradients`` computes them and returns the terms. ``factor`` is the share of the highest
-        rates, for all groups or by their names. ``total`` sums a number over processes.
+        Args:
+            gradients: computes the gradients and returns the terms.
+            factor: share of the highest rates, for all groups or by their names.
+            total: sums a number over processes.
         """
-        # what a pass changes, such as a batch norm's statistics, in place or by another tensor
-        buffers = [
-            (module, name, buffer.clone())
-            for module in self.model.modules()
-            # named_buffers takes a fifth of a step of small networks
-            for name, buffer in module._buffers.items()
-            if buffer is not None
-        ]
+        buffers = self._buffers()
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
             group["lr"] = rate * (factor(group["name"]) if callable(factor) else factor)
         terms = gradients()
         for group in self.optimizer.param_groups:
             if any(p.grad is not None for p in group["params"]):
-                terms[f"{group['name']}_grad_norm"] = nn.utils.clip_grad_norm_(
-                    group["params"], self.clip
-                )
+                norm = nn.utils.clip_grad_norm_(group["params"], self.clip)
+                terms[f"{group['name']}_grad_norm"] = norm
         finite = torch.stack([value.isfinite() for value in terms.values()]).all()
         skipped = total((~finite).float()).clamp_max(1.0)
-        if is_fused := self.optimizer.defaults.get("fused"):
+        is_fused = self.optimizer.defaults.get("fused")
+        if is_fused:
             self.optimizer.found_inf = skipped  # type: ignore[attr-defined]
         if is_fused or not skipped:
             self.optimizer.step()
@@ -277,11 +284,69 @@ class Descent:
         self.ema.update(self.model, self.step - self.began)
         return terms | {"skipped": skipped}
 
+    def _buffers(self) -> list[tuple[nn.Module, str, Tensor]]:
+        """What a pass changes, such as a batch norm's statistics, in place or by a new tensor."""
+        return [
+            (module, name, buffer.clone())
+            for module in self.model.modules()
+            # named_buffers takes a fifth of a step of small networks
+            for name, buffer in module._buffers.items()
+            if buffer is not None
+        ]
+
     def restart(self) -> None:
-        """Go on from the weights as they are, without moments and with a new average."""
+        """Continue from the present weights, without moments and with a new average."""
         self.optimizer.state.clear()
         self.ema.model.load_state_dict(self.model.state_dict())
         self.began = self.step
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`load` goes back to: weights, average, moments and steps."""
+        return {
+            "model": self.model.state_dict(),
+            "ema": self.ema.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "began": self.began,
+        }
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        """Go back to a :meth:`state`. The highest rates stay those of this training."""
+        self.model.load_state_dict(state["model"])
+        self.ema.model.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.began = state["began"]
+
+
+@dataclass
+class Life:
+    """Whether a network is dead, and how often it has begun anew.
+
+    A dead network once added something to its start, and now adds a constant: its hidden layers
+    have no gradients any more. That happens where the target is nearly all noise and the rate is
+    too high. Each new beginning has :data:`SLOWER` times the rate.
+    """
+
+    loudest: float = 0.0  # the largest size of its output since it began
+    revivals: int = 0
+    is_silenced: bool = False  # dead after the last new beginning, too
+
+    @property
+    def factor(self) -> float:
+        """The share of the rate that is left."""
+        return SLOWER**self.revivals
+
+    def begins_anew(self, size: float, spread: float) -> bool:
+        """Whether the network must begin anew, by its :func:`size_and_spread` now."""
+        self.loudest = max(self.loudest, size)
+        self.is_silenced = self.loudest >= DEAD > spread
+        if not self.is_silenced or self.revivals == REVIVALS:
+            return False
+        self.loudest = 0.0
+        self.revivals += 1
+        self.is_silenced = False
+        return True
 
 
 @torch.no_grad()
@@ -291,10 +356,8 @@ def size_and_spread(
     """The size of a network's output, and half of its change when the noise changes its sign, at
     latents z (B, *event).
 
-    Both are the root mean square over rows, at the one of :data:`LEVELS` noise levels where it is
-    largest. A network whose size was above :data:`DEAD` and whose spread is below it is dead: its
-    output is a constant, and its hidden layers have no gradients. That happens where the target is
-    nearly all noise and the rate is too high.
+    Both are root mean squares over rows, at the one of :data:`LEVELS` noise levels where they are
+    largest. A network with a size above :data:`DEAD` and a spread below it adds a constant.
 
     Example: a network that adds a constant.
 
@@ -311,38 +374,43 @@ def size_and_spread(
     places = torch.linspace(0, sde.log_snr_range(), LEVELS, dtype=torch.float64)
     found = []
     for time_of_level in time_at(sde, places, sde.eps):
-        t, noise = time_of_level.to(z).expand(len(z)), randn_like(z, generator)
+        t = time_of_level.to(z).expand(len(z))
+        noise = randn_like(z, generator)
         kernel = sde.kernel(t)
-        both = [noise_parts(score, kernel.perturb(z, sign * noise), t)[1] for sign in (1, -1)]
-        sizes = (
-            0.5 * (squared_norm(both[0]) + squared_norm(both[1])),
-            0.25 * squared_norm(both[0] - both[1]),
+        plus, minus = (
+            noise_parts(score, kernel.perturb(z, sign * noise), t)[1] for sign in (1, -1)
         )
-        found.append(torch.stack([square.mean().sqrt() for square in sizes]))
-    size, spread = torch.stack(found).amax(0).tolist()
-    return size, spread
+        size = 0.5 * (squared_norm(plus) + squared_norm(minus))
+        spread = 0.25 * squared_norm(plus - minus)
+        found.append(torch.stack([size.mean().sqrt(), spread.mean().sqrt()]))
+    largest = torch.stack(found).amax(0)
+    return largest[0].item(), largest[1].item()
 
 
 def course(
     steps: float = math.inf, deadline: float = math.inf, clock: Callable[[], float] | None = None
 ) -> Iterator[float]:
     """The share of a training that is over before each step, until all ``steps`` are made or the
-    ``deadline`` is there.
+    ``deadline`` is reached.
 
     ``clock`` gives seconds, by default :func:`time.perf_counter`.
     """
     clock = clock or time.perf_counter
-    started, step = clock(), 0
-    while (progress := max(step / steps, (clock() - started) / max(deadline - started, 1e-9))) < 1:
+    started = clock()
+    seconds = max(deadline - started, 1e-9)
+    for step in itertools.count():
+        progress = max(step / steps, (clock() - started) / seconds)
+        if progress >= 1:
+            return
         yield progress
-        step += 1
 
 
 def learning_rate_factor(step: int, progress: float, warmup: float, decay: float) -> float:
-    """A linear rise, 1, and a linear fall to 0 over the last share ``decay`` of the run.
+    """The share of the highest rate: a linear rise, 1, and a linear fall to 0 over the last share
+    ``decay`` of the run.
 
-    The rise takes ``warmup`` steps, or that share of the run where it is below 1; then the first
-    step has rate 0.
+    The rise takes ``warmup`` steps. A value below 1 is a share of the run; then the first step has
+    rate 0.
     """
     risen = (progress if warmup < 1 else step + 1) / warmup if warmup else 1.0
     fall = (1 - progress) / decay if decay else 1.0

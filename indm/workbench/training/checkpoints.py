@@ -1,69 +1,109 @@
-"""Training states on disk: damage is recognised, the newest intact state is used, and old ones are
-removed.
+"""Checkpoints of a run on disk: damage is recognised, the newest intact one is used, and old ones
+are removed.
 
-``checkpoints/STEP.pt`` are the last few states. A state is a zip archive; the CRC-32 of every
-member is compared before it is used.
+``checkpoints/STEP.pt`` are the last few. Each is a zip archive; the CRC-32 of every member is
+compared before it is used.
 """
 
 import warnings
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from indm.checks import reason
 from indm.files import atomic, check_plain, untrusted
+from indm.workbench.runs.devices import by_main_process
+from indm.workbench.training.trainer import Trainer
 
 FOLDER = "checkpoints"
-DAMAGED = ".damaged"  # suffix of states that are set aside
+DAMAGED = ".damaged"  # suffix of those that are set aside
 
 
-def numbered(run: Path) -> list[Path]:
-    """``checkpoints/STEP.pt``, the newest first."""
-    steps = [path for path in (run / FOLDER).glob("*.pt") if path.stem.isdecimal()]
-    return sorted(steps, key=lambda path: int(path.stem), reverse=True)
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints in the folder of a ``run``, of which the last ``keep`` stay."""
 
+    run: Path
+    keep: int = 2
 
-def write(run: Path, state: dict, keep: int) -> None:
-    """Write ``state`` under its ``step``, and remove all but the last ``keep`` states in ``run``.
+    def numbered(self) -> list[Path]:
+        """``checkpoints/STEP.pt``, the newest first."""
+        steps = [path for path in (self.run / FOLDER).glob("*.pt") if path.stem.isdecimal()]
+        return sorted(steps, key=lambda path: int(path.stem), reverse=True)
 
-    Raises:
-        OSError: it cannot be written; what was there before is as it was.
-    """
-    path = run / FOLDER / f"{state['step']}.pt"
-    for half_written in path.parent.glob(atomic.HALF_WRITTEN):
-        half_written.unlink()
-    atomic.whole(path, lambda beside: torch.save(state, beside))
-    for old in numbered(run)[keep:]:
-        old.unlink()
+    def save(self, trainer: Trainer, log: dict[str, Any] | None = None) -> None:
+        """Write the state of ``trainer`` and of its ``log``, and its averaged model. Collective.
 
+        Each file is written whole or not at all.
+        """
+        state = trainer.state() | {"log": log or {}}
+        if trainer.accelerator.is_main_process:
+            self.write(state)
+            trainer.ema.model.save(self.run)
+        trainer.accelerator.wait_for_everyone()
 
-def newest(run: Path) -> tuple[Path, dict]:
-    """The newest intact state in ``run``, and its file; damaged ones that are newer are set aside
-    as ``….damaged``.
+    def load(self, trainer: Trainer) -> dict[str, Any]:
+        """Go back to the newest intact state; the state of the log in it. Collective.
 
-    Raises:
-        FileNotFoundError: there is none.
-        OSError, RuntimeError, MemoryError: one cannot be read now, which does not say that it is
-            damaged.
-    """
-    for path in numbered(run):
+        The main process finds it, and all take that very one.
+
+        Raises:
+            ValueError: it is of another model.
+            FileNotFoundError: none is intact.
+            OSError, RuntimeError, MemoryError: it cannot be read now.
+        """
+        path = by_main_process(lambda: self.newest()[0])
+        state = read(path)
         try:
-            return path, read(path)
-        except ValueError as error:
-            warnings.warn(
-                f"{path} is damaged ({error}) and set aside; an older one takes its place",
-                stacklevel=2,
-            )
-            path.replace(path.with_name(path.name + DAMAGED))
-    raise FileNotFoundError(
-        f"resume must be false: {run} holds no intact checkpoint; move it away and start anew"
-    )
+            trainer.load(state)
+            return state["log"]
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"{path} is not a checkpoint of this recipe: {reason(error)}"
+            ) from error
+
+    def write(self, state: dict[str, Any]) -> None:
+        """Write ``state`` under its ``step``, and remove all but the last few.
+
+        Raises:
+            OSError: it cannot be written; what was there before is as it was.
+        """
+        path = self.run / FOLDER / f"{state['step']}.pt"
+        for half_written in path.parent.glob(atomic.HALF_WRITTEN):
+            half_written.unlink()
+        atomic.whole(path, lambda beside: torch.save(state, beside))
+        for old in self.numbered()[self.keep :]:
+            old.unlink()
+
+    def newest(self) -> tuple[Path, dict[str, Any]]:
+        """The newest intact state and its file; newer ones that are damaged become ``….damaged``.
+
+        Raises:
+            FileNotFoundError: there is none.
+            OSError, RuntimeError, MemoryError: one cannot be read now, which does not mean that it
+                is damaged.
+        """
+        for path in self.numbered():
+            try:
+                return path, read(path)
+            except ValueError as error:
+                warnings.warn(
+                    f"{path} is damaged ({error}) and set aside; an older one takes its place",
+                    stacklevel=2,
+                )
+                path.replace(path.with_name(path.name + DAMAGED))
+        raise FileNotFoundError(
+            f"resume must be false: {self.run} holds no intact checkpoint; "
+            "move it away and start anew"
+        )
 
 
-def read(path: Path) -> dict:
-    """The state in ``path``; ValueError where it is damaged, by its checksums, or is not the state
-    of a run.
+def read(path: Path) -> dict[str, Any]:
+    """The state in ``path``; ValueError if its checksums say that it is damaged, or if it is not
+    the state of a run.
     """
     check_plain(path)
     try:

@@ -24,7 +24,7 @@ from indm.workbench.recipes.recipe import AnyTables, Recipe
 from indm.workbench.runs.devices import by_main_process, make_accelerator
 from indm.workbench.runs.folder import FREE_ON_RESUME, end_of, recipe_of
 from indm.workbench.runs.provenance import last_part
-from indm.workbench.training.parts import parts_of
+from indm.workbench.training.parts import read
 from indm.workbench.training.trainer import Trainer
 
 TIMED_ROUNDS = 6
@@ -55,33 +55,33 @@ def interleaved_seconds(
 
     Each round has whole cycles of steps with and without the flow of each trainer: at least
     ``steps``, by default as many as take :data:`TURN`. Before the first round each trainer makes
-    two cycles, to prepare kernels and memory. Where a run begins with one part alone
+    two cycles, to prepare kernels and memory. If a run begins with one part alone
     (``train.first``; the whole of that fraction), its step is the mean over the run. The trainers
     are trained on.
     """
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
 
     def seconds_of(name: Any, cycles: int) -> float:
-        trainer = trainers[name]
+        schedule = trainers[name].schedule
+        count = cycles * schedule.flow_update_every
         seconds = 0.0
-        count = cycles * trainer.options.flow_update_every
-        opening = trainer.alone
         with on_threads(threads[name]):
-            for share, trainer.opening in ((opening, True), (1 - opening, False)):
-                if share:
-                    started = time.perf_counter()
-                    for _ in range(count):
-                        terms = trainer.train_step(batches[name])
-                    float(terms["skipped"])  # waits for the device
-                    seconds += share * (time.perf_counter() - started) / count
+            for share, is_opening in ((schedule.alone, True), (1 - schedule.alone, False)):
+                if not share:
+                    continue
+                schedule.place.opening = is_opening
+                started = time.perf_counter()
+                for _ in range(count):
+                    terms = trainers[name].train_step(batches[name])
+                float(terms["skipped"])  # waits for the device
+                seconds += share * (time.perf_counter() - started) / count
         return seconds
 
     def cycles_of(name: Any) -> int:
         seconds = [seconds_of(name, 1) for _ in range(2)][-1]
-        cycle = trainers[name].options.flow_update_every
-        return by_main_process(
-            lambda: max(1, math.ceil(steps / cycle) if steps else round(TURN / seconds / cycle))
-        )
+        cycle = trainers[name].schedule.flow_update_every
+        wanted = math.ceil(steps / cycle) if steps else round(TURN / seconds / cycle)
+        return by_main_process(lambda: max(1, wanted))
 
     cycles = {name: cycles_of(name) for name in trainers}
     shown = tqdm(range(rounds), desc="cost of a step", disable=not progress)
@@ -89,24 +89,32 @@ def interleaved_seconds(
     return by_main_process(lambda: {name: [row[name] for row in rows] for name in trainers})
 
 
-def trainer_of(recipe: Recipe, trainer: type[Trainer] = Trainer, **parts: Any) -> Trainer:
-    """A trainer at the beginning of a run without end by that recipe; ``parts`` are what Python
-    gave in its place.
+def trainer_of(
+    recipe: Recipe,
+    trainer: type[Trainer] = Trainer,
+    *,
+    model: Any = None,
+    data: Any = None,
+    objective: Any = None,
+) -> Trainer:
+    """A trainer at the beginning of a run without end by that recipe, or what Python gives in its
+    place.
     """
-    recipe = replace(recipe, train=replace(recipe.train, steps=10**9, seconds=math.inf))
-    accelerator = make_accelerator(recipe.train)
-    return trainer(recipe, accelerator=accelerator, **(parts or parts_of(recipe, accelerator)))
+    endless = replace(recipe, train=replace(recipe.train, steps=10**9, seconds=math.inf))
+    _, parts = read(endless, make_accelerator(recipe.train), model, data, objective)
+    return trainer(parts)
 
 
 def threads_for(run: Path) -> int:
-    """The threads that ``run`` had, at most those that there are."""
-    threads, own = last_part(run).get("threads"), torch.get_num_threads()
+    """The threads that ``run`` had, or as many as there are."""
+    own = torch.get_num_threads()
+    threads = last_part(run).get("threads")
     return min(threads, own) if type(threads) is int and threads >= 1 else own
 
 
 def have_equal_steps(recipe: Recipe, other: Recipe) -> bool:
-    """Whether a step of both costs the same, as they differ in the seed, the budget or how a run is
-    watched alone.
+    """Whether a step of both costs the same: they differ only in the seed, the budget or in how a
+    run is watched.
     """
     differing = recipes.differing_keys(other, recipes.absolute(recipe))
     return all(
@@ -118,40 +126,39 @@ def have_equal_steps(recipe: Recipe, other: Recipe) -> bool:
 def budget_like(
     recipe: AnyTables,
     like: Path,
-    out: Path,
-    *,
     model: Any = None,
     data: Any = None,
     objective: Any = None,
+    *,
     trainer: type[Trainer] = Trainer,
     progress: bool = True,
 ) -> tuple[Recipe, str]:
-    """The full ``recipe`` of the run ``out`` with as many steps as cost what ``like`` has spent, on
-    as many threads.
+    """The full ``recipe`` of a run with as many steps as cost what ``like`` has spent, on as many
+    threads; and a sentence that says so. Collective.
 
     A step of both is measured, unless the recipes say that it costs the same. What slows a whole
-    round down leaves the ratios of that round as they are, and their median counts. Also returns a
-    sentence that says so. Collective.
+    round down leaves the ratio of that round as it is, and the median ratio counts.
 
     Raises:
         ValueError: ``like`` has not come to an end.
     """
-    other, steps = recipe_of(like), end_of(like)["steps"]
+    other = recipe_of(like)
+    steps = end_of(like)["steps"]
     whole = recipes.resolve(recipes.as_continued(recipe, like))
     threads = {"like": threads_for(like), "out": whole.train.threads or threads_for(like)}
     ratio = 1.0
     if not have_equal_steps(whole, other):
-        kept = other | {
-            table: without_download(other[table]) for table in recipes.DATA_TABLES if table in other
-        }
-        accelerator = make_accelerator(whole.train)
-        parts = parts_of(whole, accelerator, copy.deepcopy(model), data, objective)
+        tables = [table for table in recipes.DATA_TABLES if table in other]
+        kept = other | {table: without_download(other[table]) for table in tables}
+        given = {"model": copy.deepcopy(model), "data": data, "objective": objective}
         with torch.random.fork_rng(devices=[]):
-            trainers = {"like": trainer_of(kept), "out": trainer_of(whole, trainer, **parts)}
+            trainers = {"like": trainer_of(kept), "out": trainer_of(whole, trainer, **given)}
             seconds = interleaved_seconds(trainers, threads, rounds=TIMED_ROUNDS, progress=progress)
-        ratio = statistics.median(
-            a / b for a, b in zip(seconds["out"], seconds["like"], strict=True)
-        )
+        ratios = [a / b for a, b in zip(seconds["out"], seconds["like"], strict=True)]
+        ratio = statistics.median(ratios)
     budget = {"steps": max(1, round(steps / ratio)), "seconds": math.inf, "threads": threads["out"]}
-    note = f"{budget['steps']:,} steps, which cost the {steps:,} of {like}: a step costs {ratio:.3g} of one there"
+    note = (
+        f"{budget['steps']:,} steps, which cost the {steps:,} of {like}: "
+        f"a step costs {ratio:.3g} of one there"
+    )
     return replace(whole, train=replace(whole.train, **budget)), note

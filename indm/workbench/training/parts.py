@@ -1,37 +1,39 @@
-"""The parts of a training: from what a caller of ``indm.train`` names or makes, through checks, to
-data and model.
+"""From a recipe, or what Python gives in its place, to the parts of a training.
+
+:func:`read` is the door: no room below it has heard of a recipe.
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import Dataset
 
 from indm import names
-from indm.checks import arguments_of, require
-from indm.conditions import Condition
-from indm.dequantization import from_data
-from indm.model import INDM, build, build_dequantization, count_parameters, describe
-from indm.objective import Objective, flow_nll, objective_of
-from indm.score import base_of, context_of, noise_parts, score_for
-from indm.tensors import evaluation_mode, noisy
-from indm.training import Penalty
-from indm.workbench.data.base import SPLITS, Data, as_data, check_kind, load_data, stack
-from indm.workbench.data.examples import flip_horizontally
+from indm.checks import arguments_of
+from indm.dequantization import check_raw, decoder_of
+from indm.model import INDM, build, build_dequantization, build_model, count_parameters, describe
+from indm.objective import Objective, objective_of
+from indm.score import base_of, score_for
+from indm.training import NoiseLevels, TrainingStep
+from indm.workbench.data.base import Data, as_data, check_kind, load_data, stack
+from indm.workbench.data.examples import InMemory
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.recipes.recipe import AnyTables, Part, Recipe
+from indm.workbench.training import trials
+from indm.workbench.training.batches import Batches
+from indm.workbench.training.schedule import Schedule, Upkeep
+from indm.workbench.training.terminal import terminal_law, terminal_penalty, with_noise
+from indm.workbench.training.trainer import Parts
+from indm.workbench.training.validation import Validation
 
-DrawLaw = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
-MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
-LARGEST_ZERO = 1e-5  # largest output of a network that is said to give 0
+# ── The recipe ────────────────────────────────────────────────────────────────────────────────────
 
 
 def make_recipe(
@@ -46,7 +48,8 @@ def make_recipe(
     Raises:
         ValueError: a mistake in the recipe, or a part that a file cannot describe.
     """
-    source = recipes.load(source) if isinstance(source, str | Path) else source
+    if isinstance(source, str | Path):
+        source = recipes.load(source)
     tables: dict[str, Any] = (
         {"train": asdict(source)} if isinstance(source, TrainOptions) else dict(source)
     )
@@ -56,10 +59,9 @@ def make_recipe(
         described = model.description() if is_whole(model) else {"net": describe(model, "net")}
         tables |= _without_none(described)
     if objective is not None:
-        name = (
-            objective if isinstance(objective, str) else name_of_objective(objective_of(objective))
-        )
-        tables["train"] = {**tables.get("train", {}), "objective": name}
+        if not isinstance(objective, str):
+            objective = name_of_objective(objective_of(objective))
+        tables["train"] = {**tables.get("train", {}), "objective": objective}
     return recipes.resolve(tables)
 
 
@@ -75,58 +77,119 @@ def table_of_data(data: Any) -> dict[str, Any]:
     A data set describes itself if each argument of its class is a number, a string or None that it
     keeps as an attribute of the same name.
     """
+    given = {"name": names.GIVEN}
     kind = type(data)
-    if (
-        not isinstance(data, Dataset)
-        or inspect.signature(kind).parameters.keys() != arguments_of(kind).keys()
-    ):
-        return {"name": names.GIVEN}
-    values = {key: getattr(data, key, data) for key in arguments_of(kind)}
-    if not all(isinstance(value, bool | int | float | str | None) for value in values.values()):
-        return {"name": names.GIVEN}
+    if not isinstance(data, Dataset):
+        return given
+    arguments = arguments_of(kind).keys()
+    values = {key: value for key, value in vars(data).items() if key in arguments}
+    is_described = inspect.signature(kind).parameters.keys() == arguments == values.keys()
+    plain = bool | int | float | str | None
+    if not is_described or not all(isinstance(value, plain) for value in values.values()):
+        return given
     try:
-        return {"name": names.name_of("data", kind), **_without_none(values)}
+        name = names.name_of("data", kind)
     except ValueError:
-        return {"name": names.GIVEN}
+        return given
+    return {"name": name, **_without_none(values)}
 
 
 def name_of_objective(objective: Objective) -> str:
     """The name in ``train.objective`` that stands for ``objective``; "given" if there is none."""
     loss = objective.loss
-    if objective_of(loss) == objective and hasattr(loss, "__qualname__"):
+    if objective_of(loss) == objective and inspect.isroutine(loss):
         try:
             return names.name_of("objective", loss)
         except ValueError:
             return names.GIVEN
-    found = [
-        name for name, value in inspect.getmembers(inspect.getmodule(loss)) if value is objective
-    ]
-    return (
-        f"{loss.__module__}:{found[0]}" if found and loss.__module__ != "__main__" else names.GIVEN
-    )
+    members = inspect.getmembers(inspect.getmodule(loss))
+    found = [name for name, value in members if value is objective]
+    if not found or loss.__module__ == "__main__":
+        return names.GIVEN
+    return f"{loss.__module__}:{found[0]}"
 
 
-def parts_of(
+def _without_none(value: Any) -> Any:
+    """``value`` without the entries that are None, most often defaults: TOML has no None."""
+    if isinstance(value, Mapping):
+        return {key: _without_none(part) for key, part in value.items() if part is not None}
+    return [_without_none(part) for part in value] if isinstance(value, list) else value
+
+
+# ── The parts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def read(
     recipe: Recipe,
     accelerator: Accelerator,
     model: nn.Module | None = None,
     data: Any = None,
     objective: Any = None,
-) -> dict[str, Any]:
-    """The ``data``, ``model`` and ``objective`` of a trainer; None is the recipe's."""
+) -> tuple[Recipe, Parts]:
+    """The recipe with what its data decide, and the parts of its training; None is the recipe's.
+
+    Raises:
+        ValueError: parts that do not fit each other, or that return what they must not.
+    """
+    o = recipe.train
     with accelerator.main_process_first():
-        if data is None:
-            data = load_data(recipe.data.name, **recipe.data.options)
-        else:
-            data = as_data(data, name=recipe.data.name, c=recipe.condition is not None)
-        recipe = with_condition(recipe, data)
-    return {
-        "data": data,
-        "model": None if model is None else whole_model(model, recipe, data),
-        "objective": None
-        if objective is None
-        else objective_of(names.find("objective", objective)),
-    }
+        own = data_of(recipe, data)
+        second = _second_data(recipe, own)
+    recipe = with_condition(recipe, own)
+    if model is not None:
+        model = whole_model(model, recipe, own)
+    wanted = objective_of(names.find("objective", o.objective if objective is None else objective))
+    torch.manual_seed(o.seed)
+    made = _checked_model(model, recipe, own, wanted).to(accelerator.device)
+    if accelerator.device.type == "cuda":
+        made = made.to(memory_format=torch.channels_last)
+    trials.try_outside_parts(made, wanted, own)
+    penalties = []
+    if o.terminal:
+        law = terminal_law(made, own, second, accelerator.device)
+        penalties = [terminal_penalty(with_noise(law, o.terminal_noise), o.terminal)]
+    parts = Parts(
+        accelerator=accelerator,
+        batches=Batches(
+            own, made.condition, accelerator, o.batch_size, o.accumulate, o.workers, o.seed
+        ),
+        step=TrainingStep(made, wanted, penalties, o.initial_noise),
+        optimizer=_optimizer(o, made),
+        ema=o.ema,
+        clip=o.clip,
+        schedule=_schedule(o, made),
+        validation=Validation(
+            own,
+            second,
+            accelerator,
+            o.validate_examples,
+            o.initial_noise,
+            o.terminal_noise,
+            recipe.evaluate.batch_size,
+            o.seed,
+        ),
+        upkeep=_upkeep(o),
+        noise_levels=_noise_levels(o, made, wanted),
+        soft_truncation=o.soft_truncation,
+        seed=o.seed,
+    )
+    return recipe, parts
+
+
+def data_of(recipe: Recipe, data: Any = None) -> Data:
+    """``data`` from Python, or the data of the recipe."""
+    if data is None:
+        return load_data(recipe.data.name, **recipe.data.options)
+    return as_data(data, name=recipe.data.name, c=recipe.condition is not None)
+
+
+def _second_data(recipe: Recipe, data: Data) -> Data | None:
+    """The data of ``[data_b]``, if a penalty needs them."""
+    if recipe.data_b is None or not recipe.train.terminal:
+        return None
+    second = load_data(recipe.data_b.name, **recipe.data_b.options)
+    check_kind(second, data, "data have", "data_b")
+    return second
 
 
 def with_condition(recipe: Recipe, data: Data) -> Recipe:
@@ -140,242 +203,99 @@ def with_condition(recipe: Recipe, data: Data) -> Recipe:
         return recipe
     kind = names.find("condition", recipe.condition.name)
     decided = kind.of_data(data.c("train", kind.is_class), data.classes)
-    return replace(
-        recipe, condition=Part(recipe.condition.name, {**decided, **recipe.condition.options})
-    )
+    condition = Part(recipe.condition.name, {**decided, **recipe.condition.options})
+    return replace(recipe, condition=condition)
 
 
-def whole_model(model: nn.Module, recipe: Recipe, data: Data) -> nn.Module:
+def whole_model(model: Any, recipe: Recipe, data: Data) -> nn.Module:
     """A model from Python as a whole one that fits ``data``.
 
     A network gets the flow and the SDE of ``recipe``. An INDM without a shape gets the data's
-    shape. One without a scaling, whose scaling so far is for data in model units, gets the data's
-    scaling.
+    shape. One whose scaling does nothing gets the data's scaling.
 
     Raises:
-        ValueError: the model is one of other events, or of other grey levels.
+        ValueError: the model is for other events, or for other grey levels.
     """
     shape = tuple(data.shape)
     if not is_whole(model):
         torch.manual_seed(recipe.train.seed)
-        flow, sde = (cast(Any, build(recipe[kind], kind, shape)) for kind in ("flow", "sde"))
+        flow = build(recipe["flow"], "flow", shape)
+        sde = build(recipe["sde"], "sde", shape)
         noise = build_dequantization(recipe, shape, data.scaling)
-        condition = (
-            build(recipe["condition"], "condition", shape) if "condition" in recipe else None
-        )
+        condition = None
+        if recipe.condition is not None:
+            condition = build(recipe["condition"], "condition", shape)
         return INDM(flow, score_for(model)(model, sde), data.scaling, shape, noise, condition)
     if isinstance(model, INDM) and (not model.has_shape or model.scaling.is_identity()):
         scaling = data.scaling if model.scaling.is_identity() else model.scaling
         noise = model.dequantization or build_dequantization(recipe, shape, data.scaling)
-        shape = model.shape if model.has_shape else shape
+        if model.has_shape:
+            shape = model.shape
         model = INDM(model.flow, model.score, scaling, shape, noise, model.condition)
     check_kind(data, model, "the model has")
     return model
 
 
-def _without_none(value: Any) -> Any:
-    """``value`` without the entries that are None, which TOML does not have: defaults, most often."""
-    if isinstance(value, Mapping):
-        return {key: _without_none(part) for key, part in value.items() if part is not None}
-    return [_without_none(part) for part in value] if isinstance(value, list) else value
+def _checked_model(model: Any, recipe: Recipe, data: Data, objective: Objective) -> Any:
+    """``model``, or the model of ``recipe``, on the CPU, its condition fitted to the data."""
+    if model is None:
+        model = build_model(recipes.model_tables(recipe), data.shape, data.scaling)
+    trials.check_trained(model, recipe.train, objective)
+    # what is read on demand is checked as it is read
+    check_raw(model, stack(data.train, None if isinstance(data.train, InMemory) else 2))
+    if not model.condition.is_none:
+        trials.check_condition(model.condition, data)
+        model.condition.fit(data.rows(model.condition, "train"))
+    return model
 
 
-# ── Checks ────────────────────────────────────────────────────────────────────────────────────────
+def _optimizer(o: TrainOptions, model: Any) -> torch.optim.Optimizer:
+    """AdamW with the rate and the weight decay of each part that has parameters."""
+    rates = {"flow": o.flow_lr, "dequantization": o.dequantization_lr}
+    decays = {"flow": o.flow_weight_decay}
+    groups = [
+        {
+            "name": name,
+            "params": list(part.parameters()),
+            "lr": rates.get(name, o.lr),
+            "weight_decay": decays.get(name, o.weight_decay),
+        }
+        for name, part in model.trained_parts.items()
+        if count_parameters(part)
+    ]
+    return torch.optim.AdamW(groups, betas=o.betas, fused=True)
 
 
-def check_parts(model: nn.Module, options: TrainOptions, objective: Objective) -> None:
-    """All that has parameters is trained, and every step has something to train.
-
-    Raises:
-        ValueError: naming the keys of the recipe that are at odds.
-    """
-    sizes = {name: count_parameters(part) for name, part in model.trained_parts.items()}
-    if not sum(sizes.values()):
-        raise ValueError(
-            "flow.name and net.name must leave something to train, got parts without parameters"
-        )
-    cures = {
-        "flow": 'take a flow.name such as "coupling"',
-        "score": 'train.objective "flow" trains a flow alone',
-    }
-    for first, part in (("score", "score"), ("flow", "flow"), ("flow", "score")):
-        fits = options.first != first or sizes[part] > 0
-        require(
-            fits,
-            "train.first",
-            options.first,
-            f'"both" where the {part} has nothing to train',
-            cures[part],
-        )
-    name, cure = f'train.objective "{options.objective}"', '"mle" and "fid" train flow and score'
-    for part, is_trained, needed in (
-        ("score", objective.trains_score, 'net.name "zero"'),
-        ("flow", objective.trains_flow, 'a flow.name without parameters, such as "identity"'),
-    ):
-        if not is_trained and sizes[part]:
-            raise ValueError(
-                f"{name} needs {needed}, got {sizes[part]} parameters that it would not train; {cure}"
-            )
-    fits = not options.soft_truncation or (objective.truncates and objective.takes("eps"))
-    wanted = f"0 with {name}, which is not an objective at every truncation"
-    require(fits, "train.soft_truncation", options.soft_truncation, wanted)
-
-
-def check_condition(condition: Condition, data: Data) -> None:
-    """ValueError where data have no conditions of this kind in one of their splits, or cannot be
-    flipped with them.
-    """
-    for split in SPLITS:
-        data.rows(condition, split)
-    wanted = "false for a condition of images, which would not be flipped with x"
-    require(not (data.flip and len(condition.seen_shape) > 1), "data.flip", data.flip, wanted)
-
-
-@torch.no_grad()
-def check_start(model: Any, x: Tensor) -> None:
-    """ValueError where a model, tried at ``x`` in model units, is more than its flow before its
-    network is trained.
-    """
-    name = f"net {type(model.score.backbone).__name__}"
-    if base_of(model.score) is None:
-        raise ValueError(
-            f'train.first must not be "flow" where {name} gives the noise itself: it does not add to N(0, I)'
-        )
-    with evaluation_mode(model):
-        z, _ = model.encode(x)
-        added = noise_parts(model.score, z, z.new_ones(len(z)))[1].abs().max().item()
-    hint = "set the weights and biases of its last layer to 0"
-    require(
-        added < LARGEST_ZERO,
-        f"the output of {name}",
-        added,
-        '0 at the start of a run with train.first "flow"',
-        hint,
+def _schedule(o: TrainOptions, model: Any) -> Schedule:
+    """The schedule; a score without parameters leaves no step that could go without the flow."""
+    return Schedule(
+        steps=o.steps,
+        seconds=o.seconds,
+        first=o.first,
+        alone=0.0 if o.first == "both" else o.alone,
+        flow_update_every=o.flow_update_every if count_parameters(model.score) else 1,
+        warmup=o.warmup,
+        decay=o.decay,
+        joint_factor=o.joint_factor,
     )
 
 
-def check_shapes(model: nn.Module, x: Tensor) -> None:
-    """ValueError where flow or network, tried on a batch ``x`` in model units, return anything of
-    another shape.
-    """
-    net, flow = model.score.backbone, model.flow
-    with evaluation_mode(model):
-        level = torch.zeros(len(x), dtype=x.dtype, device=x.device)
-        output = _called("net", net, x, level, *context_of(model.score))
-        _check_shape(f"net {type(net).__name__}: its output", output, tuple(x.shape))
-        pair = _called("flow", flow, x, generator=None)
-        name = f"flow {type(flow).__name__}"
-        if not isinstance(pair, tuple) or len(pair) != 2:
-            raise ValueError(f"{name} must return z and log_det, got {type(pair).__name__}")
-        _check_shape(f"{name}: its z", pair[0], tuple(x.shape))
-        _check_shape(f"{name}: its log_det", pair[1], (len(x),))
+def _upkeep(o: TrainOptions) -> Upkeep:
+    return Upkeep(
+        log_every=o.log_every,
+        validate_every=o.validate_every,
+        checkpoint_every=o.checkpoint_every,
+        max_skipped_steps=o.max_skipped_steps,
+        keep_last=o.keep_last,
+        threads=o.threads,
+        keeps_best=o.final == "best" or (o.final == "auto" and o.first == "flow"),
+        latent_mean=o.latent_mean,
+    )
 
 
-def _check_shape(what: str, result: Any, wanted: tuple[int, ...]) -> None:
-    if not isinstance(result, Tensor) or tuple(result.shape) != wanted:
-        got = (
-            f"shape {tuple(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
-        )
-        raise ValueError(f"{what} must have shape {wanted} for a batch of {wanted[0]}, got {got}")
-
-
-def _called(kind: str, part: nn.Module, *inputs: Tensor, **options: Any) -> Any:
-    try:
-        return part(*inputs, **options)
-    except (RuntimeError, IndexError, TypeError) as error:
-        shapes = ", ".join(str(tuple(x.shape)) for x in inputs)
-        name = f"{kind} {type(part).__name__}"
-        raise ValueError(
-            f"{name} cannot be called with inputs of shape {shapes}: {error}"
-        ) from error
-
-
-def check_loss(
-    objective: Objective, model: nn.Module, x: Tensor, step_arguments: dict[str, Any]
-) -> None:
-    """ValueError where the loss of a batch ``x`` is not a scalar with a gradient and a dict of
-    scalars.
-    """
-    with evaluation_mode(model, gradients=True):
-        result = objective.loss(model, x, **step_arguments)
-    fits = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
-    scalars = [result[0], *result[1].values()] if fits else []
-    name = getattr(objective.loss, "__qualname__", "the objective")
-    if not fits or not all(isinstance(value, Tensor) and value.ndim == 0 for value in scalars):
-        raise ValueError(
-            f"objective {name} must return a scalar loss and a dict of scalar terms, got {result!r:.200}"
-        )
-    if not result[0].requires_grad and any(
-        parameter.requires_grad for parameter in model.parameters()
-    ):
-        got = "one that depends on no parameter of the model: detach its terms, not the loss"
-        raise ValueError(f"objective {name} must return a loss with a gradient, got {got}")
-
-
-# The nonlinear diffusion x_t = h⁻¹(z_t) ends at x_T ~ h⁻¹#π, and a chosen law is x_T's.
-
-
-def penalties_of(
-    options: TrainOptions, model: nn.Module, data: Data, second: Data | None, device: torch.device
-) -> list[Penalty]:
-    """The mean −log density of x_T ~ h⁻¹#π at draws of the law that x_T shall have, nats; where it
-    has a weight.
-
-    ``second`` are the data whose law x_T shall have; None stands for the Gaussian with the moments
-    of ``data``.
-    """
-    if not options.terminal:
-        return []
-    law = with_noise(terminal_law(model, data, second, device), options.terminal_noise)
-    return [
-        Penalty(
-            "terminal",
-            options.terminal,
-            lambda model, x: flow_nll(model, law(len(x))).mean(),
-            in_nats=True,
-        )
-    ]
-
-
-def terminal_law(
-    model: nn.Module, data: Data, second: Data | None, device: torch.device
-) -> DrawLaw:
-    """A function that draws examples of the law that x_T shall have, in model units."""
-    if second is None:
-        return normal_law(_without_gradient(model, stack(data.train, MOST_IN_MEMORY).to(device)))
-    raw, flip = stack(second.train, MOST_IN_MEMORY), second.flip
-
-    def draw(n: int) -> Tensor:
-        rows = raw[torch.randint(len(raw), (n,))].to(device)
-        return _without_gradient(model, flip_horizontally(rows) if flip else rows)
-
-    return draw
-
-
-def with_noise(law: DrawLaw, deviation: float) -> DrawLaw:
-    """``law`` of x + deviation · n, n ~ N(0, I): the noise augmentation of TarFlow.
-
-    Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models",
-    https://arxiv.org/abs/2412.06329.
-    """
-    return (lambda n: noisy(law(n), deviation)) if deviation else law
-
-
-@torch.no_grad()
-def _without_gradient(model: nn.Module, raw: Tensor) -> Tensor:
-    """``raw`` in model units, whose noise this loss does not train."""
-    return from_data(model, raw)[0]
-
-
-def normal_law(x: Float[Tensor, "batch *event"]) -> DrawLaw:
-    """A sampler of the Gaussian with the mean and the covariance of the data ``x`` (n, *event)."""
-    flat = x.flatten(1)
-    mean, centred = flat.mean(0), flat - flat.mean(0)
-    variance, basis = torch.linalg.eigh(centred.T @ centred / len(flat))
-    factor = basis * variance.clamp_min(1e-6).sqrt()
-
-    def draw(n: int) -> Tensor:
-        noise = torch.randn(n, len(mean), dtype=x.dtype, device=x.device)
-        return (mean + noise @ factor.T).reshape(n, *x.shape[1:])
-
-    return draw
+def _noise_levels(o: TrainOptions, model: Any, objective: Objective) -> NoiseLevels | None:
+    """The source of noise levels that are drawn where gradients are large; None draws them evenly."""
+    is_even = o.noise_levels == "even" or o.soft_truncation or not objective.takes("noise_levels")
+    if is_even or base_of(model.score) is None or decoder_of(model) is not None:
+        return None
+    return NoiseLevels(model.sde)

@@ -2,7 +2,7 @@
 ``torchrun … tests/launch.py RECIPE OUT [--resume] …``.
 
 The tests of several processes start it; with ``--nan``, ``--kill`` and ``--interrupt`` one process
-fails at a step, with ``--late`` it is interrupted after that step, when it has validated or saved.
+fails at a step.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from indm.workbench.training.loop import train
 from indm.workbench.training.trainer import Trainer
 
 # which process, which step
-FAULTS: dict[str, list[int]] = {name: [] for name in ("nan", "kill", "interrupt", "late")}
+FAULTS: dict[str, list[int]] = {name: [] for name in ("nan", "kill", "interrupt")}
 
 
 class InDouble(Trainer):
@@ -27,8 +27,9 @@ class InDouble(Trainer):
     def fails(self, fault):
         return FAULTS[fault] == [self.accelerator.process_index, self.step]
 
-    def build_model(self, recipe):
-        return super().build_model(recipe).double()
+    def __init__(self, parts):
+        parts.step.double()
+        super().__init__(parts)
 
     def train_step(self, batches):
         if self.fails("kill"):
@@ -36,17 +37,6 @@ class InDouble(Trainer):
         if self.fails("interrupt"):
             os.kill(os.getpid(), signal.SIGINT)
         return super().train_step(batches)
-
-    def validate(self):
-        validation = super().validate()
-        if self.fails("late"):
-            os.kill(os.getpid(), signal.SIGINT)
-        return validation
-
-    def save(self, *arguments):
-        super().save(*arguments)
-        if self.fails("late"):
-            os.kill(os.getpid(), signal.SIGINT)
 
     def prepare_batch(self, raw):
         x = super().prepare_batch(raw)

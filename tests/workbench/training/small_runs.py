@@ -6,9 +6,12 @@ import subprocess
 import sys
 
 import torch
+from accelerate import Accelerator
 
+from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import open_model, read_metrics
-from indm.workbench.training import checkpoints
+from indm.workbench.training.checkpoints import Checkpoints
+from indm.workbench.training.parts import read
 from indm.workbench.training.trainer import Trainer
 
 DIGITS = {
@@ -52,11 +55,17 @@ def change(recipe, **train_options):
 
 def timeless(state):
     """A state without what depends on the speed of the machine."""
-    return {key: value for key, value in state.items() if key not in ("seconds", "began_seconds")}
+    own = {key: value for key, value in state["place"].items() if "seconds" not in key}
+    return state | {"place": own}
 
 
 def checkpoint(run):
-    return checkpoints.newest(run)[1]
+    return Checkpoints(run).newest()[1]
+
+
+def trainer_of(recipe, data=None, objective=None):
+    """A trainer at the start of a run by that recipe, in the precision of this process."""
+    return Trainer(read(recipes.resolve(recipe), Accelerator(), None, data, objective)[1])
 
 
 def assert_same(a, b):

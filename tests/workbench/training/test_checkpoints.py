@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from indm.files import untrusted
-from indm.workbench.training import checkpoints
+from indm.workbench.training.checkpoints import Checkpoints, read
 
 
 def state(step):
@@ -22,13 +22,13 @@ def state(step):
 
 def written(run, *steps, keep=2):
     for step in steps:
-        checkpoints.write(run, state(step), keep)
+        Checkpoints(run, keep).write(state(step))
 
 
 def restored(run):
-    path, found = checkpoints.newest(run)
+    path, found = Checkpoints(run).newest()
     assert torch.equal(found["model"]["weight"], state(found["step"])["model"]["weight"])
-    assert checkpoints.read(path)["step"] == found["step"]
+    assert read(path)["step"] == found["step"]
     return found["step"]
 
 
@@ -54,7 +54,7 @@ def test_every_flipped_bit_is_seen_or_is_of_no_consequence(tmp_path):
         damaged.write_bytes(content)
         content[i] ^= 1 << i % 8
         try:
-            found = checkpoints.read(damaged)
+            found = read(damaged)
         except Exception:
             seen += 1
             continue

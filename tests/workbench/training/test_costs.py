@@ -40,9 +40,11 @@ def clock(monkeypatch):
     def train_step(self, batches):
         neighbour = 5.0 if len(taken) % 40 > 20 else 1.0
         seconds = (
-            {FlowUse.TRAINED: 3.0, FlowUse.ALONE: 2.0} if self.options.flow_update_every > 1 else {}
+            {FlowUse.TRAINED: 3.0, FlowUse.ALONE: 2.0}
+            if self.schedule.flow_update_every > 1
+            else {}
         )
-        now[0] += neighbour * seconds.get(self.flow_use(), 1.0)
+        now[0] += neighbour * seconds.get(self.schedule.flow_use(self.step), 1.0)
         taken.append(torch.get_num_threads())
         self.step += 1
         return {"skipped": torch.zeros(())}

@@ -6,15 +6,12 @@ import math
 
 import pytest
 import torch
-from accelerate import Accelerator
-from small_runs import change, checkpoint, compare_runs, interrupt_at
+from small_runs import change, checkpoint, compare_runs, interrupt_at, trainer_of
 
 import indm
 from indm.nets import MLP
 from indm.objective import flow_nll
 from indm.score import noise_parts
-from indm.workbench.data.base import as_data
-from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics
 from indm.workbench.training.loop import plan, train
 from indm.workbench.training.trainer import Trainer
@@ -108,10 +105,8 @@ def test_an_indm_keeps_what_its_flow_has_learned_and_gains_where_there_is_someth
     assert min(found.values()) > 2, found
 
 
-def trainer_of(recipe, **options):
-    return Trainer(
-        recipes.resolve(change(recipe | GIVEN, **options)), as_data(points()), Accelerator()
-    )
+def started(recipe, **options):
+    return trainer_of(change(recipe | GIVEN, **options), points())
 
 
 def points():
@@ -122,7 +117,7 @@ def test_the_flow_learns_alone_by_its_likelihood_and_then_with_the_score_anew():
     """From its best validated average, at a tenth of the rate, with other moments, and each part
     with a schedule of its own.
     """
-    trainer = trainer_of(TINY, steps=20, first="flow", alone=0.5, warmup=2, decay=0.5)
+    trainer = started(TINY, steps=20, first="flow", alone=0.5, warmup=2, decay=0.5)
     score = [p.clone() for p in trainer.model.score.parameters()]
     rates = {"flow": [], "score": []}
     for step, (terms, _) in enumerate(trainer.steps()):
@@ -171,13 +166,13 @@ def test_the_flow_learns_alone_by_its_likelihood_and_then_with_the_score_anew():
     ],
 )
 def test_the_flow_is_alone_until_three_validations_are_no_better(found, ends):
-    trainer = trainer_of(TINY, first="flow", alone=0.9)
+    trainer = started(TINY, first="flow", alone=0.9)
     next(trainer.steps())
     for bound in found:
         trainer.note(bound)
-    assert trainer.opening_is_over == ends
+    assert trainer.schedule.opening_is_over(trainer.step) == ends
     next(trainer.steps())
-    assert trainer.is_flow_alone != ends and trainer.began == ends
+    assert trainer.schedule.is_flow_alone != ends and trainer.began == ends
     assert trainer.optimizer.param_groups[0]["lr"] == pytest.approx(
         TINY["train"]["lr"] / (2 if ends else 1)
     )
@@ -213,9 +208,8 @@ def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(tmp_path, monkeypa
     recipe = change(TINY, first="flow", alone=0.45 if ends == "by its share" else 0.9)
     train(recipe, tmp_path / "whole", data=points(), progress=False)
     whole = checkpoint(tmp_path / "whole")
-    assert (
-        whole["began"] == {"by its share": 9, "without a gain": 10}[ends] and not whole["opening"]
-    )
+    assert whole["began"] == {"by its share": 9, "without a gain": 10}[ends]
+    assert not whole["place"]["opening"]
     for stop in STOPS:
         run = tmp_path / str(stop)
         with monkeypatch.context() as patch:
@@ -308,7 +302,7 @@ def test_a_network_that_does_not_start_at_0_is_refused(tmp_path):
 
 def far_too_high(tmp_path, name, **options):
     """The gain over its flow, on fresh rows, of a run whose network has a rate that kills it; and
-    its last state.
+    what its last state says of that.
     """
     curve = {
         "flow": {"name": "elementwise", "shared": "none"},
@@ -330,19 +324,19 @@ def far_too_high(tmp_path, name, **options):
     )
     train(tables, tmp_path / name, data=data, progress=False)
     found, by_flow = bounds(tmp_path / name, raw)
-    return (by_flow - found).mean().item(), checkpoint(tmp_path / name)
+    return (by_flow - found).mean().item(), checkpoint(tmp_path / name)["place"]["life"]
 
 
 def test_a_network_that_dies_behind_its_flow_begins_anew(tmp_path):
-    gain, state = far_too_high(tmp_path, "revived")
-    assert gain > 0.1 and state["revivals"] > 0
+    gain, life = far_too_high(tmp_path, "revived")
+    assert gain > 0.1 and life["revivals"] > 0
     last = [line for line in read_metrics(tmp_path / "revived") if line.get("score_lr")][-1]
-    assert last["score_lr"] / last["flow_lr"] == pytest.approx(1 / 3 ** state["revivals"] / 2e-3)
-    assert not state["is_silenced"]
+    assert last["score_lr"] / last["flow_lr"] == pytest.approx(1 / 3 ** life["revivals"] / 2e-3)
+    assert not life["is_silenced"]
 
 
 def test_a_network_that_is_dead_at_every_rate_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr("indm.workbench.training.trainer.REVIVALS", 0)
+    monkeypatch.setattr("indm.training.REVIVALS", 0)
     with pytest.warns(UserWarning, match=r"train\.lr 1"):
-        gain, state = far_too_high(tmp_path, "silenced")
-    assert gain < 0.05 and state["is_silenced"]
+        gain, life = far_too_high(tmp_path, "silenced")
+    assert gain < 0.05 and life["is_silenced"]

@@ -4,7 +4,7 @@ import contextlib
 import itertools
 import json
 import math
-from types import SimpleNamespace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -13,8 +13,9 @@ import torch
 import indm
 from indm.training import learning_rate_factor
 from indm.workbench.recipes import recipe as recipes
-from indm.workbench.training import loop
-from indm.workbench.training.loop import is_due, train
+from indm.workbench.training.ending import warn_of_short_run
+from indm.workbench.training.loop import train
+from indm.workbench.training.schedule import Schedule, is_due
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")
 QUICK = {
@@ -74,11 +75,9 @@ def test_warmup_that_is_a_share_rises_with_the_run():
     ],
 )
 def test_a_run_that_is_too_short_says_so(warmup, step, said):
-    trainer = SimpleNamespace(
-        options=indm.workbench.recipes.options.TrainOptions(steps=step, warmup=warmup), step=step
-    )
+    trainer = Mock(step=step, schedule=Schedule(steps=step, warmup=warmup))
     with pytest.warns(UserWarning, match=said) if said else contextlib.nullcontext():
-        loop.warn_of_short_run(trainer, False)
+        warn_of_short_run(trainer)
 
 
 @pytest.mark.long

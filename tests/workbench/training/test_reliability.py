@@ -13,16 +13,21 @@ import warnings
 
 import pytest
 import torch
-from accelerate import Accelerator
 from processes import fork
-from small_runs import TINY, assert_same, change, checkpoint, compare_runs, interrupt_at
+from small_runs import (
+    TINY,
+    assert_same,
+    change,
+    checkpoint,
+    compare_runs,
+    interrupt_at,
+    trainer_of,
+)
 
 import indm
 from indm.files import atomic
-from indm.workbench.data.base import load_data
-from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import read_metrics
-from indm.workbench.training import checkpoints
+from indm.workbench.training.checkpoints import Checkpoints
 from indm.workbench.training.loop import train
 from indm.workbench.training.trainer import Trainer
 
@@ -73,8 +78,8 @@ def test_a_full_disk_ends_a_run_that_can_be_resumed(tmp_path, small_disk, whole)
     run = small_disk / "run"
     with pytest.raises(OSError, match=r"cannot be written|No space left"):
         train(change(TINY, keep_last=1000, checkpoint_every=1), run, progress=False)
-    assert checkpoints.numbered(run) and not list(run.rglob(atomic.HALF_WRITTEN))
-    for old in checkpoints.numbered(run)[2:]:
+    assert Checkpoints(run).numbered() and not list(run.rglob(atomic.HALF_WRITTEN))
+    for old in Checkpoints(run).numbered()[2:]:
         old.unlink()
     train(TINY, run, resume=True, progress=False)
     compare_runs(whole, run)
@@ -125,10 +130,6 @@ def break_steps(monkeypatch, broken, value=math.nan):
         return torch.full(raw.shape, value) if broken(self) else raw
 
     monkeypatch.setattr(Trainer, "prepare_batch", prepare_batch)
-
-
-def trainer_of(recipe):
-    return Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
 
 
 CONDITIONAL = {
@@ -274,14 +275,14 @@ def child(run, before=lambda: None):
     def work():
         before()
         warnings.simplefilter("ignore")
-        train(LONG, run, resume=bool(checkpoints.numbered(run)), progress=False)
+        train(LONG, run, resume=bool(Checkpoints(run).numbered()), progress=False)
 
     return fork(work)
 
 
 def finish(run):
     """Start it again after it was stopped: anew where it had saved nothing."""
-    if run.exists() and not checkpoints.numbered(run):
+    if run.exists() and not Checkpoints(run).numbered():
         shutil.rmtree(run)
     assert os.waitpid(child(run), 0)[1] == 0
 

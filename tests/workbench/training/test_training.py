@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from processes import exit_code, fork
 from scipy import stats
-from small_runs import DIGITS, GAUSSIAN, assert_same, change, checkpoint
+from small_runs import DIGITS, GAUSSIAN, assert_same, change, checkpoint, trainer_of
 from torch import nn
 from torch.nn import functional as F
 
@@ -25,15 +25,17 @@ from indm.dequantization import Uniform
 from indm.files import atomic
 from indm.objective import Objective
 from indm.scaling import Scaling
-from indm.training import EMA, FlowUse, learning_rate_factor
+from indm.training import EMA, FlowUse, TrainingStep, learning_rate_factor
 from indm.workbench.cli.main import main
 from indm.workbench.data.base import load_data, stack
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import interruptible
 from indm.workbench.runs.folder import read_metrics
+from indm.workbench.training.checkpoints import Checkpoints
 from indm.workbench.training.loop import train
-from indm.workbench.training.parts import normal_law
-from indm.workbench.training.trainer import Trainer, drawn
+from indm.workbench.training.terminal import normal_law
+from indm.workbench.training.trainer import Trainer
+from indm.workbench.training.validation import drawn
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
@@ -138,8 +140,7 @@ def test_gradient_is_the_mean_over_accumulated_batches_and_is_clipped(monkeypatc
         )
         return loss, {"nelbo": loss.detach()}
 
-    recipe = recipes.resolve(change(DIGITS, accumulate=2, clip=clip))
-    trainer = Trainer(recipe, load_data("digits"), Accelerator(), objective=Objective(objective))
+    trainer = trainer_of(change(DIGITS, accumulate=2, clip=clip), objective=Objective(objective))
     bias, seen = trainer.model.score.backbone.stem.bias, []
     monkeypatch.setattr(trainer.optimizer, "step", lambda: seen.append(bias.grad.clone()))
     terms = trainer.train_step(trainer.batches())
@@ -151,25 +152,23 @@ def test_gradient_is_the_mean_over_accumulated_batches_and_is_clipped(monkeypatc
 
 
 def test_order_of_the_data_covers_every_epoch_and_is_another_in_each_and_for_every_seed():
-    def trainer_of(seed):
-        recipe = change(DIGITS, batch_size=100, seed=seed)
-        return Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
+    train_set = load_data("digits").train
+
+    def of_seed(seed):
+        return trainer_of(change(DIGITS, batch_size=100, seed=seed))
 
     def epochs(trainer):
         batches = trainer.batches()
-        return [
-            torch.cat([next(batches) for _ in range(len(trainer.data.train) // 100)])
-            for _ in range(2)
-        ]
+        return [torch.cat([next(batches) for _ in range(len(train_set) // 100)]) for _ in range(2)]
 
-    trainer = trainer_of(0)
+    trainer = of_seed(0)
     first, second = epochs(trainer)
-    other, _ = epochs(trainer_of(1))
-    rows = {tuple(image.flatten().tolist()) for image in stack(trainer.data.train)}
+    other, _ = epochs(of_seed(1))
+    rows = {tuple(image.flatten().tolist()) for image in stack(train_set)}
     seen = [tuple(image.flatten().tolist()) for image in first]
     assert len(seen) == 1200 and set(seen) <= rows
     assert len(set(seen)) > 0.99 * len(seen)  # each once, apart from equal images
-    assert torch.equal(epochs(trainer_of(0))[0], first)
+    assert torch.equal(epochs(of_seed(0))[0], first)
     for one, another in ((first, second), (first, other), (second, other)):
         assert (one != another).flatten(1).any(1).float().mean() > 0.9, (
             "at most a few examples keep their place"
@@ -184,7 +183,7 @@ def test_validation_is_of_the_averaged_weights():
     """
     recipe = GAUSSIAN | {"data": {"name": "checkerboard"}, "data_b": {"name": "two-spirals"}}
     recipe = change(recipe, terminal=1.0, validate_examples=50, batch_size=50)
-    trainer = Trainer(recipes.resolve(recipe), load_data("checkerboard"), Accelerator())
+    trainer = trainer_of(recipe)
 
     def moved(model):
         with torch.no_grad():
@@ -210,8 +209,8 @@ def pushed(*slopes, **options):
         loss = next(slopes) * sum(p.sum() for p in model.score.parameters()) + rest
         return loss, {"nelbo": loss.detach()}
 
-    recipe = recipes.resolve(change(DIGITS, weight_decay=0.0, clip=math.inf, **options))
-    return Trainer(recipe, load_data("digits"), Accelerator(), objective=Objective(objective))
+    recipe = change(DIGITS, weight_decay=0.0, clip=math.inf, **options)
+    return trainer_of(recipe, objective=Objective(objective))
 
 
 def test_a_step_is_that_of_adam_with_the_betas_of_the_recipe():
@@ -227,22 +226,20 @@ def test_a_step_is_that_of_adam_with_the_betas_of_the_recipe():
 
 
 def test_truncations_are_drawn_with_the_exponent_of_the_recipe():
-    trainer = Trainer(
-        recipes.resolve(change(DIGITS, soft_truncation=3.0)), load_data("digits"), Accelerator()
-    )
+    trainer = trainer_of(change(DIGITS, soft_truncation=3.0))
     draws, eps = (
         np.array([trainer.step_arguments()["eps"] for _ in range(300)]),
         trainer.model.sde.eps,
     )
     assert stats.kstest(draws, lambda tau: (eps**-2.0 - tau**-2.0) / (eps**-2.0 - 1)).pvalue > 1e-3
-    trainer = Trainer(recipes.resolve(DIGITS), load_data("digits"), Accelerator())
+    trainer = trainer_of(DIGITS)
     assert trainer.step_arguments()["eps"] is None
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_half_of_the_images_are_flipped_where_the_data_allow_it(flip):
     data = dataclasses.replace(load_data("digits"), flip=flip)
-    trainer = Trainer(recipes.resolve(DIGITS), data, Accelerator())
+    trainer = trainer_of(DIGITS, data)
     raw = stack(data.train)[:400]
     seen = trainer.prepare_batch(raw)
     mirrored = (seen != raw).flatten(1).any(1)
@@ -266,8 +263,9 @@ def test_the_noise_of_grey_levels_is_trained_with_the_model():
     through both.
     """
     recipe = change(DIGITS, dequantization_lr=2e-2, mixed_precision="no") | LEARNED_NOISE
-    trainer = Trainer(recipes.resolve(recipe), load_data("digits"), Accelerator())
-    model, step, raw = trainer.model, trainer.build_step(recipe), stack(trainer.data.train, 50)
+    trainer = trainer_of(recipe)
+    model, raw = trainer.model, stack(load_data("digits").train, 50)
+    step = TrainingStep(model, trainer.objective)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn(parameter.shape))
@@ -285,9 +283,8 @@ def test_the_noise_of_grey_levels_is_trained_with_the_model():
     )
     for gradient, value in zip(torch.autograd.grad(64 * loss, noise), expected, strict=True):
         torch.testing.assert_close(gradient, value, rtol=1e-3, atol=1e-4)
-    assert {group["name"]: group["lr"] for group in trainer.parameter_groups()}[
-        "dequantization"
-    ] == 2e-2
+    rates = {group["name"]: group["lr"] for group in trainer.optimizer.param_groups}
+    assert rates["dequantization"] == 2e-2
 
 
 @pytest.mark.parametrize("decays", [{"score": 0.3, "flow": 0.0}, {"score": 0.0, "flow": 0.2}])
@@ -303,9 +300,7 @@ def test_each_part_has_a_weight_decay_of_its_own(decays):
     recipe = change(
         DIGITS, weight_decay=decays["score"], flow_weight_decay=decays["flow"], lr=0.1, flow_lr=0.5
     )
-    trainer = Trainer(
-        recipes.resolve(recipe), load_data("digits"), Accelerator(), objective=Objective(flat)
-    )
+    trainer = trainer_of(recipe, objective=Objective(flat))
     parts = {"score": trainer.model.score, "flow": trainer.model.flow}
     before = copy.deepcopy(parts)
     trainer.train_step(trainer.batches())
@@ -316,15 +311,14 @@ def test_each_part_has_a_weight_decay_of_its_own(decays):
 
 
 def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
-    recipe = recipes.resolve(change(DIGITS, first="score", alone=0.5, steps=8, terminal=1.0))
-    trainer = Trainer(recipe, load_data("digits"), Accelerator())
+    trainer = trainer_of(change(DIGITS, first="score", alone=0.5, steps=8, terminal=1.0))
     before = [p.clone() for p in trainer.model.flow.parameters()]
     batches = trainer.batches()
     for _ in range(4):
         assert "terminal" not in trainer.train_step(batches), (
             "a penalty on the flow is one where the flow is trained"
         )
-    assert trainer.step == 4 and trainer.flow_use() is FlowUse.TRAINED
+    assert trainer.step == 4 and trainer.schedule.flow_use(4) is FlowUse.TRAINED
     assert all(
         torch.equal(p, q) for p, q in zip(before, trainer.model.flow.parameters(), strict=True)
     )
@@ -343,11 +337,7 @@ def test_pretraining_leaves_the_flow_alone_and_ends_without_a_jump():
 
 
 def test_the_flow_trains_in_every_third_step_alone_and_the_score_in_all():
-    trainer = Trainer(
-        recipes.resolve(change(DIGITS, flow_update_every=3, steps=9)),
-        load_data("digits"),
-        Accelerator(),
-    )
+    trainer = trainer_of(change(DIGITS, flow_update_every=3, steps=9))
     batches = trainer.batches()
     for step in range(7):
         before = [
@@ -404,15 +394,11 @@ def test_a_plain_flow_trains_without_a_score(tmp_path, objective):
 )
 def test_what_trains_nothing_or_leaves_something_untrained_is_refused(tables, options, said):
     with pytest.raises(ValueError, match=said):
-        Trainer(
-            recipes.resolve(change(DIGITS | tables, **options)), load_data("digits"), Accelerator()
-        )
+        trainer_of(change(DIGITS | tables, **options))
 
 
 def test_the_rates_of_score_and_flow_rise_over_the_warmup():
-    trainer = Trainer(
-        recipes.resolve(change(DIGITS, warmup=3, steps=9)), load_data("digits"), Accelerator()
-    )
+    trainer = trainer_of(change(DIGITS, warmup=3, steps=9))
     batches, rates = trainer.batches(), []
     for _ in range(4):
         trainer.train_step(batches)
@@ -428,7 +414,7 @@ def end_and_law(weight, **data_b):
     recipe = GAUSSIAN | {"data": {"name": "checkerboard", "samples": 5000}}
     recipe |= {"flow": {"name": "coupling", "width": 16}} | data_b
     recipe = change(recipe, terminal=weight, flow_lr=5e-3)
-    trainer = Trainer(recipes.resolve(recipe), load_data(**recipe["data"]), Accelerator())
+    trainer = trainer_of(recipe)
     batches = trainer.batches()
     for _ in range(70):
         terms = trainer.train_step(batches)
@@ -600,14 +586,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, capfd):
 def test_noise_levels_are_drawn_where_gradients_are_large_and_kept_by_a_checkpoint(
     tmp_path, options, is_even
 ):
-    recipe = recipes.resolve(change(DIGITS, steps=4, **options))
-    trainer = Trainer(recipe, load_data("digits"), Accelerator())
+    recipe = change(DIGITS, steps=4, **options)
+    trainer = trainer_of(recipe)
     for _ in trainer.steps():
         pass
     assert (trainer.noise_levels is None) == is_even
     if not is_even:
         assert trainer.noise_levels.squares.unique().numel() > 4
-        trainer.save(tmp_path)
-        other = Trainer(recipe, load_data("digits"), Accelerator())
-        other.load(tmp_path)
+        Checkpoints(tmp_path).save(trainer)
+        other = trainer_of(recipe)
+        Checkpoints(tmp_path).load(other)
         assert torch.equal(other.noise_levels.squares, trainer.noise_levels.squares)

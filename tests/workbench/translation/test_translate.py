@@ -21,6 +21,7 @@ from indm.workbench.runs.devices import make_accelerator
 from indm.workbench.runs.folder import open_run, read_metrics
 from indm.workbench.runs.provenance import weights_hash
 from indm.workbench.training.pairs import as_bridge, as_one
+from indm.workbench.training.parts import read
 from indm.workbench.training.trainer import Trainer
 from indm.workbench.translation.routes import TranslationRuns, find_items, open_runs
 from indm.workbench.translation.translate import summary, translate_files
@@ -497,7 +498,7 @@ def test_a_bridge_trains_and_validates_each_end_with_its_own_noise(noise):
     values = []
     for deviation in (0.0, 2.0):
         own = recipes.resolve(recipe | {"train": recipe["train"] | table | {noise: deviation}})
-        trainer = Trainer(own, load_data(**own["data"]), make_accelerator(own.train))
+        trainer = Trainer(read(own, make_accelerator(own.train))[1])
         values.append(trainer.validate())
         assert trainer.network.noise == (deviation if noise == "initial_noise" else 0.0)
     changed = {key for key in ("valid_nelbo", "valid_terminal") if values[0][key] != values[1][key]}

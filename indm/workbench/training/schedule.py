@@ -1,0 +1,151 @@
+"""The schedule of a run: how far it is, which part a step trains, at which rate, and when the run
+logs, validates and saves.
+"""
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from indm.training import FlowUse, Life, learning_rate_factor
+
+FLOW_PATIENCE = 3  # validations without a gain, which end the training of the flow alone
+ROUNDING_OF_SHARES = 1e-9  # tolerance of a share, in intervals: three tenths of ten steps are three
+
+
+@dataclass
+class Place:
+    """How far a run is, beside its steps; a checkpoint keeps it."""
+
+    seconds: float = 0.0
+    opening: bool = False  # until flow and score are trained together
+    # when the schedule of the rates began
+    began: int = 0
+    began_seconds: float = 0.0
+    flow_bounds: list[float] = field(default_factory=list)  # validations of the flow alone
+    life: Life = field(default_factory=Life)  # of the score behind a flow that was trained first
+
+    def state(self) -> dict[str, Any]:
+        """The place as plain values, for :meth:`of`."""
+        return asdict(self)
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> "Place":
+        """The place with this :meth:`state`."""
+        return cls(**state | {"life": Life(**state["life"])})
+
+
+@dataclass(eq=False)
+class Schedule:
+    """The budget of a run, its two parts, and its rates; see ``[train]`` for each value.
+
+    Args:
+        steps, seconds: the budget; whichever is spent first ends the run.
+        first: what the opening trains, the first share ``alone`` of the run.
+        flow_update_every: the flow is trained in every n-th step.
+        warmup, decay: rise and fall of the rates.
+        joint_factor: on the flow's rate, after the flow was trained first.
+
+    Example: a tenth of 1,000 steps is for the flow alone.
+
+        >>> schedule = Schedule(steps=1000, first="flow", alone=0.1)
+        >>> schedule.flow_use(99), schedule.flow_use(100)
+        (<FlowUse.ALONE: 'alone'>, <FlowUse.TRAINED: 'trained'>)
+    """
+
+    steps: float
+    seconds: float = math.inf
+    first: Literal["both", "score", "flow"] = "both"
+    alone: float = 0.0
+    flow_update_every: int = 1
+    warmup: float = 0.0
+    decay: float = 0.0
+    joint_factor: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.place = Place(opening=self.first != "both")
+
+    def _share(self, step: int, seconds: float) -> float:
+        return max(step / self.steps, seconds / self.seconds)
+
+    def progress(self, step: int) -> float:
+        """The share of the budget that is spent; the run is over at 1."""
+        return self._share(step, self.place.seconds)
+
+    @property
+    def is_flow_alone(self) -> bool:
+        """Whether the flow has been trained without the score until now."""
+        return self.place.opening and self.first == "flow"
+
+    def opening_is_over(self, step: int) -> bool:
+        """Whether the share of the opening is spent, or the flow alone no longer gains."""
+        bounds = self.place.flow_bounds
+        if self.progress(step) >= self.alone:
+            return True
+        if len(bounds) <= FLOW_PATIENCE:
+            return False
+        return min(bounds[-FLOW_PATIENCE:]) >= min(bounds[:-FLOW_PATIENCE])
+
+    def end_opening(self, step: int) -> None:
+        """Train flow and score together from here on, also if the run is made longer.
+
+        After the flow alone, the rates begin again.
+        """
+        self.place.opening = False
+        if self.first == "flow":
+            self.place.began = step
+            self.place.began_seconds = self.place.seconds
+
+    def flow_use(self, step: int) -> FlowUse:
+        """How the coming step uses the flow."""
+        if self.place.opening and not self.opening_is_over(step):
+            return FlowUse.ALONE if self.first == "flow" else FlowUse.LEFT_OUT
+        return FlowUse.FROZEN if step % self.flow_update_every else FlowUse.TRAINED
+
+    def factor(self, step: int) -> float:
+        """The share of the highest rates in the coming step, of all parts."""
+        place = self.place
+        begun = self._share(place.began, place.began_seconds)
+        end = self.alone if self.is_flow_alone else 1.0
+        progress = (self.progress(step) - begun) / (end - begun)
+        return learning_rate_factor(step - place.began, progress, self.warmup, self.decay)
+
+    def factor_of(self, part: str, step: int) -> float:
+        """The share of a part's highest rate, lower for a flow that was trained first and for a
+        score that has died.
+        """
+        if part == "score":
+            return self.factor(step) * self.place.life.factor
+        is_slow = part == "flow" and self.first == "flow" and not self.place.opening
+        return self.factor(step) * (self.joint_factor if is_slow else 1.0)
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """When a run logs, validates and saves, and what it keeps; see ``[train]`` for each value.
+
+    ``keeps_best``: the run ends with the best validated model. ``threads`` 0 takes PyTorch's
+    number.
+    """
+
+    log_every: float = math.inf
+    validate_every: float = math.inf
+    checkpoint_every: float = math.inf
+    max_skipped_steps: int = 20
+    keep_last: int = 2
+    threads: int = 0
+    keeps_best: bool = False
+    latent_mean: bool = False
+
+
+def is_due(step: int, before: float, progress: float, every: float) -> bool:
+    """Whether ``step``, which took the run from ``before`` to ``progress`` (shares of it), ends an
+    interval.
+
+    Intervals are ``every`` steps long. A value below 1 is a share of the run.
+    """
+    if every >= 1:
+        return step % every == 0  # never, if it is infinite
+    ended, ended_before = (
+        math.floor(share / every + ROUNDING_OF_SHARES) for share in (progress, before)
+    )
+    return ended > ended_before
