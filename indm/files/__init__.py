@@ -26,7 +26,8 @@ def text(path: Path, errors: str = "strict", largest: int = LARGEST_TEXT) -> str
     "replace"d.
     """
     check_plain(path)
-    if (size := path.stat().st_size) > largest:
+    size = path.stat().st_size
+    if size > largest:
         raise ValueError(f"it holds {size:,} bytes, and a file of this kind may hold {largest:,}")
     return path.read_text("utf-8", errors)
 

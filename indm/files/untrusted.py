@@ -95,7 +95,8 @@ def array(path: Path, name: str | None = None) -> np.ndarray:
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file by name, see :func:`array`."""
-    if (names := array_names(path)) is None:
+    names = array_names(path)
+    if names is None:
         raise ValueError(f"{path} is not an .npz file")
     return {name: array(path, name) for name in names}
 

@@ -122,17 +122,12 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise ValueError(
             f'{path} must hold a dict whose "model" is a dict of tensors, as released; it holds {actual}'
         )
-    step, average = content.get("step"), content.get("ema", {})
-    shadow = (
-        None
-        if average is None
-        else average.get("shadow_params")
-        if isinstance(average, dict)
-        else ()
-    )
-    if shadow is not None and not (
-        isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)
-    ):
+    step = content.get("step")
+    average = content.get("ema")
+    shadow = average.get("shadow_params") if isinstance(average, dict) else None
+    is_given = average is not None and (shadow is not None or not isinstance(average, dict))
+    is_list = isinstance(shadow, list) and all(isinstance(value, Tensor) for value in shadow)
+    if is_given and not is_list:
         raise ValueError(
             f'{path} must hold a list of tensors as "shadow_params" of its "ema", as released'
         )
@@ -158,7 +153,9 @@ class Reader:
     """
 
     def __init__(self, state: dict[str, Tensor]):
-        self.state, self.unused, self.problems = state, set(state), list[str]()
+        self.state = state
+        self.unused = set(state)
+        self.problems: list[str] = []
 
     def has(self, prefix: str) -> bool:
         """Whether a key begins with ``prefix``."""

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm import tensors
-from indm.checks import check_counts, require
+from indm.checks import check_counts, check_name, require
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import (
@@ -284,37 +284,20 @@ class ConditionalResidualFlow(Flow):
         prior_activation: str = "elu",
     ):
         super().__init__()
-        shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
+        shape = tuple(shape)
+        blocks = tuple(blocks)
+        norm = checked_norm(norm)
         encoder_planes = tuple(encoder_planes)
         check_block(width, coeff)
-        require(
-            code_dim >= 2 and code_dim % 2 == 0,
-            "code_dim",
-            code_dim,
-            "an even number of at least 2",
-            "take 64",
-        )
+        is_even = code_dim >= 2 and code_dim % 2 == 0
+        require(is_even, "code_dim", code_dim, "an even number of at least 2")
         check_counts(
             encoder_channels=encoder_channels, prior_steps=prior_steps, prior_width=prior_width
         )
         fits = min(encoder_planes, default=0) >= 1
-        require(
-            fits,
-            "encoder_planes",
-            encoder_planes,
-            "the channels of each resolution",
-            "try (16, 32)",
-        )
-        for name, value in {
-            "encoder_activation": encoder_activation,
-            "prior_activation": prior_activation,
-        }.items():
-            require(
-                value in ENCODER_ACTIVATIONS,
-                name,
-                value,
-                f"one of {', '.join(ENCODER_ACTIVATIONS)}",
-            )
+        require(fits, "encoder_planes", encoder_planes, "the channels of each resolution")
+        check_name(encoder_activation, ENCODER_ACTIVATIONS, "activation", "encoder_activation")
+        check_name(prior_activation, ENCODER_ACTIVATIONS, "activation", "prior_activation")
 
         def block(event: tuple[int, ...], preactivate: bool) -> ConditionalBlock:
             return ConditionalBlock(
@@ -327,22 +310,21 @@ class ConditionalResidualFlow(Flow):
             encoder_shape, code_dim, encoder_planes, encoder_channels, encoder_activation
         )
         self.prior = CodePrior(code_dim, prior_steps, prior_width, prior_activation)
-        self.shape, self.blocks, self.width, self.norm, self.coeff = (
-            shape,
-            blocks,
-            width,
-            norm,
-            coeff,
-        )
-        self.activation, self.squeeze, self.actnorm, self.code_dim = (
-            activation,
-            squeeze,
-            actnorm,
-            code_dim,
-        )
-        self.encoder_planes, self.encoder_channels = encoder_planes, encoder_channels
-        self.encoder_activation, self.prior_activation = encoder_activation, prior_activation
-        self.prior_steps, self.prior_width = prior_steps, prior_width
+        self.shape = shape
+        self.blocks = blocks
+        self.width = width
+        self.norm = norm
+        self.coeff = coeff
+        self.activation = activation
+        self.squeeze = squeeze
+        self.actnorm = actnorm
+        self.code_dim = code_dim
+        self.encoder_planes = encoder_planes
+        self.encoder_channels = encoder_channels
+        self.encoder_activation = encoder_activation
+        self.prior_activation = prior_activation
+        self.prior_steps = prior_steps
+        self.prior_width = prior_width
 
     def posterior(self, x: Batch) -> tuple[Codes, Codes]:
         """Mean and log-variance of the Gaussian q(u|x), each (B, K)."""

@@ -87,10 +87,8 @@ def read_chain(reader: Reader, prefix: str, flows: Iterable[nn.Module]) -> None:
 @torch.no_grad()
 def read_actnorm(reader: Reader, source: str, target: ActNorm) -> None:
     """Copy an ActNorm, which is (x + bias) e^weight in the original."""
-    weight, bias = (
-        reader.take(f"{source}.weight", target.log_scale),
-        reader.take(f"{source}.bias", target.shift),
-    )
+    weight = reader.take(f"{source}.weight", target.log_scale)
+    bias = reader.take(f"{source}.bias", target.shift)
     if weight is not None and bias is not None:
         target.log_scale.copy_(weight)
         target.shift.copy_(bias * weight.exp())

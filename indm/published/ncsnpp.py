@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.checks import require
+from indm.checks import check_counts, check_name, require
 from indm.nets.embedding import ConditionOfImages, seen
 from indm.nets.unet import SKIP_SCALE, Attention, ResBlock, group_norm
 from indm.score import ScoreModel, called
@@ -291,21 +291,34 @@ class NCSNpp(nn.Module):
         condition: tuple[int, ...] = (),
     ):
         super().__init__()
-        self.shape, self.multipliers, self.attention = (
-            tuple(shape),
-            tuple(multipliers),
-            tuple(attention),
-        )
-        self.channels, self.blocks, self.dropout = channels, blocks, dropout
-        self.embedding, self.fourier_scale = embedding, fourier_scale
-        self.fir, self.input_pyramid = tuple(fir), input_pyramid
-        self.rescale, self.centered, self.scale_by_sigma = rescale, centered, scale_by_sigma
+        self.shape = tuple(shape)
+        self.multipliers = tuple(multipliers)
+        self.attention = tuple(attention)
+        self.channels = channels
+        self.blocks = blocks
+        self.dropout = dropout
+        self.embedding = embedding
+        self.fourier_scale = fourier_scale
+        self.fir = tuple(fir)
+        self.input_pyramid = input_pyramid
+        self.rescale = rescale
+        self.centered = centered
+        self.scale_by_sigma = scale_by_sigma
+        self.condition = tuple(condition)
+        self.takes_condition = bool(condition)
         self._check()
+        self._build()
 
+    def _build(self) -> None:
+        """Build the network of the arguments, which are attributes by now."""
+        channels = self.channels
         self.widths = [channels * multiplier for multiplier in self.multipliers]
-        self.scale, self.width = SKIP_SCALE if rescale else 1.0, 4 * channels
-        fourier = embedding == "fourier"
-        self.features = Fourier(2 * channels, fourier_scale) if fourier else Positional(channels)
+        self.scale = SKIP_SCALE if self.rescale else 1.0
+        self.width = 4 * channels
+        fourier = self.embedding == "fourier"
+        self.features = (
+            Fourier(2 * channels, self.fourier_scale) if fourier else Positional(channels)
+        )
         self.level = nn.Sequential(
             nn.Linear(2 * channels if fourier else channels, self.width),
             nn.SiLU(),
@@ -317,16 +330,14 @@ class NCSNpp(nn.Module):
         self.downs, self.inlets = nn.ModuleList(), nn.ModuleList()
         self.decoder, self.decoder_attention = nn.ModuleList(), nn.ModuleList()
         self.ups = nn.ModuleList()
-        self.norm, self.output = (
-            group_norm(self.widths[0]),
-            nn.Conv2d(self.widths[0], self.shape[0], 3, padding=1),
-        )
-        skips, h = self._build_encoder(), self.widths[-1]
+        self.norm = group_norm(self.widths[0])
+        self.output = nn.Conv2d(self.widths[0], self.shape[0], 3, padding=1)
+        skips = self._build_encoder()
+        h = self.widths[-1]
         self.middle = nn.ModuleList([self._block(h, h), self._block(h, h)])
         self.middle_attention = Attention(h, self.scale)
         self._build_decoder(skips)
         self._initialise()
-        self.condition, self.takes_condition = tuple(condition), bool(condition)
         if self.condition:
             self.condition_input = ConditionOfImages(self.condition, self.width, channels)
 
@@ -338,24 +349,11 @@ class NCSNpp(nn.Module):
             raise ValueError(
                 f"shape must be {wanted}, got {self.shape}; take fewer multipliers or other sides"
             )
-        both, are_counts = (
-            (self.multipliers, self.blocks),
-            min(self.multipliers, default=0) >= 1 and self.blocks >= 1,
-        )
-        require(are_counts, "multipliers and blocks", both, "1 or more", "(1,) and 1 do")
-        require(
-            self.channels >= 4,
-            "channels",
-            self.channels,
-            "at least 4 for the embedding of the level",
-        )
-        for name, known in {"embedding": TIME_EMBEDDINGS, "input_pyramid": INPUT_PYRAMIDS}.items():
-            require(
-                getattr(self, name) in known,
-                name,
-                getattr(self, name),
-                f"one of {', '.join(known)}",
-            )
+        check_counts(multipliers=min(self.multipliers, default=0), blocks=self.blocks)
+        wanted = "at least 4 for the embedding of the level"
+        require(self.channels >= 4, "channels", self.channels, wanted)
+        check_name(self.embedding, TIME_EMBEDDINGS, "embedding", "embedding")
+        check_name(self.input_pyramid, INPUT_PYRAMIDS, "input pyramid", "input_pyramid")
         if self.scale_by_sigma and self.embedding != "fourier":
             raise ValueError(
                 'scale_by_sigma must be false with the embedding "positional", whose level is not σ'
@@ -423,7 +421,8 @@ class NCSNpp(nn.Module):
         embedding = self.level(self.features(level))
         image = z if self.centered else 2 * z - 1
         h = self.stem(image)
-        if (c := seen(self, c, z)) is not None:
+        c = seen(self, c, z)
+        if c is not None:
             embedding, h = self.condition_input(c, embedding, h)
         skips = [h]
         for i, (blocks, attentions) in enumerate(

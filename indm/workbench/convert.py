@@ -70,7 +70,9 @@ def convert(
             f"{name} is not for converting; {', '.join(CHANGEABLE_TABLES)} can be changed"
         )
     tables = recipes.override(recipes.load(recipe), changes or {})
-    data, net, sde = tables["data"], tables["net"], tables["sde"]
+    data = tables["data"]
+    net = tables["net"]
+    sde = tables["sde"]
     check_data(**data)
     require(net["name"] == "ncsnpp", "net.name", net["name"], "ncsnpp, whose checkpoint this is")
     shape = (

@@ -208,7 +208,9 @@ def condition_field(side: Side, label: str = "Condition") -> gr.Dropdown:
 
 def build_page(sides: Sequence[Side], seconds: float) -> gr.Blocks:
     """The page of one or two models."""
-    make, side, ends = Builder(seconds), sides[0], requests.ends_of(sides)
+    make = Builder(seconds)
+    side = sides[0]
+    ends = requests.ends_of(sides)
     title = f"indm: {' and '.join(side.name for side in sides)}"
     with gr.Blocks(
         title=title, analytics_enabled=False, delete_cache=(KEPT_SECONDS, KEPT_SECONDS)

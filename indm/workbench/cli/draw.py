@@ -56,10 +56,8 @@ class Sample(DrawsSamples):
         from indm.workbench.runs.samples import SAMPLES, change_line, draw
 
         run = run_folder(self.run_folder)
-        out, drawing = (
-            self.out or run,
-            replace(self.drawing, sampler_options=self.sampler_options()),
-        )
+        out = self.out or run
+        drawing = replace(self.drawing, sampler_options=self.sampler_options())
         options = {"overwrite": self.overwrite, "progress": self.progress}
         samples, levels, drawn = draw(run, drawing, out, **options)
         made_by: Any = drawn
@@ -75,7 +73,8 @@ class Sample(DrawsSamples):
         # single numbers have no picture
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES
         print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
-        if line := change_line(out, levels):
+        line = change_line(out, levels)
+        if line:
             print(line)
         return DONE
 
@@ -185,11 +184,9 @@ class Translate(ShowsProgress):
         given = (run_folder(first), *second, *others[1:])
         count = len([*itertools.takewhile(lambda path: is_run(path) or is_pair(path), given)])
         if not count or count == len(given):
-            what = (
-                "a run folder (with a recipe.toml in it) first"
-                if not count
-                else "images after the run folders"
-            )
+            what = "images after the run folders"
+            if not count:
+                what = "a run folder (with a recipe.toml in it) first"
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
         sources = given[count:]
         found_in(sources)

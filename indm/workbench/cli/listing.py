@@ -1,5 +1,7 @@
 """``indm list``: recipes, the names of parts, and the keys of a table; options of a table as flags."""
 
+import functools
+import inspect
 import textwrap
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Annotated, Any
@@ -83,10 +85,11 @@ def sentences_of(declared: Any) -> dict[str, str]:
     """Descriptions of a function's or class's arguments, or of a dataclass's fields with its bases,
     from docstrings.
     """
-    function = getattr(declared, "func", declared)  # unwraps a functools.partial
-    bases = [base for base in getattr(function, "__mro__", ())[::-1] if is_dataclass(base)]
+    function = declared.func if isinstance(declared, functools.partial) else declared
+    bases = inspect.getmro(function)[::-1] if isinstance(function, type) else ()
+    kinds: list[Any] = [base for base in bases if is_dataclass(base)]
     found: dict[str, str] = {}
-    for kind in bases or [function]:
+    for kind in kinds or [function]:
         arguments = docstring_parser.parse_from_object(
             kind, docstring_parser.DocstringStyle.GOOGLE
         ).params

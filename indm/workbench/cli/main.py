@@ -6,9 +6,9 @@ A command is a class, imported when it is asked for.
 
 import contextlib
 import dataclasses
-import importlib
 import io
 import os
+import pkgutil
 import sys
 import traceback
 import warnings
@@ -55,8 +55,7 @@ def command_of(name: str) -> type[Common]:
     """
     if name not in COMMANDS:
         raise ValueError(f"{one_line(name)} is not a command of indm{nearest(name, COMMANDS)}")
-    module, _, kind = COMMANDS[name].partition(":")
-    return getattr(importlib.import_module(f"indm.workbench.cli.{module}"), kind)
+    return pkgutil.resolve_name(f"indm.workbench.cli.{COMMANDS[name]}")
 
 
 def overview() -> str:
@@ -125,12 +124,10 @@ def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str
 def complaint(name: str, kind: type[Common], unknown: str) -> str:
     """The error message for an argument that the command does not take."""
     if not unknown.startswith("-"):
-        given = (
-            f"; data are given as --data.path {unknown}"
-            if name == "train" and Path(unknown).exists()
-            else ""
-        )
-        return f"{unknown} is one argument too many{given}"
+        meant = ""
+        if name == "train" and Path(unknown).exists():
+            meant = f"; data are given as --data.path {unknown}"
+        return f"{unknown} is one argument too many{meant}"
     keys = [f"--{table}.{f.name}" for table in kind.tables if table in OPTION_TABLES
             for f in dataclasses.fields(OPTION_TABLES[table])]  # fmt: skip
     near = did_you_mean(unknown.partition("=")[0], [*flags(kind), *keys])
@@ -179,9 +176,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; failures are explained on standard error and by the exit status, see
     docs/reliability.md.
     """
-    for name in ("stdout", "stderr"):  # closed before the program started
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+    # None where it was closed before the program started
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     warnings.formatwarning = lambda message, *_: f"indm: warning: {one_line(message)}\n"
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names need not be Unicode

@@ -16,10 +16,8 @@ from indm.workbench.cli.common import DONE, INTERRUPTED, ShowsProgress, run_name
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.options import default
 
-TRANSLATES, EVALUATES = (
-    "pictures of A as pictures of B",
-    "the likelihood of the test split, beside simple baselines",
-)
+TRANSLATES = "pictures of A as pictures of B"
+EVALUATES = "the likelihood of the test split, with simple baselines"
 TWO = arg(
     metavar="A B | RECIPE",
     help_behavior_hint="(required)",
@@ -73,8 +71,9 @@ class TrainsRecipe(ShowsProgress):
         commands = {f"indm translate {run} IMAGES --out FOLDER": TRANSLATES} if translates else {}
         if not trained.initial_noise:
             commands |= {f"indm evaluate {run}": EVALUATES, f"indm sample {run}": "new samples"}
-        budget = "steps" if summary["steps"] >= trained.steps else "seconds"
-        more = f"--train.{budget} {2 * getattr(trained, budget):.0f}"
+        more = f"--train.seconds {2 * trained.seconds:.0f}"
+        if summary["steps"] >= trained.steps:
+            more = f"--train.steps {2 * trained.steps:.0f}"
         say(next_commands(commands | {f"indm train {run} --resume {more}": "train on"}))
         return DONE
 
@@ -85,12 +84,9 @@ def loaded(source: str) -> recipes.Tables:
     """
     path = Path(source)
     if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
-        images = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
-        meant = (
-            images
-            if any(path.iterdir())
-            else "it is empty: give the command that made it, without --resume"
-        )
+        meant = "it is empty: give the command that made it, without --resume"
+        if any(path.iterdir()):
+            meant = f"to train on its images: indm train folder --data.path {shlex.quote(source)}"
         raise ValueError(f"{source} is not a run folder, there is no recipe.toml in it; {meant}")
     if path.is_file() and not source.endswith(".toml"):
         meant = (

@@ -189,7 +189,8 @@ def read_columns(
     for name in (*x, *c):
         if name not in table:
             raise ValueError(f"{path} has no column {name!r}{nearest(name, table.columns)}")
-    if both := set(x) & set(c):
+    both = set(x) & set(c)
+    if both:
         raise ValueError(f"{path}: column {min(both)!r} cannot be both x and c")
     values = _numbers(path, table[[*x] if x else [name for name in table if name not in c]])
     if not c:

@@ -73,6 +73,10 @@ class Data:
     notes: list[str] = field(default_factory=list)
     fingerprint: str = ""
 
+    def examples(self, split: str) -> Examples:
+        """The examples of a split."""
+        return {"train": self.train, "valid": self.valid, "test": self.test}[split]
+
     @property
     def remarks(self) -> list[str]:
         """The notes, and that training mirrors images where it does."""
@@ -180,8 +184,16 @@ class DividedLoader(Loader):
 
     def as_data(self, source: Any, **more: Any) -> Data:
         """:func:`as_data` with these options."""
-        shared = ("valid", "test", "seed", "limit", "centered", "flip")
-        return as_data(source, **{name: getattr(self, name) for name in shared}, **more)
+        return as_data(
+            source,
+            valid=self.valid,
+            test=self.test,
+            seed=self.seed,
+            limit=self.limit,
+            centered=self.centered,
+            flip=self.flip,
+            **more,
+        )
 
 
 def split(
@@ -369,45 +381,51 @@ def as_data(
     """
     if isinstance(source, Data):
         return source
-    rows = second_entries(source, where) if c is True else None if c is False else c
+    rows = None if c is False else c
+    if c is True:
+        rows = second_entries(source, where)
     if isinstance(source, tuple):
         sets, levels, fingerprint = _divided_before(source, levels, limit, where)
-        starts, total = itertools.accumulate(map(len, source), initial=0), sum(map(len, source))
+        total = sum(map(len, source))
+        starts = itertools.accumulate(map(len, source), initial=0)
         parts = {
             part: start + torch.arange(len(sets[part]))
             for part, start in zip(SPLITS, starts, strict=False)
         }
-        note = "divided before: " + ", ".join(
-            f"{part} {len(examples)}" for part, examples in sets.items()
-        )
+        sizes = [f"{part} {len(examples)}" for part, examples in sets.items()]
+        note = f"divided before: {', '.join(sizes)}"
     else:
         examples, levels = _examples(source, levels, where)
-        parts = split(len(examples), **counts(len(examples), valid, test), seed=seed, limit=limit)
+        total = len(examples)
+        parts = split(total, **counts(total, valid, test), seed=seed, limit=limit)
         sets = {part: examples.select(index) for part, index in parts.items()}
-        fingerprint, note, total = (
-            examples.fingerprint(),
-            describe_split(parts, seed),
-            len(examples),
-        )
+        fingerprint = examples.fingerprint()
+        note = describe_split(parts, seed)
     shape = sets["train"].shape
     if flip and len(shape) != 3:
         raise ValueError(
             f"flip must be false for vectors: {where} holds no images but events of shape {shape}"
         )
     scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
-    about: dict[str, Any] = {
-        "shape": shape,
-        "flip": flip,
-        "notes": [note],
-        "fingerprint": fingerprint,
-    }
+    about: dict[str, Any] = {}
     if rows is not None:
         if len(rows) != total:
             raise ValueError(
                 f"the conditions of {where} must be {total}, one for each example, got {len(rows)}"
             )
-        about |= condition_fields(rows, parts, where)
-    return Data(name=name, scaling=scaling, **about | sets)
+        about = condition_fields(rows, parts, where)
+    return Data(
+        name=name,
+        scaling=scaling,
+        shape=shape,
+        flip=flip,
+        notes=[note],
+        fingerprint=fingerprint,
+        train=sets["train"],
+        valid=sets["valid"],
+        test=sets["test"],
+        **about,
+    )
 
 
 def second_entries(source: Any, where: str | Path) -> Any:

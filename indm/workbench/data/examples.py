@@ -35,18 +35,10 @@ def height_and_width(size: Size) -> tuple[int, int]:
     >>> height_and_width(32), height_and_width("24x48"), height_and_width([24, 48])
     ((32, 32), (24, 48), (24, 48))
     """
-    words = (
-        re.fullmatch(r"(\d{1,9})(?:[x×](\d{1,9}))?", size.strip())
-        if isinstance(size, str)
-        else None
-    )
-    sides = (
-        [size]
-        if isinstance(size, int)
-        else [int(w) for w in words.groups() if w]
-        if words
-        else size
-    )
+    sides: Any = [size] if isinstance(size, int) else size
+    if isinstance(size, str):
+        words = re.fullmatch(r"(\d{1,9})(?:[x×](\d{1,9}))?", size.strip())
+        sides = [int(w) for w in words.groups() if w] if words else size
     whole = not isinstance(sides, str) and all(isinstance(side, int) for side in sides)
     wanted = 'a side of squares, or height x width as "24x48" or [24, 48]'
     require(whole and len(sides) in (1, 2), "size", size, wanted)

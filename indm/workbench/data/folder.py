@@ -70,10 +70,8 @@ class Folder(ImageOptions):
     """
 
     def data(self) -> Data:
-        folder, names = (
-            Path(self.path).expanduser(),
-            [] if isinstance(self.classes, bool) else self.classes,
-        )
+        folder = Path(self.path).expanduser()
+        names = [] if isinstance(self.classes, bool) else self.classes
         require(
             len(set(names)) != 1,
             "data.classes",

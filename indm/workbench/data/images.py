@@ -334,7 +334,9 @@ class ImageFiles(Dataset):
     ):
         colour_of(background)
         self.files, self.shape = files, shape
-        self.resize, self.crop, self.background = resize, crop, background
+        self.resize = resize
+        self.crop = crop
+        self.background = background
         self.unreadable = torch.zeros(len(files), dtype=torch.bool).share_memory_()
         self.keeps, self.kept = len(files) * math.prod(shape) <= MOST_KEPT, dict[int, Tensor]()
 

@@ -1,6 +1,6 @@
 """Standard data sets of images: digits, CIFAR-10, CelebA and Fashion-MNIST."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -141,10 +141,8 @@ class CIFAR10(Downloaded):
         parts = split(n, valid=self.valid, seed=self.seed, limit=self.limit) | {
             "test": torch.arange(n, len(pool))
         }
-        notes, scaling = (
-            [source, describe_split(parts, self.seed)],
-            Scaling.images(256, self.centered),
-        )
+        notes = [source, describe_split(parts, self.seed)]
+        scaling = Scaling.images(256, self.centered)
         return Data(
             name="cifar10",
             scaling=scaling,
@@ -157,10 +155,11 @@ class CIFAR10(Downloaded):
         """Images (N, 3, 32, 32), labels (N,), how many of them, the first ones, are for training,
         and their source.
         """
-        home, parts = str(self.home), (True, False)
+        from torchvision import datasets as torchvision
+
         train, test = (
-            from_torchvision("cifar10", "CIFAR10", home, train=t, download=self.download)
-            for t in parts
+            from_torchvision("cifar10", torchvision.CIFAR10, self.home, self.download, train=part)
+            for part in (True, False)
         )
         pool = (
             torch.from_numpy(np.concatenate([train.data, test.data]))
@@ -190,12 +189,14 @@ class CelebA(Downloaded):
     flip: bool = True
 
     def data(self) -> Data:
+        from torchvision import datasets as torchvision
+
         check_size(self.crop)
         sides = height_and_width(self.size)
         sets: dict[str, Any] = {}
         for part in SPLITS:
             dataset = from_torchvision(
-                "celeba", "CelebA", str(self.home), split=part, download=self.download
+                "celeba", torchvision.CelebA, self.home, self.download, split=part
             )
             files = [
                 Path(dataset.root, dataset.base_folder, "img_align_celeba", name)
@@ -232,9 +233,11 @@ class FashionMNIST(Downloaded):
         sides = height_and_width(self.size)
         if max(sides) > 28:
             raise ValueError(f"size must be at most the 28 of Fashion-MNIST, got {words_of(sides)}")
+        from torchvision import datasets as torchvision
+
         train, test = (
             from_torchvision(
-                "fashion-mnist", "FashionMNIST", str(self.home), train=part, download=self.download
+                "fashion-mnist", torchvision.FashionMNIST, self.home, self.download, train=part
             )
             for part in (True, False)
         )
@@ -252,22 +255,20 @@ class FashionMNIST(Downloaded):
             )
             pool = torch.cat([x.round().clamp(0, 255).byte() for x in resized])
             notes += [f"resized from 28 to {words_of(sides)} (bilinear, antialiased, rounded)"]
-        fields, scaling = (
-            pooled(pool, parts, numbers, CLASSES, self.label),
-            Scaling.images(256, self.centered),
-        )
+        fields = pooled(pool, parts, numbers, CLASSES, self.label)
+        scaling = Scaling.images(256, self.centered)
         return Data(name="fashion-mnist", scaling=scaling, flip=self.flip, notes=notes, **fields)
 
 
-def from_torchvision(name: str, kind: str, *args: Any, **kwargs: Any) -> Any:
-    """A data set of torchvision, where every failure to find or to download the files is a
-    ``ValueError``.
-    """
-    from torchvision import datasets
-
+def from_torchvision(
+    name: str, kind: Callable[..., Any], home: Path, download: bool, **part: Any
+) -> Any:
+    """A data set of torchvision; ValueError if its files are not found or cannot be downloaded."""
     try:
-        return getattr(datasets, kind)(*args, **kwargs)
+        return kind(str(home), download=download, **part)
     except (RuntimeError, OSError, ImportError) as error:
         cause = reason(error).removesuffix(". You can use download=True to download it")
-        where = f"data.root or $INDM_DATA names another folder than {args[0]}, and data.download = true downloads them"
-        raise ValueError(f"{name} could not be loaded ({cause}); {where}") from error
+        raise ValueError(
+            f"{name} could not be loaded ({cause}); data.root or $INDM_DATA names another folder "
+            f"than {home}, and data.download = true downloads them"
+        ) from error

@@ -165,7 +165,8 @@ def baselines(
         by_name["uniform"] = uniform, {"name": "uniform noise"}
     if fitted is not None:
         by_name["gaussian"] = gaussian_nats(fitted, raw, seed)
-    if (png := png_nats(raw, levels)) is not None:
+    png = png_nats(raw, levels)
+    if png is not None:
         by_name["png"] = png, {"name": "PNG", "detail": "header included"}
     rows = {}
     for name, (values, about) in by_name.items():

@@ -75,40 +75,49 @@ def _evaluated(
 ) -> dict:
     """See :func:`evaluate_run`."""
     processes = PartialState()
-    model, own = open_model(run), recipes.absolute(recipe)["data"]
-    table = (
-        own
-        if data_table is None
-        else recipes.absolute({"data": fitted_to(model, data_table)})["data"]
-    )
+    model = open_model(run)
+    own = recipes.absolute(recipe)["data"]
+    table = own
+    if data_table is not None:
+        table = recipes.absolute({"data": fitted_to(model, data_table)})["data"]
     options = replace(recipe.evaluate, **changes)
     data = data_of(run, model, table)
-    distributed, main = processes.num_processes > 1, processes.is_main_process
+    main = processes.is_main_process
     elsewhere = "path" in table and table["path"] != own.get("path")
     whole = elsewhere and (table["name"] != own["name"] or bool(trained_on_others(run, data)))
     whole &= "split" not in changes
     changed = main and not whole and warn_of_other_splits(run, data)
-    if main and (noise := recipe.train.initial_noise):
+    noise = recipe.train.initial_noise
+    if main and noise:
         said = f"the model has learned data with noise of deviation {noise:g} (train.initial_noise), not clean ones"
         warnings.warn(said, stacklevel=2)
-    splits, split = (SPLITS, "all") if whole else ((options.split,), options.split)
-    count = sum(len(getattr(data, part)) for part in splits)
+    splits = SPLITS if whole else (options.split,)
+    split = "all" if whole else options.split
+    count = sum(len(data.examples(part)) for part in splits)
     if count < 2:
         raise ValueError(
             f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {count}; "
             "take another split, or train on more data"
         )
-    raw = torch.cat([stack(getattr(data, part), options.examples) for part in splits])[
-        : options.examples
-    ]
+    raw = torch.cat([stack(data.examples(part), options.examples) for part in splits])
+    raw = raw[: options.examples]
     c = None
     if not model.condition.is_none:
         c = torch.cat([data.rows(model.condition, part) for part in splits])[: len(raw)]
     groups = torch.cat([data.groups[part] for part in splits])[: len(raw)] if data.groups else None
     found = evaluate(
-        model, raw, measures_of(options), c=c, groups=groups, eps=options.eps, repeats=options.repeats,
-        batch_size=options.batch_size, seed=options.seed, progress=progress and main, distributed=distributed,
-    )  # fmt: skip
+        model,
+        raw,
+        measures_of(options),
+        c=c,
+        groups=groups,
+        eps=options.eps,
+        repeats=options.repeats,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        progress=progress and main,
+        distributed=processes.num_processes > 1,
+    )
     if not main or found.report.interrupted:
         return asdict(found.report) | {"split": split}
     more: dict[str, Any] = {"split": split}
@@ -128,7 +137,7 @@ def _evaluated(
         "unended": is_unended(run),
         "data": table,
         "data_changed": changed,
-        "unreadable_images": sum(count_unreadable(getattr(data, part)) for part in splits),
+        "unreadable_images": sum(count_unreadable(data.examples(part)) for part in splits),
         "weights_sha256": weights,
         "provenance": provenance(options.seed, {str(run): weights}),
         "entropy_nats": data.entropy,
@@ -199,7 +208,8 @@ def read_evaluation(folder: Path) -> dict:
             f"{folder} has not been evaluated: run 'indm evaluate {folder}' first"
         )
     result = untrusted.json_object(file)
-    if missing := [name for name in REQUIRED if name not in result]:
+    missing = [name for name in REQUIRED if name not in result]
+    if missing:
         raise ValueError(
             f"{file} is not an evaluation, without {missing[0]}; evaluate {folder} anew"
         )

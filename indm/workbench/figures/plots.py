@@ -134,10 +134,9 @@ def scatter(samples: Tensor, reference: Tensor | None, path: Path) -> None:
         dots(axes, points, title, DATA_COLOUR if title == "data" else COLOURS[0])
     if reference is not None:
         low, high = (torch.quantile(reference[:, :2], q, dim=0) for q in (0.001, 0.999))
-        (x0, y0), (x1, y1) = (
-            (low - 0.1 * (high - low)).tolist(),
-            (high + 0.1 * (high - low)).tolist(),
-        )
+        margin = 0.1 * (high - low)
+        x0, y0 = (low - margin).tolist()
+        x1, y1 = (high + margin).tolist()
         drawn[-1].set(xlim=(x0, x1), ylim=(y0, y1))
     save_figure(figure, path)
 

@@ -194,14 +194,10 @@ class TrainOptions(Checked):
         super().__post_init__()
         divides = self.batch_size % self.accumulate == 0
         require(divides, "train.batch_size", self.batch_size, "a multiple of train.accumulate")
-        for name in ("terminal_noise", "initial_noise"):
-            noise = getattr(self, name)
-            require(
-                not noise or self.terminal > 0,
-                f"train.{name}",
-                noise,
-                "0 where there is no train.terminal",
-            )
+        noises = {"terminal_noise": self.terminal_noise, "initial_noise": self.initial_noise}
+        for name, noise in noises.items():
+            fits = not noise or self.terminal > 0
+            require(fits, f"train.{name}", noise, "0 where there is no train.terminal")
         names = BUILT_IN["objective"]
         is_name = self.objective in (*names, GIVEN) or is_outside(
             place_of("objective", self.objective)

@@ -83,11 +83,9 @@ class Recipe(Mapping[str, dict[str, Any]]):
         found = getattr(self, table) if table in TABLES else None
         if found is None:
             raise KeyError(table)
-        return (
-            found.table()
-            if isinstance(found, Part)
-            else {k: v for k, v in asdict(found).items() if v is not None}
-        )
+        if isinstance(found, Part):
+            return found.table()
+        return {key: value for key, value in asdict(found).items() if value is not None}
 
     def __iter__(self) -> Iterator[str]:
         return (table for table in TABLES if getattr(self, table) is not None)

@@ -83,12 +83,12 @@ def names() -> list[str]:
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
     """The devices and processes to train on; without accelerator the processes share the CPU."""
+    is_auto = options.mixed_precision == "auto"
+    precision = fast_precision() if is_auto else options.mixed_precision
     AcceleratorState._reset_state()  # runs of one Python process may differ in precision
     return Accelerator(
         cpu=on_cpu(),
-        mixed_precision=fast_precision()
-        if options.mixed_precision == "auto"
-        else options.mixed_precision,
+        mixed_precision=precision,
         # not each step trains the flow
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
@@ -101,8 +101,8 @@ def fast_precision() -> str:
             including_emulation=False
         )
         return "bf16" if is_fast else "no"
-    instructions = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return "bf16" if any(getattr(torch.cpu, name, bool)() for name in instructions) else "no"
+    is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if is_fast else "no"
 
 
 def peak_memory_mib() -> float:

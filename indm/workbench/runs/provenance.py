@@ -53,10 +53,8 @@ def describe_run(
     The recipe gets absolute paths of its data. For a resumed run that is the provenance of its last
     part; its key ``before`` has the provenance of the earlier parts.
     """
-    text, made_by = (
-        recipes.to_toml(recipes.absolute(recipe)),
-        provenance(recipe.train.seed, {}, device),
-    )
+    text = recipes.to_toml(recipes.absolute(recipe))
+    made_by = provenance(recipe.train.seed, {}, device)
     run.mkdir(parents=True, exist_ok=True)
     atomic.text(run / "recipe.toml", text)
     before = parts_of_record(run)

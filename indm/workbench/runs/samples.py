@@ -100,16 +100,16 @@ def with_defaults(drawing: Drawing, recipe: Recipe) -> Drawing:
     """The drawing with what it leaves to a run's recipe: how many samples, of which classes, at
     which guidance.
     """
-    chosen = vars(drawing)
-    if drawing.n is None and drawing.condition is None and 0 < len(recipe.labels) <= MOST_ROWS:
-        chosen = chosen | {"condition": "all"}
-    if drawing.n is None:
+    n, condition, guidance = drawing.n, drawing.condition, drawing.guidance
+    if n is None and condition is None and 0 < len(recipe.labels) <= MOST_ROWS:
+        condition = "all"
+    if n is None:
         row = min(IN_ROW, max(2, IN_ALL // max(1, len(recipe.labels))))
-        chosen = chosen | {"n": row if chosen["condition"] == "all" else 64}
-    if drawing.guidance is None:
+        n = row if condition == "all" else 64
+    if guidance is None:
         is_guided = recipe.condition is not None and drawing.condition != "none"
-        chosen = chosen | {"guidance": recipe.sample.guidance if is_guided else 1.0}
-    return Drawing(**chosen)
+        guidance = recipe.sample.guidance if is_guided else 1.0
+    return replace(drawing, n=n, condition=condition, guidance=guidance)
 
 
 def _drawn(
@@ -129,15 +129,17 @@ def _drawn(
         data = data_of(run, model)
         of_data = None if model.condition.is_none else data.rows(model.condition, "train")[:10_000]
         centre_prior(model, stack(data.train, 10_000), c=of_data, generator=generator)
-    before, shared = (
-        generator.get_state(),
-        ("guidance", "steps", "eps", "temperature", "last_denoising", "batch_size"),
-    )
-    options: dict[str, Any] = {name: getattr(drawing, name) for name in shared}
-    x, changes = (
-        sample(model, n, c=c, sampler=sampler, generator=generator, progress=progress, **options),
-        None,
-    )
+    before = generator.get_state()
+    options: dict[str, Any] = {
+        "guidance": drawing.guidance,
+        "steps": drawing.steps,
+        "eps": drawing.eps,
+        "temperature": drawing.temperature,
+        "last_denoising": drawing.last_denoising,
+        "batch_size": drawing.batch_size,
+    }
+    x = sample(model, n, c=c, sampler=sampler, generator=generator, progress=progress, **options)
+    changes = None
     if not (sampler.stochastic or sampler.adaptive) and model.flow.has_log_det:
         z_T = model.sde.prior_sample(
             (min(n, drawing.batch_size), *model.shape),
@@ -186,7 +188,9 @@ def change_in_twice_the_steps(
         finer = model.decode(
             temperature * solve_latent(model, z_T, sampler, 2 * steps, last_denoising)[0]
         )
-    scale, shift, levels = model.scaling.scale, model.scaling.shift, model.scaling.levels
+    scale = model.scaling.scale
+    shift = model.scaling.shift
+    levels = model.scaling.levels
     if levels is not None:
         x, finer = ((part * scale + shift).clamp(0, levels) for part in (x, finer))
     return (x - finer).flatten(1).square().mean(1).sqrt()
@@ -195,7 +199,8 @@ def change_in_twice_the_steps(
 def column_names(data: dict, columns: int) -> list[str]:
     """The names of the columns of vectors: those in the file of ``data``, or x1, x2, …"""
     with contextlib.suppress(ValueError):
-        if len(names := names_of(data)) == columns:
+        names = names_of(data)
+        if len(names) == columns:
             return names
     return [f"x{i}" for i in range(1, columns + 1)]
 

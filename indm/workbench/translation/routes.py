@@ -75,7 +75,8 @@ def find_items(sources: Sequence[Path], model: INDM, data: dict) -> list[Item]:
         for item in items
     ]
     written = Counter(f"{folder}{item.name}" for item in items for folder in ("", "cycle/"))
-    if twice := [name for name, count in written.items() if count > 1]:
+    twice = [name for name, count in written.items() if count > 1]
+    if twice:
         raise ValueError(
             f"{len(twice)} names of results come twice, such as {twice[0]!r}; translate them apart"
         )
@@ -106,7 +107,8 @@ def found_in(sources: Sequence[Path]) -> list[tuple[Path, str]]:
                 else sorted(map(Path, {*glob.glob(str(source), recursive=True)}))
             )
             files = [(path, path.stem) for path in matches]
-        if not (files := [(path, name) for path, name in files if path.is_file()]):
+        files = [(path, name) for path, name in files if path.is_file()]
+        if not files:
             raise ValueError(
                 f"no image or array found in '{source}'; it takes png, jpeg, webp, …, npz, npy and csv"
             )

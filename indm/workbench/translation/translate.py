@@ -50,8 +50,14 @@ def translate_files(
         ValueError: bad options, nothing found, or a result that would be written over a source.
         OSError: a file cannot be written; the report names what was done until then.
     """
-    chosen = ("method", "strength", "stochastic", "guidance", "steps", "tol")
-    route = runs.route(**{name: getattr(options, name) for name in chosen})
+    route = runs.route(
+        method=options.method,
+        strength=options.strength,
+        stochastic=options.stochastic,
+        guidance=options.guidance,
+        steps=options.steps,
+        tol=options.tol,
+    )
     if options.cycle:
         route.back()  # an error now, where no way leads back
     model = route.models[0]
@@ -101,7 +107,11 @@ class Translation:
     """
 
     def __init__(self, route: Route, options: TranslationOptions, out: Path):
-        self.route, self.options, self.out, self.seconds, self.nfe = route, options, out, 0.0, 0
+        self.route = route
+        self.options = options
+        self.out = out
+        self.seconds = 0.0
+        self.nfe = 0
         scaling = route.models[0].scaling
         self.levels = cast(int, scaling.levels)
         self.generator = torch.Generator(scaling.scale.device).manual_seed(options.seed)
@@ -116,7 +126,8 @@ class Translation:
         """Translate a batch of items and write their results; those for which that fails are named
         in ``failed``.
         """
-        read = [(item, example) for item in items if (example := self._read(item))]
+        examples = [(item, self._read(item)) for item in items]
+        read = [(item, example) for item, example in examples if example]
         if not read:
             return
         started = time.perf_counter()
@@ -239,7 +250,8 @@ def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) 
             out / folder / f"{item.name}.png" for folder in beside
         }
     sources = {item.source.resolve() for item in items}
-    if over := sorted(path for path in results if path.resolve() in sources):
+    over = sorted(path for path in results if path.resolve() in sources)
+    if over:
         raise ValueError(
             f"out must be another folder: a result would be written over the source {over[0]}"
         )
