@@ -244,12 +244,15 @@ class Numbers(Condition):
     which tell 0 from none.
     """
 
-    event: tuple[int, ...]
-
     def __init__(self, size: int, drop: float, flow: bool):
         super().__init__(drop, flow)
         self.register_buffer("shift", torch.zeros(size))
         self.register_buffer("scale", torch.ones(size))
+
+    @property
+    @abstractmethod
+    def event(self) -> tuple[int, ...]:
+        """Shape of one c as a user gives it."""
 
     @property
     def seen_shape(self) -> tuple[int, ...]:
@@ -300,7 +303,11 @@ class Vector(Numbers):
     def __init__(self, size: int = 0, drop: float = 0.0, flow: bool = False):
         require(size >= 1, "size", size, "at least 1 number")
         super().__init__(size, drop, flow)
-        self.size, self.event = size, (size,)
+        self.size = size
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        return (self.size,)
 
     @classmethod
     def of_data(cls, c: Tensor, labels: Sequence[str]) -> dict[str, Any]:
@@ -334,7 +341,11 @@ class Image(Numbers):
                 f"channels must be at least 1, for images, got {channels} for events of {tuple(shape)}"
             )
         super().__init__(channels, drop, flow=False)
-        self.shape, self.channels, self.event = tuple(shape), channels, (channels, *shape[1:])
+        self.shape, self.channels = tuple(shape), channels
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        return (self.channels, *self.shape[1:])
 
     @classmethod
     def of_data(cls, c: Tensor, labels: Sequence[str]) -> dict[str, Any]:
@@ -345,7 +356,6 @@ def _as_many(c: Tensor, n: int | None) -> Tensor:
     """``c`` with ``n`` rows: its own, or its only one repeated."""
     if n is None or len(c) == n:
         return c
-    require(len(c) == 1, "the rows of c", len(c), f"one for all samples, or {n}, one for each")
     return c.expand(n, *c.shape[1:])
 
 
