@@ -44,7 +44,8 @@ def by_few(draws: RepeatableDraws, mean_error: float | None) -> tuple[float, flo
     )
     spent = sum(cost for _, _, cost in parts)
     allowed = ERROR_SHARE * coarse.std().item() / math.sqrt(n) if mean_error is None else mean_error
-    found = corrected(coarse, stated, first, spent / n, allowed, 0, shared(draws, False, False))
+    solve = shared(draws, draws.model.score, False, False)
+    found = corrected(coarse, stated, first, spent / n, allowed, 0, solve)
     mean = coarse.mean().item() + found.correction.value
     return mean, found.correction.added_error, (spent + found.evaluations) / n
 

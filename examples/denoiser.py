@@ -5,7 +5,6 @@ python examples/denoiser.py        # half a minute
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -60,7 +59,7 @@ def main(steps: int = 2500, out: Path = Path("runs/example-denoiser")) -> None:
     print(found)
     print(f"truth: {-law.log_prob(x).mean():.4f} nats")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(asdict(found.report), indent=1), "utf-8")
+    (out / "report.json").write_text(json.dumps(found.report.content(), indent=1), "utf-8")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ python examples/foreign.py        # a minute on a laptop; more --steps give a be
 """
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -45,7 +44,7 @@ def main(steps: int = 500, out: Path = Path("runs/example-foreign")) -> None:
             bound = indm.discrete_nelbo(model, x, times=4, variance=variance, log_q=log_q)
             print(f"bound of all steps, {variance} variance {bound.bits_per_dim:.3f} bits/dim")
     out.mkdir(parents=True, exist_ok=True)
-    (out / "report.json").write_text(json.dumps(asdict(found.report), indent=1), "utf-8")
+    (out / "report.json").write_text(json.dumps(found.report.content(), indent=1), "utf-8")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,10 @@
 import hashlib
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,12 +23,12 @@ from indm.evaluation.measures import (
     SOLVED_IN,
     Bound,
     Estimate,
-    Estimates,
     Measure,
     Setting,
     Solve,
 )
 from indm.evaluation.report import Likelihoods, Measured, Report
+from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
 from indm.protocols import Model
@@ -35,11 +37,13 @@ from indm.tensors import SEED_STRIDE, evaluation_mode, outside_inference, square
 
 T = TypeVar("T")
 Job = tuple[Measure, float]  # and its cost
+Estimates = dict[str, list[list[Estimate]]]  # by kind, batch by batch and repeat by repeat
 EVALUATION_BAR = "{desc}: {percentage:3.0f}% {bar:20} {elapsed}<{remaining}"
 CALLS = 2 * SOLVED_IN  # of the network in a solve of the ODE, about
 # share of a job's cost that calls of the network move the bar by, before it is done
 MOST_OF_A_JOB = 0.98
 MEASURES = (Bound(), NLL())
+CODES = "one draw for each estimate: the NLL is a bound, too"
 
 
 @outside_inference
@@ -120,92 +124,143 @@ def evaluate(
     check_raw(model, raw)
     groups = None if groups is None else group_numbers(groups, len(raw))
     _check(model, raw, measures, repeats, batch_size)
-    c, n, device = model.rows(c, len(raw)), len(raw), model.scaling.scale.device
+    c = model.rows(c, len(raw))
     model.flow.check()
-    generator = torch.Generator(device)
-    verdict = None
-    if (foreign := described(model.score)) is not None:
-        found = foreign.examine(
-            model, raw, c=c, batch_size=batch_size, generator=generator.manual_seed(seed)
-        )
-        verdict = found.verdict
-        if found.wrong:
-            warnings.warn(verdict, RuntimeWarning, stacklevel=3)
+    verdict = verdict_on_network(model, raw, c, batch_size, seed)
     model = model.truncated(eps)
     reference = latent_reference(model, raw, c=c, batch_size=batch_size, seed=seed)
-    drawn = {m.kind: m.coarse(model, m.count(n) * repeats) for m in measures}
-    jobs = [(m.kind, rows) for m in measures for rows in torch.arange(m.count(n)).split(batch_size)]
-
-    def seed_of(job: int, repeat: int) -> int:
-        return seed + SEED_STRIDE * (job * repeats + repeat)
-
-    def draw(job: int, repeat: int) -> Estimate:
-        kind, rows = jobs[job]
-        generator.manual_seed(seed_of(job, repeat))
-        return drawn[kind].estimate(
-            model.given(c, rows=rows), raw[rows].to(device), reference, generator
+    draws = Draws(model, raw, c, reference, measures, repeats, batch_size, seed)
+    with evaluation_mode(model):
+        estimates, is_complete = draw_all(
+            draws.draw, draws.costs(), repeats, model.score, progress, distributed
         )
+
+    setting = Setting(math.prod(raw.shape[1:]), groups, seed, model.sde)
 
     def solver_of(measure: Measure) -> Solve:
-        """A function that repeats the draws of ``measure`` and solves them in other numbers of
-        steps.
-        """
-        count, own = (
-            measure.count(n),
-            [job for job, (kind, _) in enumerate(jobs) if kind == measure.kind],
-        )
-        seeds = [seed_of(job, repeat) for job in own for repeat in range(repeats)]
-        made = RepeatableDraws(
-            model, raw[:count], c, reference, batch_size, repeats, seeds, measure.solver
-        )
-        return shared(made, model.score, progress, distributed)
+        return shared(draws.again(measure), model.score, progress, distributed)
 
-    dims = math.prod(raw.shape[1:])
-    work = [(drawn[kind], drawn[kind].calls(dims) * len(rows)) for kind, rows in jobs]
-    with evaluation_mode(model):
-        estimates, ended = draw_all(draw, work, repeats, model.score, progress, distributed)
-    counts = {
-        kind: sum(len(batch[0].total) for batch in batches) for kind, batches in estimates.items()
-    }
-    measures = [measure for measure in measures if counts.get(measure.kind, 0) > 1]
-    if not measures:
-        raise KeyboardInterrupt("before two examples were done")
-    setting = Setting(dims, groups, seed, model.sde)
-    unit = "nats" if model.scaling.levels is None else "bits/dim"
-    by_kind: dict[str, Measured] = {}
-    nats: dict[str, Tensor] = {}
-    for measure in measures:
-        own = estimates[measure.kind]
-        try:
-            by_kind[measure.kind], by_suffix = measure.numbers(
-                own, setting, solver_of(measure) if ended else None
-            )
-        except KeyboardInterrupt:
-            if distributed or not ended:
-                raise
-            ended = False
-            by_kind[measure.kind], by_suffix = measure.numbers(own, setting, None)
-        nats |= {measure.kind + suffix: values for suffix, values in by_suffix.items()}
+    joined = {kind: Estimate.joined(batches) for kind, batches in estimates.items()}
+    numbers, nats, is_solved = numbers_of(
+        measures, joined, setting, solver_of if is_complete else None, not distributed
+    )
     if groups is not None:
         nats["groups"] = groups
     report = Report(
-        images={kind: counts[kind] for kind in by_kind},
-        unit=unit,
-        dims=dims,
+        measured=numbers,
+        images={kind: joined[kind].total.shape[1] for kind in numbers},
+        unit="nats" if model.scaling.levels is None else "bits/dim",
+        dims=setting.dims,
         dequantization=in_words(model),
         eps=model.sde.eps,
         repeats=repeats,
         seed=seed,
         network=verdict,
-        codes=None
-        if model.flow.has_log_det
-        else "one draw for each estimate: the NLL is a bound, too",
+        codes=None if model.flow.has_log_det else CODES,
         groups=None if groups is None else len(groups.unique()),
         examples_sha256=hashlib.sha256(raw.detach().cpu().contiguous().numpy().data).hexdigest(),
-        interrupted=not ended,
-        **by_kind,
+        interrupted=not is_complete or not is_solved,
     )
     return Likelihoods(report, nats)
+
+
+def verdict_on_network(
+    model: Model, raw: Tensor, c: Tensor | None, batch_size: int, seed: int
+) -> str | None:
+    """What data say of the description of a network of another library; None for other networks."""
+    network = described(model.score)
+    if network is None:
+        return None
+    generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
+    found = network.examine(model, raw, c=c, batch_size=batch_size, generator=generator)
+    if found.wrong:
+        warnings.warn(found.verdict, RuntimeWarning, stacklevel=4)
+    return found.verdict
+
+
+def numbers_of(
+    measures: Sequence[Measure],
+    estimates: Mapping[str, Estimate],
+    setting: Setting,
+    solver_of: Callable[[Measure], Solve] | None,
+    can_end: bool,
+) -> tuple[dict[str, Measured], dict[str, Tensor], bool]:
+    """The numbers of each measure with two examples at least, nats of every example, and whether
+    all that ``solver_of`` solves is done.
+
+    Where it ``can_end``, Ctrl-C leaves the rest unsolved.
+    """
+    found: dict[str, Measured] = {}
+    nats: dict[str, Tensor] = {}
+    is_solved = True
+    for measure in measures:
+        kind = measure.kind
+        if kind not in estimates or estimates[kind].total.shape[1] < 2:
+            continue
+        solve = solver_of(measure) if solver_of is not None and is_solved else None
+        try:
+            found[kind], values = measure.numbers(estimates[kind], setting, solve)
+        except KeyboardInterrupt:
+            if solve is None or not can_end:
+                raise
+            is_solved = False
+            found[kind], values = measure.numbers(estimates[kind], setting, None)
+        nats |= {kind + suffix: part for suffix, part in values.items()}
+    if not found:
+        raise KeyboardInterrupt("before two examples were done")
+    return found, nats, is_solved
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The draws of an evaluation: a job is a measure and a batch, and each of its repeats has a
+    seed of its own.
+    """
+
+    model: Model
+    raw: Tensor
+    c: Tensor | None
+    reference: GaussianReference
+    measures: Sequence[Measure]
+    repeats: int
+    batch_size: int
+    seed: int
+
+    @cached_property
+    def jobs(self) -> list[tuple[Measure, Tensor]]:
+        """Each measure, as all its estimates are drawn, with the rows of each batch."""
+        jobs: list[tuple[Measure, Tensor]] = []
+        for measure in self.measures:
+            count = measure.count(len(self.raw))
+            drawn = measure.coarse(self.model, count * self.repeats)
+            jobs += [(drawn, rows) for rows in torch.arange(count).split(self.batch_size)]
+        return jobs
+
+    def costs(self) -> list[Job]:
+        """The measure of each job, and about how many evaluations of the network it takes."""
+        dims = math.prod(self.raw.shape[1:])
+        return [(measure, measure.calls(dims) * len(rows)) for measure, rows in self.jobs]
+
+    def seed_of(self, job: int, repeat: int) -> int:
+        return self.seed + SEED_STRIDE * (job * self.repeats + repeat)
+
+    def draw(self, job: int, repeat: int) -> Estimate:
+        """One estimate for the batch of a job."""
+        measure, rows = self.jobs[job]
+        device = self.model.scaling.scale.device
+        generator = torch.Generator(device).manual_seed(self.seed_of(job, repeat))
+        model = self.model.given(self.c, rows=rows)
+        return measure.estimate(model, self.raw[rows].to(device), self.reference, generator)
+
+    def again(self, measure: Measure) -> RepeatableDraws:
+        """The draws of ``measure``, to be solved in different numbers of steps."""
+        own = [job for job, (drawn, _) in enumerate(self.jobs) if drawn.kind == measure.kind]
+        seeds = [self.seed_of(job, repeat) for job in own for repeat in range(self.repeats)]
+        raw = self.raw[: measure.count(len(self.raw))]
+        return RepeatableDraws(
+            self.model, raw, self.c, self.reference, self.batch_size, self.repeats, seeds,
+            measure.solver,
+        )  # fmt: skip
 
 
 def group_numbers(groups: Any, n: int) -> Tensor:
@@ -217,13 +272,8 @@ def group_numbers(groups: Any, n: int) -> Tensor:
         groups = torch.as_tensor(array if array.dtype.kind == "f" else array.astype(np.int64))
     wanted = f"one number for each of {n} examples, ({n},)"
     require(groups.shape == (n,), "groups", tuple(groups.shape), wanted)
-    require(
-        not groups.isnan().any(),
-        "groups",
-        math.nan,
-        "known",
-        "give an example without a group its own number",
-    )
+    hint = "give an example without a group its own number"
+    require(not groups.isnan().any(), "groups", math.nan, "known", hint)
     return groups.detach()
 
 
@@ -233,13 +283,8 @@ def _check(
     are_measures = isinstance(measures, Sequence) and all(
         isinstance(measure, Measure) for measure in measures
     )
-    require(
-        are_measures,
-        "measures",
-        measures,
-        "a list of measures",
-        "[indm.Bound(), indm.NLL()] would do",
-    )
+    hint = "[indm.Bound(), indm.NLL()] would do"
+    require(are_measures, "measures", measures, "a list of measures", hint)
     kinds = [measure.kind for measure in measures]
     require(repeats >= 2, "repeats", repeats, "at least 2", "one draw cannot show its own noise")
     require(len(raw) >= 2, "raw", len(raw), "at least 2 samples for a standard error")
@@ -247,10 +292,10 @@ def _check(
     for measure in measures:
         measure.check(len(raw))
     if model.scaling.levels is None:
-        norm = torch.cat(
-            [squared_norm(model.scaling.to_model(part)) for part in raw.split(batch_size)]
-        )
-        if len(rows := (~norm.isfinite()).nonzero()):
+        parts = [model.scaling.to_model(part) for part in raw.split(batch_size)]
+        norm = torch.cat([squared_norm(part) for part in parts])
+        rows = (~norm.isfinite()).nonzero()
+        if len(rows):
             got = f"{raw[rows[0]].abs().max():g} in row {int(rows[0])}"
             raise ValueError(f"raw must be finite, also when squared, got {got}; leave it out")
 
@@ -282,7 +327,7 @@ def draw_all(
     network: nn.Module,
     progress: bool,
     distributed: bool,
-) -> tuple[dict[str, Estimates], bool]:
+) -> tuple[Estimates, bool]:
     """``draw(job, repeat)`` for each job and repeat: the estimates by kind, and whether all are
     done.
 
@@ -290,7 +335,8 @@ def draw_all(
     With ``distributed`` every process draws its share of the jobs and gets the estimates of all.
     Otherwise Ctrl-C keeps the jobs that are done.
     """
-    share, drawn = _share(len(jobs), distributed), dict[int, list[Estimate]]()
+    share = _share(len(jobs), distributed)
+    drawn: dict[int, list[Estimate]] = {}
     total = repeats * sum(jobs[job][1] for job in share)
     with (
         tqdm(total=total, bar_format=EVALUATION_BAR, disable=not progress) as bar,
@@ -311,7 +357,7 @@ def draw_all(
             if distributed:
                 raise
     drawn = _gathered(drawn, distributed)
-    by_kind: dict[str, Estimates] = {}
+    by_kind: Estimates = {}
     for job in sorted(drawn):
         by_kind.setdefault(jobs[job][0].kind, []).append(drawn[job])
     return by_kind, len(drawn) == len(jobs)
@@ -328,12 +374,10 @@ def shared(draws: RepeatableDraws, network: nn.Module, progress: bool, distribut
         places = draws.numbers(estimates).argsort(stable=True)
         parts = estimates[places].split(draws.batch_size)
         share, found = _share(len(parts), distributed), {}
-        options: dict[str, Any] = {
-            "desc": "NLL, corrections",
-            "bar_format": EVALUATION_BAR,
-            "leave": False,
-        }
-        with tqdm(total=len(share), disable=not progress, **options) as bar:
+        with tqdm(
+            total=len(share), desc="NLL, corrections", bar_format=EVALUATION_BAR, leave=False,
+            disable=not progress,
+        ) as bar:  # fmt: skip
             for part in share:
                 with moving(bar, network, 1.0, len(ladder) * CALLS):
                     found[part] = draws.solve(parts[part], ladder)

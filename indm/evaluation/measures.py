@@ -1,5 +1,8 @@
-"""The likelihoods that :func:`indm.evaluate` estimates, each a small class whose fields are its
-options.
+"""The likelihoods that :func:`indm.evaluate` estimates, each one class whose fields are its options.
+
+To write another, subclass :class:`Measure`: its :attr:`~Measure.kind` is the key of its numbers in
+a report, :meth:`~Measure.calls` its cost, and :meth:`~Measure.estimate` a draw for a batch. Tables,
+files and differences of evaluations follow from these.
 """
 
 import math
@@ -16,18 +19,16 @@ from torch import Tensor
 from indm.checks import IW_EXAMPLES, NLL_ERROR, PROBES, TIMES, require
 from indm.dequantization import from_data
 from indm.evaluation.mean_nll import ERROR_SHARE, PILOT, Corrected, Steps, corrected, first_steps
-from indm.evaluation.report import InUnits, Measured
-from indm.evaluation.statistics import in_both_units, in_units, mean_and_error
+from indm.evaluation.report import Correction, Level, Measured, Solves
+from indm.evaluation.statistics import mean_and_error, number_of, number_of_draws
 from indm.gaussian import GaussianReference
 from indm.likelihood import LikelihoodReport, check_solver, importance_bound, nll
 from indm.objective import NOISE_LEVELS, nelbo
 from indm.protocols import Model
 from indm.sde.linear import LinearSDE
 
-# terms of the NELBO beside its score term
-TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")
-# steps of an ODE, where its error decides; of digits and of vectors, for the share of a progress
-# bar
+TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # of the NELBO, after its score
+# steps of an ODE whose error decides, typical of digits and vectors: for the share of a bar
 SOLVED_IN = 48
 # see indm.evaluation.mean_nll
 Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]
@@ -38,58 +39,113 @@ Results = tuple[Measured, dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class Estimate:
-    """One draw for a batch.
+    """One draw for a batch, or repeated draws of all examples.
 
     Attributes:
-        total: (B,), nats of −log p of the raw data or of a bound of it.
-        without_reconstruction: (B,), the same without the reconstruction term.
-        solver_error: (B,), of ``total``, nats; 0 where no ODE was solved.
+        total: (…, B), nats of −log p of the raw data or of a bound of it.
+        without_reconstruction: (…, B), the same without the reconstruction term; None where that
+            is no number of its own.
         settings: how it was made.
-        nfe: evaluations of the network by the solver of an ODE.
-        terms: (B, NOISE_LEVELS + 5), nats: the score term by noise level, and :data:`TERMS`; None
-            where not known.
+        solver_error: (…, B), of ``total``, nats; None where no ODE was solved.
+        nfe: evaluations of the network by the solver of an ODE, for one draw.
+        terms: (…, B, NOISE_LEVELS + 5), nats: the score term by noise level, and :data:`TERMS`;
+            None where they are not known.
     """
 
     total: Tensor
-    without_reconstruction: Tensor
-    solver_error: Tensor
-    settings: dict
-    nfe: int = 0
+    without_reconstruction: Tensor | None
+    settings: dict[str, Any]
+    solver_error: Tensor | None = None
+    nfe: float = 0
     terms: Tensor | None = None
 
     @classmethod
-    def of(cls, total: Tensor, reconstruction: Tensor, log_q: Tensor, settings: dict) -> "Estimate":
-        """From nats of x in model units and log q(x|raw), in float64 on the CPU."""
+    def of(
+        cls, total: Tensor, reconstruction: Tensor | None, log_q: Tensor, settings: dict[str, Any]
+    ) -> "Estimate":
+        """From nats of x in model units, the part of them that is the reconstruction term, and log
+        q(x|raw), in float64 on the CPU.
+        """
         total = total.cpu().double() + log_q.cpu().double()
-        return cls(total, total - reconstruction.cpu(), torch.zeros_like(total), settings)
+        without = None if reconstruction is None else total - reconstruction.cpu()
+        return cls(total, without, settings)
 
     @classmethod
     def solved(cls, report: LikelihoodReport) -> "Estimate":
         """From a likelihood of the probability flow."""
         estimate = cls.of(report.total, report.reconstruction, report.log_q, report.settings)
-        return replace(estimate, nfe=report.nfe, solver_error=report.solver_error.cpu().double())
+        error = report.solver_error.cpu().double()
+        return replace(estimate, nfe=report.nfe, solver_error=error)
 
+    @classmethod
+    def joined(cls, batches: Sequence[Sequence["Estimate"]]) -> "Estimate":
+        """Estimates batch by batch and repeat by repeat as one, (repeats, n)."""
 
-Estimates = list[list[Estimate]]  # batch by batch and repeat by repeat
+        def whole(parts: list[list[Tensor | None]]) -> Tensor | None:
+            known = [[part for part in batch if part is not None] for batch in parts]
+            return torch.cat([torch.stack(batch) for batch in known], 1) if known[0] else None
+
+        total = whole([[one.total for one in batch] for batch in batches])
+        assert total is not None
+        evaluations = [one.nfe for batch in batches for one in batch]
+        return cls(
+            total,
+            whole([[one.without_reconstruction for one in batch] for batch in batches]),
+            dict(batches[0][0].settings),
+            whole([[one.solver_error for one in batch] for batch in batches]),
+            sum(evaluations) / len(evaluations),
+            whole([[one.terms for one in batch] for batch in batches]),
+        )
 
 
 @dataclass(frozen=True)
 class Setting:
-    """The setting that all measures share."""
+    """What all measures of an evaluation share."""
 
     dims: int
     groups: Int[Tensor, " n"] | None
     seed: int
     sde: LinearSDE
 
+    def groups_of(self, n: int) -> Int[Tensor, " n"] | None:
+        """The groups of the first n examples."""
+        return None if self.groups is None else self.groups[:n]
+
+    @property
+    def nats_of_bits(self) -> float:
+        """The nats of one bit a dimension."""
+        return self.dims * math.log(2)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure(ABC):
-    """A likelihood of the first ``examples``, of all by default."""
+    """A likelihood of the first ``examples``, of all by default.
 
-    kind: ClassVar[str]  # its key in a report
-    examples: int | None = None
+    Example: half the squared norm of x, a draw of which costs no evaluation of the network.
+
+        >>> @dataclass(frozen=True, kw_only=True)
+        ... class Energy(Measure):
+        ...     kind = "energy"
+        ...     def calls(self, dims):
+        ...         return 0.0
+        ...     def estimate(self, model, raw, reference, generator):
+        ...         x, log_q = from_data(model, raw, generator=generator)
+        ...         return Estimate.of(0.5 * x.square().sum(1), None, log_q, {})
+        >>> import indm
+        >>> model = indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,))
+        >>> found = indm.evaluate(model, torch.ones(5, 2), [Energy()], progress=False)
+        >>> found.mean("energy", "nats")
+        (1.0, 0.0)
+    """
+
+    kind: ClassVar[str]  # the key of its numbers in a report
     solves_ode: ClassVar[bool] = False
+    examples: int | None = None
+
+    @property
+    def title(self) -> str:
+        """Its name in tables."""
+        return self.kind
 
     def count(self, n: int) -> int:
         """The number of examples, of n, that it is computed for."""
@@ -107,7 +163,7 @@ class Measure(ABC):
 
     @abstractmethod
     def calls(self, dims: int) -> float:
-        """About how many evaluations of the network an estimate of an event of so many entries
+        """About how many evaluations of the network an estimate of an event of ``dims`` entries
         takes.
         """
 
@@ -120,14 +176,12 @@ class Measure(ABC):
         """
 
     def coarse(self, model: Model, estimates: int) -> "Measure":
-        """The measure of which all ``estimates`` are drawn."""
+        """The measure by which all ``estimates`` are drawn."""
         return self
 
-    def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:
-        """The numbers of estimates, batch by batch and repeat by repeat; without ``solve`` nothing
-        more is solved.
-        """
-        return summary(estimates, setting)
+    def numbers(self, estimate: Estimate, setting: Setting, solve: Solve | None) -> Results:
+        """The numbers of repeated draws (repeats, n); without ``solve`` nothing more is solved."""
+        return summary(self.title, estimate, setting)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +196,10 @@ class Bound(Measure):
     kind = "nelbo"
     times: int = TIMES
 
+    @property
+    def title(self) -> str:
+        return "NELBO"
+
     def calls(self, dims: int) -> float:
         return self.times
 
@@ -149,27 +207,26 @@ class Bound(Measure):
         self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator
     ) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
-        terms = nelbo(
+        bound = nelbo(
             model, x, times=self.times, reference=reference, log_q=log_q, generator=generator
         )
-        estimate = Estimate.of(terms.total, terms.reconstruction, log_q, {"times": self.times})
-        assert terms.by_noise_level is not None  # discrete_nelbo alone leaves it out
-        columns = [
-            *terms.by_noise_level.unbind(1),
-            *(getattr(terms, name).expand(len(x)) for name in TERMS),
-        ]
+        assert bound.by_noise_level is not None  # only discrete_nelbo leaves it out
+        others = bound.reconstruction, bound.prior, bound.flow, bound.constant, bound.log_q  # TERMS
+        columns = [*bound.by_noise_level.unbind(1), *(term.expand(len(x)) for term in others)]
+        estimate = Estimate.of(bound.total, bound.reconstruction, log_q, {"times": self.times})
         return replace(estimate, terms=torch.stack(columns, 1).cpu().double())
 
-    def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:
-        numbers, nats = summary(estimates, setting)
-        terms = stacked(estimates, "terms").mean(0)
+    def numbers(self, estimate: Estimate, setting: Setting, solve: Solve | None) -> Results:
+        numbers, nats = summary(self.title, estimate, setting)
+        assert estimate.terms is not None
+        terms = estimate.terms.mean(0)
         nats["_by_noise_level"] = terms[:, :NOISE_LEVELS]
-        return by_noise_level(numbers, terms, setting), nats
+        return with_terms(numbers, terms, setting), nats
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplerBound(Measure):
-    """The bound of samples by :class:`indm.sampling.Ancestral` in so many ``steps``, by ``times``
+    """The bound of samples by :class:`indm.sampling.Ancestral` in that many ``steps``, by ``times``
     of them for a draw.
 
     >>> SamplerBound(steps=100).count(10_000)
@@ -180,6 +237,10 @@ class SamplerBound(Measure):
     steps: int
     times: int = TIMES
 
+    @property
+    def title(self) -> str:
+        return f"NELBO of few steps, N = {self.steps}"
+
     def calls(self, dims: int) -> float:
         return self.times
 
@@ -187,12 +248,11 @@ class SamplerBound(Measure):
         self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator
     ) -> Estimate:
         x, log_q = from_data(model, raw, generator=generator)
-        terms = nelbo(
+        bound = nelbo(
             model, x, times=self.times, ancestral=self.steps, log_q=log_q, generator=generator
         )
-        return Estimate.of(
-            terms.total, terms.reconstruction, log_q, {"times": self.times, "steps": self.steps}
-        )
+        settings = {"times": self.times, "steps": self.steps}
+        return Estimate.of(bound.total, bound.reconstruction, log_q, settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +278,12 @@ class Solved(Measure):
 
     @property
     def solver(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("probes", "exact", "nll_error", "steps")}
+        return {
+            "probes": self.probes,
+            "exact": self.exact,
+            "nll_error": self.nll_error,
+            "steps": self.steps,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,7 +295,7 @@ class NLL(Solved):
             solved in few steps, and some of them to ``nll_error``, which corrects the mean
             (:mod:`indm.evaluation.mean_nll`).
         mean_error: the standard error that these corrections may add to the mean, bits per
-            dimension; default a fifth of the standard error over examples, or over groups where
+            dimension; by default a fifth of the standard error over examples, or over groups where
             there are several.
 
     >>> NLL(examples=8, exact=True, nll_error=1e-4).count(10_000)
@@ -240,6 +305,10 @@ class NLL(Solved):
     kind = "nll"
     each: bool = False
     mean_error: float | None = None
+
+    @property
+    def title(self) -> str:
+        return "NLL (ODE)"
 
     def check(self, n: int) -> None:
         super().check(n)
@@ -261,22 +330,32 @@ class NLL(Solved):
             return self
         return replace(self, steps=first_steps(model.score))
 
-    def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:
-        numbers, nats = summary(estimates, setting)
-        few = numbers.settings.get("steps")
-        # every example was solved as asked for
+    def numbers(self, estimate: Estimate, setting: Setting, solve: Solve | None) -> Results:
+        numbers, nats = summary(self.title, estimate, setting)
+        few = estimate.settings.get("steps")
+        # where there are no such steps, every example was solved as asked for
         if few is None or self.steps is not None or solve is None:
             return numbers, nats
-        coarse, stated = (
-            stacked(estimates, part).T.flatten()
-            for part in ("without_reconstruction", "solver_error")
+        assert estimate.without_reconstruction is not None and estimate.solver_error is not None
+        found = corrected(
+            estimate.without_reconstruction.T.flatten(),
+            estimate.solver_error.T.flatten(),
+            few,
+            estimate.nfe,
+            self.allowed_error(numbers, nats[""], setting),
+            setting.seed,
+            solve,
         )
-        bits, error = setting.dims * math.log(2), numbers.with_reconstruction["nats_standard_error"]
+        return with_correction(numbers, nats, found, estimate.total.numel(), setting)
+
+    def allowed_error(self, numbers: Measured, values: Tensor, setting: Setting) -> float:
+        """The standard error that corrections may add to the mean, nats."""
+        if self.mean_error is not None:
+            return self.mean_error * setting.nats_of_bits
+        error = numbers.with_reconstruction.standard_error
         if error is None:  # a single group: take its examples as independent
-            _, error = mean_and_error(nats[""])
-        allowed = ERROR_SHARE * error if self.mean_error is None else self.mean_error * bits
-        result = corrected(coarse, stated, few, numbers.nfe, allowed, setting.seed, solve)
-        return of_rungs(numbers, nats, result, len(coarse), setting.dims)
+            _, error = mean_and_error(values)
+        return ERROR_SHARE * error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -292,6 +371,10 @@ class WeightedNLL(Solved):
     examples: int | None = IW_EXAMPLES
     draws: int = 8
 
+    @property
+    def title(self) -> str:
+        return f"IW-NLL, K = {self.draws}"
+
     def calls(self, dims: int) -> float:
         products = self.probes if self.exact is False else dims
         return self.draws * (self.steps or SOLVED_IN) * (1 + 2 * products)
@@ -299,121 +382,95 @@ class WeightedNLL(Solved):
     def estimate(
         self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator
     ) -> Estimate:
-        options = self.solver | {
-            "exact": self.exact is not False,
-            "reference": reference,
-            "generator": generator,
-        }
-        return Estimate.solved(importance_bound(model, raw, draws=self.draws, **options))
-
-    def numbers(self, estimates: Estimates, setting: Setting, solve: Solve | None) -> Results:
-        numbers, nats = summary(estimates, setting)
-        del nats["_without_reconstruction"]  # the weights are that term, too
-        return replace(numbers, without_reconstruction=None), nats
+        options = self.solver | {"exact": self.exact is not False}
+        bound = importance_bound(
+            model, raw, draws=self.draws, reference=reference, generator=generator, **options
+        )
+        # its weights contain the reconstruction term
+        return replace(Estimate.solved(bound), without_reconstruction=None)
 
 
-def stacked(estimates: list[list[Estimate]], part: str) -> Float[Tensor, "repeats n"]:
-    """A part of estimates, batch by batch and repeat by repeat."""
-    return torch.cat([torch.stack([getattr(e, part) for e in batch]) for batch in estimates], 1)
+# ── Numbers of estimates ──────────────────────────────────────────────────────────────────────────
 
 
-def summary(estimates: Estimates, setting: Setting) -> Results:
-    """Means over repeats with and without reconstruction, and the solver's error, the largest of
-    them.
-    """
-    total, without = stacked(estimates, "total"), stacked(estimates, "without_reconstruction")
-    groups = None if setting.groups is None else setting.groups[: total.shape[1]]
-    with_it, without_it = (in_units(draws, setting.dims, groups) for draws in (total, without))
-    numbers = Measured(dict(estimates[0][0].settings), with_it, without_it)
-    nats = {"": total.mean(0), "_without_reconstruction": without.mean(0)}
-    evaluations = [e.nfe for batch in estimates for e in batch]
-    if any(evaluations):
-        nats["_solver_error"] = errors = stacked(estimates, "solver_error").amax(0)
-        numbers = replace(numbers, nfe=sum(evaluations) / len(evaluations))
-        numbers = with_solver_error(numbers, errors, setting.dims)
+def summary(title: str, estimate: Estimate, setting: Setting) -> Results:
+    """Means over repeats with and without reconstruction, and the largest of the solver's errors."""
+    groups = setting.groups_of(estimate.total.shape[1])
+    numbers = Measured(title, estimate.settings, number_of_draws(estimate.total, groups))
+    nats = {"": estimate.total.mean(0)}
+    if estimate.without_reconstruction is not None:
+        without = number_of_draws(estimate.without_reconstruction, groups)
+        numbers = replace(numbers, without_reconstruction=without)
+        nats["_without_reconstruction"] = estimate.without_reconstruction.mean(0)
+    if estimate.solver_error is not None:
+        errors = estimate.solver_error.amax(0)
+        nats["_solver_error"] = errors
+        numbers = with_solver_error(replace(numbers, nfe=estimate.nfe), errors, setting)
     return numbers, nats
 
 
-def of_rungs(
-    numbers: Measured, coarse: dict[str, Tensor], result: Corrected, estimates: int, dims: int
-) -> Results:
-    """The numbers of an NLL in few steps, with the mean of the finest rung."""
-    bits, added, shift = dims * math.log(2), result.correction.added_error, result.correction.value
-
-    def shifted(row: InUnits | None) -> Any:
-        return row and row | {
-            "nats": row["nats"] + shift,
-            "bits_per_dim": row["bits_per_dim"] + shift / bits,
-        }
-
-    first = {"steps": numbers.settings["steps"], "estimates": estimates, "nfe": numbers.nfe}
-    finer = [
-        {
-            "steps": rung.steps,
-            "estimates": len(rung.estimates),
-            "nfe": rung.evaluations,
-            "mean_bits_per_dim": rung.differences.mean().item() / bits,
-            "deviation_bits_per_dim": rung.differences.std().item() / bits,
-        }
-        for rung in result.rungs
-    ]
-    report = replace(
-        numbers,
-        settings={key: value for key, value in numbers.settings.items() if key != "steps"},
-        with_reconstruction=shifted(numbers.with_reconstruction),
-        without_reconstruction=shifted(numbers.without_reconstruction),
-        nfe=numbers.nfe + result.evaluations / estimates,
-        rungs=[first, *finer],
-        certain=len(result.certain[0]),
-        added_error={
-            "nats": added,
-            "bits_per_dim": added / bits,
-            "degrees": result.correction.degrees,
-        },
-    )
-    nats = {f"_coarse{suffix}": values for suffix, values in coarse.items()}
-    for number, rung in enumerate(result.rungs, 1):
-        nats |= {f"_rung_{number}": rung.differences, f"_rung_{number}_estimates": rung.estimates}
-    if report.certain:
-        nats |= {"_certain": result.certain[1], "_certain_estimates": result.certain[0]}
-    return with_solver_error(report, result.rungs[-1].error, dims), nats
-
-
-def by_noise_level(
-    numbers: Measured, terms: Float[Tensor, "n terms"], setting: Setting
-) -> Measured:
-    """With ``terms`` of the NELBO, and the parts of its score term by noise level."""
-
-    def row(values: Float[Tensor, " n"]) -> InUnits:
-        mean, error = mean_and_error(
-            values, None if setting.groups is None else setting.groups[: len(values)]
-        )
-        return in_both_units({"": mean, "_standard_error": error}, setting.dims)
-
-    levels, remaining = terms.split([NOISE_LEVELS, len(TERMS)], 1)
-    noise = (
-        (torch.linspace(*setting.sde.clock_span(), NOISE_LEVELS + 1, dtype=torch.float64) / 2)
-        .exp()
-        .tolist()
-    )
+def with_solver_error(numbers: Measured, errors: Float[Tensor, " n"], setting: Setting) -> Measured:
+    """With the mean and the largest error of the solver, and in how many examples it is above
+    ``nll_error`` bits/dim.
+    """
+    mean = errors.mean().item()
+    with_it, without = numbers.with_reconstruction, numbers.without_reconstruction
+    bits = errors / setting.nats_of_bits
     return replace(
         numbers,
-        terms={"score": row(levels.sum(1))}
-        | {name: row(remaining[:, k]) for k, name in enumerate(TERMS)},
+        with_reconstruction=replace(with_it, solver_error=mean),
+        without_reconstruction=without and replace(without, solver_error=mean),
+        largest_bits_per_dim=bits.max().item(),
+        unconverged=int((bits > numbers.settings["nll_error"]).sum()),
+    )
+
+
+def with_terms(numbers: Measured, terms: Float[Tensor, "n terms"], setting: Setting) -> Measured:
+    """With ``terms`` of the NELBO, and the parts of its score term by noise level."""
+    groups = setting.groups_of(len(terms))
+    levels, others = terms.split([NOISE_LEVELS, len(TERMS)], 1)
+    clock = torch.linspace(*setting.sde.clock_span(), NOISE_LEVELS + 1, dtype=torch.float64)
+    ends = pairwise((clock / 2).exp().tolist())
+    named = zip(TERMS, others.unbind(1), strict=True)
+    return replace(
+        numbers,
+        terms={"score": number_of(levels.sum(1), groups)}
+        | {name: number_of(values, groups) for name, values in named},
         by_noise_level=[
-            {"noise": list(ends)} | row(values)
-            for ends, values in zip(pairwise(noise), levels.unbind(1), strict=True)
+            Level(noise, number_of(values, groups))
+            for noise, values in zip(ends, levels.unbind(1), strict=True)
         ],
     )
 
 
-def with_solver_error(numbers: Measured, errors: Float[Tensor, " n"], dims: int) -> Measured:
-    """With the mean and largest error of the solver, and in how many examples it is above
-    ``nll_error`` bits/dim.
-    """
-    bits = errors / (dims * math.log(2))
-    sizes = {"nats": errors.mean(), "bits_per_dim": bits.mean(), "largest_bits_per_dim": bits.max()}
-    found = {name: size.item() for name, size in sizes.items()}
-    return replace(
-        numbers, solver_error=found, unconverged=int((bits > numbers.settings["nll_error"]).sum())
+def with_correction(
+    numbers: Measured, coarse: dict[str, Tensor], found: Corrected, estimates: int, setting: Setting
+) -> Results:
+    """The numbers of an NLL in few steps, with the mean of the finest rung."""
+    shift, bits = found.correction.value, setting.nats_of_bits
+    without = numbers.without_reconstruction
+    settings = dict(numbers.settings)
+    solves = [Solves(settings.pop("steps"), estimates, numbers.nfe)]
+    for rung in found.rungs:
+        mean = rung.differences.mean().item() / bits
+        deviation = rung.differences.std().item() / bits
+        solves.append(Solves(rung.steps, len(rung.estimates), rung.evaluations, mean, deviation))
+    certain, certain_differences = found.certain
+    report = replace(
+        numbers,
+        settings=settings,
+        with_reconstruction=numbers.with_reconstruction + shift,
+        without_reconstruction=without and without + shift,
+        nfe=numbers.nfe + found.evaluations / estimates,
+        correction=Correction(
+            solves, len(certain), found.correction.added_error, found.correction.degrees
+        ),
     )
+    nats = {f"_coarse{suffix}": values for suffix, values in coarse.items()}
+    for number, rung in enumerate(found.rungs, 1):
+        nats[f"_rung_{number}"] = rung.differences
+        nats[f"_rung_{number}_estimates"] = rung.estimates
+    if len(certain):
+        nats["_certain"] = certain_differences
+        nats["_certain_estimates"] = certain
+    return with_solver_error(report, found.rungs[-1].error, setting), nats

@@ -16,56 +16,179 @@ from torch import Tensor
 from indm.checks import require
 from indm.evaluation.statistics import mean_and_error
 from indm.files import atomic, untrusted
+from indm.number import Number, shown
 from indm.ode import MOST_SOLVED
 
-TITLES = {"nelbo": "NELBO", "nll": "NLL (ODE)", "iw": "IW-NLL", "ancestral": "NELBO of few steps"}
-# settings that belong to a kind's name
-NUMBERS = {"iw": ("draws", "K = "), "ancestral": ("steps", "N = ")}
-KEY_ENDS = ("", "_standard_error", "_estimator_noise")  # endings of the keys of one number
+# the package's own measures, whose entries a file has in any case
+KINDS = ("nelbo", "nll", "iw", "ancestral")
+NO_LIKELIHOOD = " without reconstruction (no likelihood)"
 Row = tuple[str, ...]
-InUnits = dict[str, Any]  # numbers by unit, "nats" or "bits_per_dim", and an ending
+
+
+@dataclass(frozen=True)
+class Level:
+    """The part of the NELBO's score term, nats, between two noise levels σ/α."""
+
+    noise: tuple[float, float]
+    number: Number
+
+
+@dataclass(frozen=True)
+class Solves:
+    """The solves of ``estimates`` in ``steps`` (None: as many as ``nll_error`` needs), by ``nfe``
+    evaluations each.
+
+    ``mean_bits_per_dim`` and ``deviation_bits_per_dim`` are of their differences from the solves in
+    fewer steps; None for the fewest.
+    """
+
+    steps: int | None
+    estimates: int
+    nfe: float
+    mean_bits_per_dim: float | None = None
+    deviation_bits_per_dim: float | None = None
+
+    def content(self) -> dict[str, Any]:
+        """The entries of a JSON file."""
+        entries = asdict(self)
+        if self.mean_bits_per_dim is None:
+            del entries["mean_bits_per_dim"], entries["deviation_bits_per_dim"]
+        return entries
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What corrects the mean NLL of solves in few steps, see :mod:`indm.evaluation.mean_nll`.
+
+    Attributes:
+        solves: by their steps, the fewest first.
+        certain: how many estimates were solved finely because their coarse error was unusually
+            large.
+        added_error: the error that the correction adds to the mean, nats.
+        degrees: of freedom of ``added_error``.
+    """
+
+    solves: list[Solves]
+    certain: int
+    added_error: float
+    degrees: float
 
 
 @dataclass(frozen=True)
 class Measured:
-    """The numbers of one measure.
+    """The numbers of one measure, in nats.
 
     Attributes:
+        title: the name of the measure in tables.
         settings: options of the estimates.
-        with_reconstruction: mean, standard error and the estimator's noise, in nats and bits/dim.
+        with_reconstruction: the mean with its errors.
         without_reconstruction: the same without the reconstruction term; None for importance
             weights, which contain it.
         nfe: evaluations of the network for a draw by the solver of an ODE; 0 without one.
-        solver_error: its mean in nats and bits/dim, and the largest of an example in bits/dim; None
+        largest_bits_per_dim: the largest error of an example that the solver states, bits/dim; None
             without an ODE.
         unconverged: examples whose error is above ``nll_error`` bits/dim.
         terms: of the NELBO, which sum to it; None for others.
-        by_noise_level: its score term in equal parts of the log-SNR clock, with the ``noise`` σ/α
-            at their ends.
-        rungs: solves by their ``steps``, where the mean NLL is corrected; empty elsewhere.
-        certain: how many estimates were solved finely because their coarse error was unusually
-            large.
-        added_error: the error that the correction adds to the mean; None without one.
+        by_noise_level: its score term in equal parts of the log-SNR clock.
+        correction: of an NLL in few steps; None for others.
     """
 
+    title: str
     settings: dict[str, Any]
-    with_reconstruction: InUnits
-    without_reconstruction: InUnits | None = None
+    with_reconstruction: Number
+    without_reconstruction: Number | None = None
     nfe: float = 0.0
-    solver_error: InUnits | None = None
+    largest_bits_per_dim: float | None = None
     unconverged: int | None = None
-    terms: dict[str, InUnits] | None = None
-    by_noise_level: list[dict[str, Any]] = field(default_factory=list)
-    rungs: list[dict[str, Any]] = field(default_factory=list)
-    certain: int = 0
-    added_error: InUnits | None = None
+    terms: dict[str, Number] | None = None
+    by_noise_level: list[Level] = field(default_factory=list)
+    correction: Correction | None = None
+
+    def content(self, dims: int) -> dict[str, Any]:
+        """The entries of a JSON file, in nats and in bits/dim."""
+        bits, without, correction = dims * math.log(2), self.without_reconstruction, self.correction
+        entries: dict[str, Any] = {
+            "title": self.title,
+            "settings": self.settings,
+            "with_reconstruction": self.with_reconstruction.content(dims),
+            "without_reconstruction": without and without.content(dims),
+            "nfe": self.nfe,
+            "solver_error": None,
+            "unconverged": self.unconverged,
+            "terms": None,
+            "by_noise_level": [
+                {"noise": list(level.noise)} | level.number.content(dims)
+                for level in self.by_noise_level
+            ],
+            "rungs": [],
+            "certain": 0,
+            "added_error": None,
+        }
+        error = self.with_reconstruction.solver_error
+        if error is not None:
+            entries["solver_error"] = {
+                "nats": error,
+                "bits_per_dim": error / bits,
+                "largest_bits_per_dim": self.largest_bits_per_dim,
+            }
+        if self.terms is not None:
+            entries["terms"] = {name: term.content(dims) for name, term in self.terms.items()}
+        if correction is not None:
+            added, degrees = correction.added_error, correction.degrees
+            entries["rungs"] = [solves.content() for solves in correction.solves]
+            entries["certain"] = correction.certain
+            entries["added_error"] = {
+                "nats": added,
+                "bits_per_dim": added / bits,
+                "degrees": degrees if math.isfinite(degrees) else None,
+            }
+        return entries
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any], kind: str) -> "Measured":
+        """From entries of :meth:`content` under the key ``kind``."""
+
+        def number(name: str) -> Number | None:
+            row = content.get(name)
+            if row is None:
+                return None
+            own = Number.read(row)
+            return Number(own.mean, own.standard_error, own.estimator_noise, error.get("nats"))
+
+        error = content.get("solver_error") or {}
+        terms, added = content.get("terms"), content.get("added_error")
+        whole = number("with_reconstruction")
+        if whole is None:
+            raise ValueError(f"the entry {kind!r} must have with_reconstruction")
+        return cls(
+            title=content.get("title", kind.upper()),
+            settings=content["settings"],
+            with_reconstruction=whole,
+            without_reconstruction=number("without_reconstruction"),
+            nfe=content.get("nfe", 0.0),
+            largest_bits_per_dim=error.get("largest_bits_per_dim"),
+            unconverged=content.get("unconverged"),
+            terms=terms and {name: Number.read(row) for name, row in terms.items()},
+            by_noise_level=[
+                Level(tuple(row["noise"]), Number.read(row))
+                for row in content.get("by_noise_level", [])
+            ],
+            correction=added
+            and Correction(
+                [Solves(**solves) for solves in content["rungs"]],
+                content["certain"],
+                added["nats"],
+                math.inf if added["degrees"] is None else added["degrees"],
+            ),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Numbers and settings of an evaluation; JSON can hold them (``dataclasses.asdict``).
+    """Numbers and settings of an evaluation; :meth:`content` has them for a JSON file.
 
     Attributes:
+        measured: the numbers of each measure, by its kind.
         images: how many examples, by the kind of a measure.
         unit: of the table, "nats" or "bits/dim".
         dims: entries of an example.
@@ -73,9 +196,9 @@ class Report:
         codes: a remark on a flow that draws codes; None for others.
         groups: how many groups of examples; None where examples are independent.
         interrupted: whether Ctrl-C ended it.
-        nelbo, nll, iw, ancestral: numbers of each measure; None where it was not asked for.
     """
 
+    measured: dict[str, Measured]
     images: dict[str, int]
     unit: str
     dims: int
@@ -88,21 +211,43 @@ class Report:
     codes: str | None = None
     groups: int | None = None
     interrupted: bool = False
-    nelbo: Measured | None = None
-    nll: Measured | None = None
-    iw: Measured | None = None
-    ancestral: Measured | None = None
+
+    @property
+    def nelbo(self) -> Measured | None:
+        """The numbers of :class:`indm.Bound`; None where it was not asked for."""
+        return self.measured.get("nelbo")
+
+    @property
+    def nll(self) -> Measured | None:
+        """The numbers of :class:`indm.NLL`; None where it was not asked for."""
+        return self.measured.get("nll")
+
+    @property
+    def iw(self) -> Measured | None:
+        """The numbers of :class:`indm.WeightedNLL`; None where it was not asked for."""
+        return self.measured.get("iw")
+
+    @property
+    def ancestral(self) -> Measured | None:
+        """The numbers of :class:`indm.SamplerBound`; None where it was not asked for."""
+        return self.measured.get("ancestral")
+
+    def content(self) -> dict[str, Any]:
+        """The entries of ``evaluation.json``: settings, and the numbers of each measure by kind."""
+        settings = {f.name: vars(self)[f.name] for f in fields(self) if f.name != "measured"}
+        numbers = {kind: measured.content(self.dims) for kind, measured in self.measured.items()}
+        return settings | dict.fromkeys(KINDS) | numbers
 
     @classmethod
     def read(cls, content: Mapping[str, Any]) -> "Report":
         """From the content of ``evaluation.json``, which may have further entries."""
         known = {f.name: content[f.name] for f in fields(cls) if f.name in content}
-        return cls(**known | {kind: Measured(**known[kind]) for kind in TITLES if known.get(kind)})
-
-    @property
-    def measured(self) -> dict[str, Measured]:
-        """The numbers of each measure that was asked for, by its kind."""
-        return {kind: numbers for kind in TITLES if (numbers := getattr(self, kind)) is not None}
+        measured = {
+            kind: Measured.read(content[kind], kind)
+            for kind in content["images"]
+            if content.get(kind)
+        }
+        return cls(**known | {"measured": measured})
 
     @property
     def key(self) -> str:
@@ -129,9 +274,10 @@ class Likelihoods:
             "nelbo_by_noise_level", (N, 8), are the parts of the score term; "groups" are the
             examples' groups, if any.
 
-    >>> row = Measured({}, {"bits_per_dim": 2.45, "bits_per_dim_standard_error": 0.01})
-    >>> settings = {"dequantization": "uniform", "eps": 1e-5, "repeats": 2, "seed": 0, "examples_sha256": ""}
-    >>> Likelihoods(Report(images={"nelbo": 10}, unit="bits/dim", dims=64, nelbo=row, **settings), {}).mean()
+    >>> rows = {"nelbo": Measured("NELBO", {}, Number(2.45, 0.01))}
+    >>> settings = {"dequantization": "none", "eps": 1e-5, "repeats": 2, "seed": 0, "examples_sha256": ""}
+    >>> found = Likelihoods(Report(measured=rows, images={"nelbo": 10}, unit="nats", dims=64, **settings), {})
+    >>> found.mean("nelbo", "nats")
     (2.45, 0.01)
     """
 
@@ -139,11 +285,13 @@ class Likelihoods:
     nats: dict[str, Tensor]
 
     def mean(self, kind: str = "nelbo", unit: str = "bits_per_dim") -> tuple[float, float | None]:
-        """A likelihood of raw data in bits/dim or nats, and its standard error; None of a single
-        group.
+        """A likelihood of raw data in "bits_per_dim" or "nats", and its standard error; None for a
+        single group.
         """
-        row = self.report.measured[kind].with_reconstruction
-        return row[unit], row[f"{unit}_standard_error"]
+        bits = self.report.dims * math.log(2)
+        number = self.report.measured[kind].with_reconstruction
+        number = number / {"nats": 1.0, "bits_per_dim": bits}[unit]
+        return number.mean, number.standard_error
 
     def __str__(self) -> str:
         return "\n".join([table(likelihood_rows(self.report)), *notes(self.report)])
@@ -151,14 +299,14 @@ class Likelihoods:
     def save(self, folder: str | Path, **more: Any) -> None:
         """Write ``evaluation.json``, with ``more`` entries, and ``evaluation.npz`` into a folder."""
         report, arrays = (Path(folder) / f"evaluation.{kind}" for kind in ("json", "npz"))
-        write_arrays = atomic.arrays_into(
-            {name: values.cpu().numpy() for name, values in self.nats.items()}
-        )
-        # The report is removed first and written last, so that arrays beside a report are of the
-        # same evaluation.
-        atomic.together(
-            {arrays: write_arrays, report: atomic.json_into(asdict(self.report) | more)}, [report]
-        )
+        values = {name: values.cpu().numpy() for name, values in self.nats.items()}
+        writes = {
+            arrays: atomic.arrays_into(values),
+            report: atomic.json_into(self.report.content() | more),
+        }
+        # The report is removed first and written last, so that arrays next to a report belong to
+        # the same evaluation.
+        atomic.together(writes, [report])
 
     @classmethod
     def load(cls, folder: str | Path) -> "Likelihoods":
@@ -172,17 +320,13 @@ class Likelihoods:
         examples or groups of them, in their unit; ValueError for different examples, seeds or
         units.
         """
+        own, others = vars(self.report), vars(other.report)
         for key in ("unit", "dims", "seed", "repeats", "examples_sha256"):
-            own, others = (getattr(one.report, key) for one in (self, other))
-            require(
-                own == others,
-                f"{key} of other",
-                others,
-                f"{own!r}, as in the evaluation that it is taken from",
-            )
+            wanted = f"{own[key]!r}, as in the evaluation that it is taken from"
+            require(own[key] == others[key], f"{key} of other", others[key], wanted)
         paired, groups = {}, self.nats.get("groups")
         for kind in [kind for kind in self.report.measured if kind in other.report.measured]:
-            a, b = (one.per_example(kind) for one in (self, other))
+            a, b = self.per_example(kind), other.per_example(kind)
             require(len(a) == len(b), f"examples of other, {kind}", len(b), f"{len(a)}, as here")
             mean, error = mean_and_error(a - b, None if groups is None else groups[: len(a)])
             paired[kind] = mean, math.hypot(error, self.added_error(other, kind))
@@ -199,63 +343,60 @@ class Likelihoods:
 
     def added_error(self, other: "Likelihoods", kind: str) -> float:
         """The error that corrections of coarse solves add to the mean difference of two
-        evaluations, in their unit: smaller than of independent ones where both corrected the same
+        evaluations, in their unit: smaller than for independent ones where both corrected the same
         draws at the same rungs.
         """
-        numbers, nats = zip(
-            *((one.report.measured[kind], one.nats) for one in (self, other)), strict=True
-        )
-        variance = sum(number.added_error["nats"] ** 2 for number in numbers if number.added_error)
-        steps = [[rung["steps"] for rung in number.rungs] for number in numbers]
-        for rung in range(1, len(steps[0]) if steps[0] == steps[1] else 0):
-            n, name = numbers[0].rungs[0]["estimates"], f"{kind}_rung_{rung}"
-            one_of, other_of = (values[f"{name}_estimates"].numpy() for values in nats)
-            of_both = np.intersect1d(one_of, other_of, return_indices=True)[1:]
-            if len(of_both[0]) > 1:
-                usual, sizes = (
-                    [n - number.certain for number in numbers],
-                    [len(values[name]) for values in nats],
-                )
-                differences = [
-                    values[name].numpy()[rows] for values, rows in zip(nats, of_both, strict=True)
-                ]
-                each = (
-                    math.prod(usual)
-                    / n**2
-                    * len(of_both[0])
-                    / math.prod(sizes)
-                    * (1 - max(sizes) / max(usual))
-                )
-                variance -= 2 * each * np.cov(differences[0], differences[1])[0, 1]
+        one = self.report.measured[kind].correction
+        two = other.report.measured[kind].correction
+        variance = (one.added_error**2 if one else 0.0) + (two.added_error**2 if two else 0.0)
+        if one and two and [s.steps for s in one.solves] == [s.steps for s in two.solves]:
+            n = one.solves[0].estimates
+            usual = n - one.certain, n - two.certain
+            for rung in range(1, len(one.solves)):
+                name = f"{kind}_rung_{rung}"
+                variance -= 2 * covariance(self.nats, other.nats, name, usual, n)
         return math.sqrt(max(variance, 0.0)) / self.report.nats_of_unit
+
+
+def covariance(
+    nats: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
+    name: str,
+    usual: tuple[int, int],
+    n: int,
+) -> float:
+    """The covariance of the corrections of two means at one rung, which share estimates.
+
+    ``usual`` counts the estimates, of ``n``, that each rung's subset was drawn from.
+    """
+    estimates, of_others = nats[f"{name}_estimates"].numpy(), others[f"{name}_estimates"].numpy()
+    _, rows, other_rows = np.intersect1d(estimates, of_others, return_indices=True)
+    if len(rows) < 2:
+        return 0.0
+    differences, of_other = nats[name].numpy(), others[name].numpy()
+    share = math.prod(usual) / n**2
+    of_both = len(rows) / (len(differences) * len(of_other))
+    drawn_from_few = 1 - max(len(differences), len(of_other)) / max(usual)
+    each = np.cov(differences[rows], of_other[other_rows])[0, 1]
+    return share * of_both * drawn_from_few * each
 
 
 # ── Text ──────────────────────────────────────────────────────────────────────────────────────────
 
 
 def likelihood_rows(report: Report) -> list[Row]:
-    """The table: each likelihood with and without the reconstruction term, its number of examples,
-    and a header.
+    """The table: a header, and each likelihood with and without the reconstruction term and its
+    number of examples.
     """
-    rows: list[Row] = [
-        ("", "examples", report.unit, "± standard error", "estimator noise", "solver error")
-    ]
+    header = ("examples", report.unit, "± standard error", "estimator noise", "solver error")
+    rows: list[Row] = [("", *header)]
     for kind, numbers in report.measured.items():
-        name, count = TITLES[kind], str(report.images[kind])
-        if kind in NUMBERS:
-            setting, letter = NUMBERS[kind]
-            name += f", {letter}{numbers.settings[setting]}"
-        # the NELBO has none
-        error = f"{numbers.solver_error[report.key]:.1g}" if numbers.solver_error else ""
-        remark = " without reconstruction (no likelihood)"
-        for label, values in (
-            (name, numbers.with_reconstruction),
-            (name + remark, numbers.without_reconstruction),
-        ):
-            if values is not None:
-                rows.append(
-                    (label, count, *(shown(values[report.key + end]) for end in KEY_ENDS), error)
-                )
+        count, without = str(report.images[kind]), numbers.without_reconstruction
+        whole = numbers.with_reconstruction / report.nats_of_unit
+        rows.append((numbers.title, count, *whole.cells()))
+        if without is not None:
+            cells = (without / report.nats_of_unit).cells()
+            rows.append((numbers.title + NO_LIKELIHOOD, count, *cells))
     return rows
 
 
@@ -269,18 +410,19 @@ def notes(report: Report) -> list[str]:
     elif report.groups:
         lines.append(f"standard errors are over {report.groups} groups of examples that are alike")
     lines.append(f"dequantization: {report.dequantization}")
-    nats = {
-        kind: numbers.with_reconstruction[report.key] for kind, numbers in report.measured.items()
-    }
-    if nats.get("nll", -math.inf) > nats.get("nelbo", math.inf):
+    nelbo, nll = report.nelbo, report.nll
+    if nelbo and nll and nll.with_reconstruction.mean > nelbo.with_reconstruction.mean:
         lines.append(
             "The NELBO bounds the law of the SDE; the NLL is of that of the ODE, and may lie above it."
         )
     if report.interrupted:
         lines.append("interrupted: these are the examples and measures that were done")
-    lines += [f"network: {report.network}"] if report.network else []
-    lines += correction(report) + unconverged(report)
-    return lines + ([f"codes: {report.codes}"] if report.codes else [])
+    if report.network:
+        lines.append(f"network: {report.network}")
+    lines += corrections(report) + unconverged(report)
+    if report.codes:
+        lines.append(f"codes: {report.codes}")
+    return lines
 
 
 def level_table(report: Report) -> list[str]:
@@ -289,61 +431,49 @@ def level_table(report: Report) -> list[str]:
     """
     if report.nelbo is None or report.nelbo.terms is None:
         return []
-    keys = [report.key + end for end in KEY_ENDS[:2]]
     rows: list[Row] = [("score term of the NELBO, σ/α", report.unit, "± standard error")]
     for level in report.nelbo.by_noise_level:
-        rows.append(
-            (
-                " to ".join(f"{end:.3g}" for end in level["noise"]),
-                *(shown(level[key]) for key in keys),
-            )
-        )
-    terms = [
-        f"{name} {' ± '.join(shown(row[key]) for key in keys)}"
-        for name, row in report.nelbo.terms.items()
-    ]
+        number = level.number / report.nats_of_unit
+        ends = " to ".join(f"{end:.3g}" for end in level.noise)
+        rows.append((ends, shown(number.mean), shown(number.standard_error)))
+    terms = [f"{name} {term / report.nats_of_unit}" for name, term in report.nelbo.terms.items()]
     return [table(rows), f"terms of the NELBO: {', '.join(terms)}"]
 
 
-def correction(report: Report) -> list[str]:
-    """A line on the mean NLL where it is corrected by fine solves of a few estimates; else no line."""
-    if report.nll is None or report.nll.added_error is None:
-        return []
-    first, *finer = report.nll.rungs
-    counts = [
-        f"{rung['estimates']} of them in {rung['steps'] or 'as many as nll_error needs'}"
-        for rung in finer
-    ]
-    counts = [f"{first['estimates']} estimates in {first['steps']} steps", *counts]
-    return [
-        f"NLL: {', '.join(counts)}, which adds ± {report.nll.added_error[report.key]:.1g} to the mean"
-    ]
+def corrections(report: Report) -> list[str]:
+    """A line for each mean that is corrected by fine solves of a few estimates."""
+    lines = []
+    for kind, numbers in report.measured.items():
+        if numbers.correction is None:
+            continue
+        first, *finer = numbers.correction.solves
+        counts = [f"{first.estimates} estimates in {first.steps} steps"]
+        for solves in finer:
+            steps = solves.steps or "as many as nll_error needs"
+            counts.append(f"{solves.estimates} of them in {steps}")
+        added = numbers.correction.added_error / report.nats_of_unit
+        lines.append(f"{kind.upper()}: {', '.join(counts)}, which adds ± {added:.1g} to the mean")
+    return lines
 
 
 def unconverged(report: Report) -> list[str]:
     """A line for each likelihood whose solver may be wrong by more than was asked for."""
     lines = []
     for kind, numbers in report.measured.items():
-        if numbers.unconverged and numbers.solver_error:
-            steps = numbers.settings.get("steps") or MOST_SOLVED
-            rungs = numbers.rungs
-            of = (
-                f"{rungs[-1]['estimates']} estimates"
-                if rungs
-                else f"{report.images[kind]} examples"
-            )
-            lines.append(
-                f"The {TITLES[kind]} has not converged: the solver's error may be above "
-                f"{numbers.settings['nll_error']:g} bits/dim in {numbers.unconverged} of {of}, up to "
-                f"{numbers.solver_error['largest_bits_per_dim']:.1g} bits/dim, in {steps} steps; take more steps, such "
-                f"as {2 * steps}, or a larger nll_error."
-            )
+        if not numbers.unconverged:
+            continue
+        steps = numbers.settings.get("steps") or MOST_SOLVED
+        correction = numbers.correction
+        of = f"{report.images[kind]} examples"
+        if correction is not None:
+            of = f"{correction.solves[-1].estimates} estimates"
+        lines.append(
+            f"The {numbers.title} has not converged: the solver's error may be above "
+            f"{numbers.settings['nll_error']:g} bits/dim in {numbers.unconverged} of {of}, up to "
+            f"{numbers.largest_bits_per_dim:.1g} bits/dim, in {steps} steps; take more steps, such as "
+            f"{2 * steps}, or a larger nll_error."
+        )
     return lines
-
-
-def shown(number: float | None) -> str:
-    """A number with four digits, or "unknown"."""
-    return "unknown" if number is None else f"{number:.4f}"
 
 
 def number_key(unit: str) -> str:

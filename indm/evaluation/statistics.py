@@ -1,19 +1,19 @@
 """Means over samples with their standard errors."""
 
 import math
-from collections.abc import Mapping
 
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from indm.number import Number
 from indm.tensors import double
 
 
 def mean_and_error(
     values: Float[Tensor, " n"], groups: Int[Tensor, " n"] | None = None
 ) -> tuple[float, float]:
-    """Mean and its standard error, s/√n; over independent ``groups`` of examples that are alike,
-    NaN for a single one.
+    """The mean and its standard error, s/√n; with ``groups`` of examples that are alike, the error
+    over groups, NaN for a single one.
 
     Source: Liang & Zeger 1986, "Longitudinal data analysis using generalized linear models",
     Biometrika 73, 13–22: the variance of a mean of clusters, Σ over groups of (Σ of deviations)² ·
@@ -34,40 +34,25 @@ def mean_and_error(
     names, numbers = groups.to(values.device).unique(return_inverse=True)
     if len(names) < 2:
         return mean.item(), math.nan
-    deviations = values.new_zeros(len(names)).index_add(0, numbers, values - mean)
-    return mean.item(), math.sqrt(
-        deviations.square().sum().item() * len(names) / (len(names) - 1)
-    ) / n
+    sums = values.new_zeros(len(names)).index_add(0, numbers, values - mean)
+    squares = sums.square().sum().item()
+    return mean.item(), math.sqrt(squares * len(names) / (len(names) - 1)) / n
 
 
-def in_both_units(nats: Mapping[str, float], dims: int) -> dict[str, float | None]:
-    """Numbers in nats, by the suffix of their key, in nats and in bits/dim of events of so many
-    entries.
-
-    A standard error that is NaN, as of a single group, is None.
-
-    >>> in_both_units({"": 0.0, "_standard_error": math.nan}, 4)["bits_per_dim_standard_error"] is None
-    True
-    """
-    units = {"nats": 1.0, "bits_per_dim": dims * math.log(2)}
-    numbers = {
-        f"{unit}{end}": value / size for unit, size in units.items() for end, value in nats.items()
-    }
-    return {
-        key: None if key.endswith("_standard_error") and math.isnan(v) else v
-        for key, v in numbers.items()
-    }
+def number_of(values: Float[Tensor, " n"], groups: Int[Tensor, " n"] | None = None) -> Number:
+    """The mean of values with its standard error, which is None for a single group."""
+    mean, error = mean_and_error(values, groups)
+    return Number(mean, None if math.isnan(error) else error)
 
 
-def in_units(
-    draws: Float[Tensor, "repeats n"], dims: int, groups: Int[Tensor, " n"] | None = None
-) -> dict[str, float | None]:
-    """Mean over samples, its standard error, and the estimator's noise in it, of draws in nats; in
-    nats and bits/dim.
+def number_of_draws(
+    draws: Float[Tensor, "repeats n"], groups: Int[Tensor, " n"] | None = None
+) -> Number:
+    """The mean over samples of repeated draws, with its standard error and the estimator's noise.
 
     The noise would remain if the samples were fixed: √(mean variance within a sample / (repeats ·
-    n)). Where draws are stratified over the batch the mean is sharper than that.
+    n)). Where draws are stratified over the batch, the mean is sharper than that.
     """
+    number = number_of(draws.mean(0), groups)
     noise = math.sqrt(draws.var(0).mean().item() / draws.numel())
-    mean, error = mean_and_error(draws.mean(0), groups)
-    return in_both_units({"": mean, "_standard_error": error, "_estimator_noise": noise}, dims)
+    return Number(number.mean, number.standard_error, noise)

@@ -4,7 +4,7 @@ import json
 import math
 import re
 import warnings
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,31 +17,23 @@ from indm.evaluation.evaluate import CALLS, draw_all, evaluate, moving
 from indm.evaluation.mean_nll import RepeatableDraws
 from indm.evaluation.measures import NLL, Bound, Estimate, Measure, SamplerBound
 from indm.evaluation.report import Report, level_table
-from indm.evaluation.statistics import in_units
+from indm.evaluation.statistics import number_of_draws
 from indm.flows import Identity
 from indm.flows.base import ExactFlow
 from indm.likelihood import nll
 from indm.model import INDM
+from indm.number import Number
 from indm.objective import nelbo
 from indm.ode import OUT_OF_REACH
 from indm.scaling import Scaling
 from indm.sde.linear import VPSDE
-
-NUMBERS = {
-    "nats",
-    "nats_standard_error",
-    "nats_estimator_noise",
-    "bits_per_dim",
-    "bits_per_dim_standard_error",
-    "bits_per_dim_estimator_noise",
-}
 
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
 
 
-def test_in_units_by_hand():
+def test_a_number_of_draws_by_hand():
     """Draws = image effect + noise: the standard error is of the images' means, the noise what
     repeats can show.
     """
@@ -50,16 +42,23 @@ def test_in_units_by_hand():
         2.0 * torch.randn(n, generator=seeded(0)),
         0.5 * torch.randn(repeats, n, generator=seeded(1)),
     )
-    numbers = in_units((7 + effect + noise).double(), dims=10)
-    assert set(numbers) == NUMBERS
-    assert numbers["nats"] == pytest.approx(7 + (effect + noise.mean(0)).mean().item(), rel=1e-6)
+    number = number_of_draws((7 + effect + noise).double())
+    assert number.mean == pytest.approx(7 + (effect + noise.mean(0)).mean().item(), rel=1e-6)
     total = math.sqrt(2.0**2 + 0.5**2 / repeats) / math.sqrt(n)
-    assert numbers["nats_standard_error"] == pytest.approx(total, rel=0.05)
-    assert numbers["nats_estimator_noise"] == pytest.approx(0.5 / math.sqrt(repeats * n), rel=0.05)
-    for key in ("nats", "nats_standard_error", "nats_estimator_noise"):
-        assert numbers[key.replace("nats", "bits_per_dim")] == pytest.approx(
-            numbers[key] / (10 * math.log(2))
-        )
+    assert number.standard_error == pytest.approx(total, rel=0.05)
+    assert number.estimator_noise == pytest.approx(0.5 / math.sqrt(repeats * n), rel=0.05)
+
+
+def test_a_number_in_a_file_has_both_units_and_its_errors():
+    number = Number(2.0, 0.5, 0.25)
+    content = number.content(10)
+    assert [content[key] for key in ("nats", "nats_standard_error", "nats_estimator_noise")] == [
+        2.0, 0.5, 0.25,
+    ]  # fmt: skip
+    bits = Number.read(content, "bits_per_dim")
+    assert bits == number / (10 * math.log(2)) and Number.read(content) == number
+    unknown = Number(2.0).content(10)
+    assert unknown["nats_standard_error"] is None and len(unknown) == 4
 
 
 def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
@@ -69,12 +68,10 @@ def test_the_bound_of_few_steps_is_a_row_beside_that_of_the_sde():
     report, nats = found.report, found.nats
     terms = nelbo(model, x, times=64, ancestral=8, generator=seeded(1))
     row, noise = report.ancestral.with_reconstruction, terms.total.std().item() / 20
-    assert row["nats"] == pytest.approx(
-        terms.total.mean().item(), abs=4 * row["nats_estimator_noise"] + noise / 4
-    )
-    assert row["nats"] > report.nelbo.with_reconstruction["nats"] + 1 and nats[
-        "ancestral"
-    ].shape == (400,)
+    wanted = pytest.approx(terms.total.mean().item(), abs=4 * row.estimator_noise + noise / 4)
+    assert row.mean == wanted
+    assert row.mean > report.nelbo.with_reconstruction.mean + 1
+    assert nats["ancestral"].shape == (400,)
     lines = str(found).splitlines()
     assert (
         sum(line.startswith("NELBO of few steps, N = 8") for line in lines) == 2
@@ -288,43 +285,40 @@ def test_evaluate_vectors():
     found = evaluate(model, raw, measures, batch_size=300, progress=False)
     report, samples = found.report, found.nats
 
-    assert Report.read(json.loads(json.dumps(asdict(report)))) == report
+    assert Report.read(json.loads(json.dumps(report.content()))) == report
     assert report.images == {"nelbo": 3000, "nll": 400} and report.dims == 2 and report.eps == 1e-5
     assert report.dequantization.startswith("none")
     assert {"nll_error", "divergence"} <= set(report.nll.settings) and report.nll.nfe > 0
     for kind, n in (("nelbo", 3000), ("nll", 400)):
-        for table, key in (
-            ("with_reconstruction", kind),
-            ("without_reconstruction", f"{kind}_without_reconstruction"),
+        found_of_kind = report.measured[kind]
+        for number, key in (
+            (found_of_kind.with_reconstruction, kind),
+            (found_of_kind.without_reconstruction, f"{kind}_without_reconstruction"),
         ):
-            numbers = getattr(report.measured[kind], table)
-            assert set(numbers) == NUMBERS and samples[key].shape == (n,)
-            assert numbers["nats"] == pytest.approx(samples[key].mean().item(), rel=1e-9)
-            assert numbers["nats_standard_error"] == pytest.approx(
-                (samples[key].std() / math.sqrt(n)).item(), rel=1e-9
-            )
-            assert numbers["bits_per_dim"] == pytest.approx(
-                numbers["nats"] / (2 * math.log(2)), rel=1e-9
-            )
+            error = (samples[key].std() / math.sqrt(n)).item()
+            assert samples[key].shape == (n,)
+            assert number.mean == pytest.approx(samples[key].mean().item(), rel=1e-9)
+            assert number.standard_error == pytest.approx(error, rel=1e-9)
 
-    errors, said = samples["nll_solver_error"], report.nll.solver_error
-    assert errors.shape == (400,) and said["nats"] == pytest.approx(errors.mean().item())
-    assert said["largest_bits_per_dim"] == pytest.approx(errors.max().item() / (2 * math.log(2)))
+    errors, largest = samples["nll_solver_error"], report.nll.largest_bits_per_dim
+    stated = report.nll.with_reconstruction.solver_error
+    assert errors.shape == (400,) and stated == pytest.approx(errors.mean().item())
+    assert largest == pytest.approx(errors.max().item() / (2 * math.log(2)))
 
     std = score.variance.sqrt() * scale.double()
     truth = -normal_log_prob(raw.double(), score.mean * scale + shift, std**2)
     solved = report.nll.with_reconstruction
     assert (samples["nll"] - truth[:400]).mean().abs().item() < 2e-3
-    assert solved["nats_estimator_noise"] < 1e-3 * solved["nats_standard_error"]
-    assert solved["nats_standard_error"] == pytest.approx(
+    assert solved.estimator_noise < 1e-3 * solved.standard_error
+    assert solved.standard_error == pytest.approx(
         (truth[:400].std() / math.sqrt(400)).item(), rel=0.01
     )
     nelbo = report.nelbo.with_reconstruction
     difference = samples["nelbo"] - truth
     assert abs(difference.mean().item()) < 4 * difference.std().item() / math.sqrt(3000)
-    assert nelbo["nats_estimator_noise"] > 3 * solved["nats_estimator_noise"]
+    assert nelbo.estimator_noise > 3 * solved.estimator_noise
     # Without the reconstruction: the entropy of z_ε, a little another number in model units.
-    gap = report.nll.without_reconstruction["nats"] - solved["nats"]
+    gap = report.nll.without_reconstruction.mean - solved.mean
     assert gap == pytest.approx(0.0, abs=0.01)
 
 
@@ -370,16 +364,16 @@ def test_evaluate_grey_levels(centered, levels):
     assert (
         abs(difference.mean().item()) < 4.5 * difference.std().item() / math.sqrt(200) + 16 * 1e-3
     )
-    bits = report.nll.with_reconstruction["bits_per_dim"]
+    bits, _ = found.mean("nll")
     assert bits == pytest.approx(nats.mean().item() / (16 * math.log(2)), abs=0.01)
     # cells much narrower than the Gaussian: its differential entropy in grey levels
     if levels == 256:
         assert bits == pytest.approx(
             math.log2(0.08 * levels * math.sqrt(2 * math.pi * math.e)), abs=0.03
         )
-    assert abs(report.nelbo.with_reconstruction["bits_per_dim"] - bits) < 0.5
+    assert abs(found.mean()[0] - bits) < 0.5
     # Dequantization is drawn anew in every repeat: estimator noise that the NLL's report shows.
-    noise = report.nll.with_reconstruction["nats_estimator_noise"]
+    noise = report.nll.with_reconstruction.estimator_noise
     # leading order
     per_pixel = (2 * (raw.double() + 0.5 - 0.55 * levels)) ** 2 / 12 / (4 * (0.08 * levels) ** 4)
     expected = math.sqrt(per_pixel.flatten(1).sum(1).mean().item() / (4 * 200))
@@ -407,13 +401,13 @@ def test_evaluate_names_the_numbers_without_reconstruction(name, eps, own):
     )[1]
     at_eps = 0.5 * (2 * math.pi * math.e * variance).log().sum().item()
     for kind in ("nelbo", "nll"):
-        for table, expected in (
-            ("with_reconstruction", score.entropy() + score.bound_gap(eps)),
-            ("without_reconstruction", at_eps),
+        measured = report.measured[kind]
+        for number, expected in (
+            (measured.with_reconstruction, score.entropy() + score.bound_gap(eps)),
+            (measured.without_reconstruction, at_eps),
         ):
-            numbers = getattr(report.measured[kind], table)
-            assert abs(numbers["nats"] - expected) < 4.5 * numbers["nats_standard_error"] + 2e-3
-            assert numbers["nats_standard_error"] < 0.1
+            assert abs(number.mean - expected) < 4.5 * number.standard_error + 2e-3
+            assert number.standard_error < 0.1
     assert abs(at_eps - score.entropy() - score.bound_gap(eps)) > 0.1
 
 
@@ -428,7 +422,7 @@ def test_evaluate_says_where_the_bound_lies(groups):
     raw = raw.repeat(300 // len(raw) + 1, *[1] * (raw.ndim - 1))[:300]
     found = evaluate(model, raw, [Bound()], groups=groups, batch_size=128, progress=False)
     report, nats = found.report, found.nats
-    assert Report.read(json.loads(json.dumps(asdict(report)))) == report
+    assert Report.read(json.loads(json.dumps(report.content()))) == report
     # its fields do not depend on options
     assert report.groups == (None if groups is None else len(groups.unique()))
     assert report.network is report.codes is None and report.interrupted is False
@@ -442,30 +436,32 @@ def test_evaluate_says_where_the_bound_lies(groups):
         "constant",
         "log_q",
     }
-    difference = nelbo.with_reconstruction["nats"] - nelbo.without_reconstruction["nats"]
-    assert terms["reconstruction"]["nats"] == pytest.approx(difference, rel=1e-5)
-    for unit in ("nats", "bits_per_dim"):
-        assert sum(row[unit] for row in by_level) == pytest.approx(terms["score"][unit], rel=1e-9)
-        assert sum(v[unit] for v in terms.values()) == pytest.approx(
-            nelbo.with_reconstruction[unit], rel=1e-6
-        )
-    for row, own in zip(by_level, levels.T, strict=True):
-        assert row["nats"] == pytest.approx(own.mean().item())
+    difference = nelbo.with_reconstruction.mean - nelbo.without_reconstruction.mean
+    assert terms["reconstruction"].mean == pytest.approx(difference, rel=1e-5)
+    score = sum(level.number.mean for level in by_level)
+    assert score == pytest.approx(terms["score"].mean, rel=1e-9)
+    total = sum(term.mean for term in terms.values())
+    assert total == pytest.approx(nelbo.with_reconstruction.mean, rel=1e-6)
+    for level, own in zip(by_level, levels.T, strict=True):
+        assert level.number.mean == pytest.approx(own.mean().item())
         means = (
             own
             if groups is None
             else torch.stack([own[groups == group].mean() for group in groups.unique()])
         )
         error = means.std().item() / math.sqrt(len(means)) if len(means) > 1 else None
-        assert row["nats_standard_error"] == (error and pytest.approx(error))
-    ends = [noise for row in by_level for noise in row["noise"]]
+        assert level.number.standard_error == (error and pytest.approx(error))
+    ends = [noise for level in by_level for noise in level.noise]
     t = torch.tensor([model.sde.eps, 1.0]).double()
     assert [ends[0], ends[-1]] == pytest.approx((model.sde.sigma(t) / model.sde.alpha(t)).tolist())
     assert ends[1:-1:2] == ends[2::2] and np.diff(np.log(ends))[::2] == pytest.approx(
         np.log(ends[-1] / ends[0]) / 8
     )
     table, others = level_table(replace(report, unit="bits/dim"))
-    assert len(table.splitlines()) == 9 and f"flow {terms['flow']['bits_per_dim']:.4f} ± " in others
+    assert (
+        len(table.splitlines()) == 9
+        and f"flow {terms['flow'].mean / report.dims / math.log(2):.4f} ± " in others
+    )
 
 
 def test_evaluate_repeats_and_pairs():

@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -56,24 +56,23 @@ def mean(model, raw):
 def test_the_mean_is_that_of_fine_solves_of_all_examples(each, mean):
     fine, found = each[0].nll, mean[0].nll
     for row in ("with_reconstruction", "without_reconstruction"):
-        assert (
-            abs(getattr(found, row)["nats"] - getattr(fine, row)["nats"])
-            < 4 * found.added_error["nats"] + 1e-6
-        )
-    error = found.with_reconstruction["nats_standard_error"]
-    assert error == pytest.approx(fine.with_reconstruction["nats_standard_error"], rel=0.02)
-    assert 0 < found.added_error["nats"] < 0.25 * error
+        off = getattr(found, row).mean - getattr(fine, row).mean
+        assert abs(off) < 4 * found.correction.added_error + 1e-6
+    error = found.with_reconstruction.standard_error
+    assert error == pytest.approx(fine.with_reconstruction.standard_error, rel=0.02)
+    assert 0 < found.correction.added_error < 0.25 * error
     assert found.nfe < 0.6 * fine.nfe
-    assert found.rungs[-1]["estimates"] >= PILOT
+    assert found.correction.solves[-1].estimates >= PILOT
 
 
 def test_a_single_group_has_no_standard_error_and_its_mean_is_corrected(model, raw, each, mean):
     """What corrections may add is then a share of the error of examples that are independent."""
     one_group, _ = evaluated(model, raw, groups=torch.zeros(N, dtype=torch.long))
-    json.dumps(asdict(one_group), allow_nan=False)
-    assert one_group.nll.with_reconstruction["nats_standard_error"] is None
-    assert one_group.nll.with_reconstruction["nats"] == mean[0].nll.with_reconstruction["nats"]
-    assert one_group.nll.added_error == mean[0].nll.added_error
+    json.dumps(one_group.content(), allow_nan=False)
+    found, expected = one_group.nll, mean[0].nll
+    assert found.with_reconstruction.standard_error is None
+    assert found.with_reconstruction.mean == expected.with_reconstruction.mean
+    assert found.correction == expected.correction
 
 
 def test_every_evaluation_is_counted(model, raw, monkeypatch):
@@ -117,8 +116,9 @@ def test_differences_are_of_the_same_draws(model, raw, each, mean):
     torch.testing.assert_close(
         fine.reshape(N, REPEATS).mean(1), each[1]["nll_without_reconstruction"], rtol=0, atol=1e-9
     )
-    if len(mean[0].nll.rungs) == 2:
-        few = mean[0].nll.rungs[0]["steps"]
+    solves = mean[0].nll.correction.solves
+    if len(solves) == 2:
+        few = solves[0].steps
         coarse = torch.empty(N * REPEATS, dtype=torch.float64)
         coarse[places] = draws.solve(places, [few])[0][0]
         chosen = nats["nll_rung_1_estimates"]
@@ -340,7 +340,7 @@ def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each,
     fine = (each[1]["nll"] - evaluated(other, raw, each=True)[1]["nll"]).numpy()
     assert apart.mean() == pytest.approx(fine.mean(), abs=4 * error + 1e-6)
     assert error < 0.5 * math.hypot(
-        *(report.nll.added_error["nats"] for report, _ in runs.values())
+        *(report.nll.correction.added_error for report, _ in runs.values())
     )
     found, its_error = (one_of - other_of)["nll"]
     assert found == pytest.approx(apart.mean())

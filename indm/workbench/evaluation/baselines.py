@@ -16,7 +16,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from indm.evaluation.statistics import in_both_units, mean_and_error
+from indm.evaluation.statistics import number_of
 from indm.gaussian import LARGEST_DENSE
 from indm.workbench.data.base import Data, Examples
 
@@ -170,9 +170,7 @@ def baselines(
         by_name["png"] = png, {"name": "PNG", "detail": "header included"}
     rows = {}
     for name, (values, about) in by_name.items():
-        mean, error = mean_and_error(values, groups)
-        less, its_error = mean_and_error(nelbo.double() - values, groups)
-        numbers = in_both_units({"": mean, "_standard_error": error}, dims)
-        difference = in_both_units({"": less, "_standard_error": its_error}, dims)
-        rows[name] = about | numbers | {"nelbo_difference": difference}
+        number = number_of(values, groups)
+        difference = number_of(nelbo.double() - values, groups)
+        rows[name] = about | number.content(dims) | {"nelbo_difference": difference.content(dims)}
     return rows, {name: values for name, (values, _) in by_name.items()}

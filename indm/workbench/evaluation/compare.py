@@ -10,7 +10,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from indm.evaluation.report import TITLES, Likelihoods, Row, table, unconverged
+from indm.evaluation.report import Likelihoods, Row, table, unconverged
 from indm.files import atomic, untrusted
 from indm.workbench.evaluation.results import check_same_examples, read_evaluation
 from indm.workbench.evaluation.text import baseline_name, verdict
@@ -108,16 +108,18 @@ def compare(folders: Sequence[Path], out: Path) -> str:
 def run_rows(evaluated: Mapping[Path, Likelihoods], differences: Differences) -> list[Row]:
     """The header, and a row for each run."""
     reports = [found.report for found in evaluated.values()]
-    kinds = [kind for kind in TITLES if any(kind in report.measured for report in reports)]
+    titles = {
+        kind: numbers.title for report in reports for kind, numbers in report.measured.items()
+    }
     header = ["", "parameters", "steps", "seconds"]
-    for kind in kinds:
-        header.append(f"{TITLES[kind]}, {reports[0].unit}")
+    for title in titles.values():
+        header.append(f"{title}, {reports[0].unit}")
         if differences:
             header.append("− first")
     rows: list[Row] = [tuple(header)]
     for folder, found in evaluated.items():
         cells = [str(folder), *budget_of(folder)]
-        for kind in kinds:
+        for kind in titles:
             cells.append(bound(found, kind))
             if differences:
                 mean, error = differences.get(str(folder), {}).get(kind, (None, None))
@@ -131,10 +133,8 @@ def bound(found: Likelihoods, kind: str) -> str:
     numbers = found.report.measured.get(kind)
     if numbers is None:
         return "–"
-    key = found.report.key
-    return with_error(
-        numbers.with_reconstruction[key], numbers.with_reconstruction[f"{key}_standard_error"]
-    )
+    number = numbers.with_reconstruction / found.report.nats_of_unit
+    return with_error(number.mean, number.standard_error)
 
 
 def budget_of(folder: Path) -> tuple[str, str, str]:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from indm.checks import brief
 from indm.evaluation.evaluate import evaluate
 from indm.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
-from indm.evaluation.report import NUMBERS, TITLES, Report
+from indm.evaluation.report import Report
 from indm.evaluation.statistics import mean_and_error
 from indm.files import untrusted
 from indm.names import name_of
@@ -119,7 +119,7 @@ def _evaluated(
         distributed=processes.num_processes > 1,
     )
     if not main or found.report.interrupted:
-        return asdict(found.report) | {"split": split}
+        return found.report.content() | {"split": split}
     more: dict[str, Any] = {"split": split}
     nelbo = found.nats["nelbo"]
     if c is not None:
@@ -143,7 +143,7 @@ def _evaluated(
         "entropy_nats": data.entropy,
     }
     replace(found, nats=nats).save(run, **more)
-    return asdict(found.report) | more
+    return found.report.content() | more
 
 
 def measures_of(options: Evaluation) -> list[Measure]:
@@ -227,12 +227,9 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
         others = first | {"data": recipes.without_paths(first["data"])}
         pairs = {key: (own[key], others[key]) for key in ("split", "data")}
         for kind in [kind for kind in read.measured if kind in report.measured]:
-            pairs[f"examples of the {TITLES[kind]}"] = read.images[kind], report.images[kind]
-            if kind in NUMBERS:
-                setting = NUMBERS[kind][0]
-                pairs[setting] = tuple(
-                    one.measured[kind].settings[setting] for one in (read, report)
-                )
+            title, other_title = read.measured[kind].title, report.measured[kind].title
+            pairs["measure"] = title, other_title
+            pairs[f"examples of the {title}"] = read.images[kind], report.images[kind]
         pairs["examples_sha256"] = read.examples_sha256, report.examples_sha256
         for key, (value, other) in pairs.items():
             if value != other:

@@ -4,16 +4,8 @@ classes.
 
 from collections.abc import Mapping
 
-from indm.evaluation.report import (
-    KEY_ENDS,
-    Report,
-    Row,
-    likelihood_rows,
-    notes,
-    number_key,
-    shown,
-    table,
-)
+from indm.evaluation.report import Report, Row, likelihood_rows, notes, number_key, table
+from indm.number import Number, shown
 
 
 def likelihood_table(result: Mapping) -> str:
@@ -23,10 +15,8 @@ def likelihood_table(result: Mapping) -> str:
     report = Report.read(result)
     rows = likelihood_rows(report)
     for row in result.get("baselines", {}).values():
-        numbers = (shown(row[report.key + end]) for end in KEY_ENDS[:2])
-        rows.append(
-            (f"baseline: {baseline_name(row)}", str(report.images["nelbo"]), *numbers, "", "")
-        )
+        cells = Number.read(row, report.key).cells()
+        rows.append((f"baseline: {baseline_name(row)}", str(report.images["nelbo"]), *cells))
     if result.get("entropy_nats") is not None:
         rows.append(("entropy of the data", "", f"{result['entropy_nats']:.4f}", "", "", ""))
     first, *others = notes(report)
@@ -51,9 +41,10 @@ def verdict(result: Mapping) -> str:
     """
     key, found = number_key(result["unit"]), dict[str, list[str]]()
     for row in sorted(result.get("baselines", {}).values(), key=lambda row: row[key]):
-        difference, error = (row["nelbo_difference"][key + end] for end in KEY_ENDS[:2])
-        if error is not None:
-            words = "better than" if difference < -2 * error else "not better than"
+        difference = Number.read(row["nelbo_difference"], key)
+        if difference.standard_error is not None:
+            is_better = difference.mean < -2 * difference.standard_error
+            words = "better than" if is_better else "not better than"
             found.setdefault(words, []).append(f"{row['name']} ({row[key]:.2f})")
     parts = [f"{words} {' and '.join(found[words])}" for words in sorted(found)]
     model = (

@@ -47,6 +47,7 @@ def evaluated(folder, nats, nll=None, steps=10, **more):
             for end in ("_standard_error", "_estimator_noise")
         }
         result[kind] = {
+            "title": {"nelbo": "NELBO", "nll": "NLL (ODE)"}[kind],
             "settings": {},
             "with_reconstruction": numbers,
             "without_reconstruction": numbers,
