@@ -103,7 +103,7 @@ class INDM(nn.Module):
         if not (self.condition.is_none or takes_condition(score) or sees_condition(flow)):
             raise ValueError(
                 f"condition must be None where neither network nor flow takes one, got {name}: a network called as "
-                f"network(z, level, c) says so by an attribute takes_condition = True, which {network} has not"
+                f"network(z, level, c) says so as a Backbone, by takes_condition = True, which {network} has not"
             )
         if decoder_of(self) is not None and not flow.is_identity:
             law = type(dequantization).__name__

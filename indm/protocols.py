@@ -13,12 +13,19 @@ from indm.tensors import Batch, PerSample
 
 
 @runtime_checkable
-class Backbone(Protocol):
-    """A network, called as network(z, level), or network(z, level, c) where it sees a condition:
-    :mod:`indm.nets`.
+class Smooth(Protocol):
+    """What says whether it varies slowly in its time or noise level, such as a score of another
+    class.
     """
 
-    def __call__(self, *arguments: Any) -> Tensor: ...
+    is_smooth: bool
+
+
+@runtime_checkable
+class TakesCondition(Protocol):
+    """What says whether it is called with a condition, such as a score of another class."""
+
+    takes_condition: bool
 
 
 @runtime_checkable

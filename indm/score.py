@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from indm.checks import check_call, require
 from indm.gaussian import STANDARD
-from indm.protocols import Backbone, Score
+from indm.nets.base import Backbone, declared
+from indm.protocols import Score, Smooth, TakesCondition
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample, double, expand_like
 
@@ -43,7 +44,7 @@ class ScoreModel(nn.Module):
         True
     """
 
-    def __init__(self, backbone: Backbone, sde: LinearSDE):
+    def __init__(self, backbone: nn.Module, sde: LinearSDE):
         super().__init__()
         self.backbone: Any = backbone
         self.sde = sde
@@ -52,12 +53,12 @@ class ScoreModel(nn.Module):
     @property
     def is_smooth(self) -> bool:
         """Whether the backbone says that it varies slowly along its level."""
-        return getattr(self.backbone, "is_smooth", False)
+        return declared(self.backbone).is_smooth
 
     @property
     def takes_condition(self) -> bool:
         """Whether the backbone says that it takes a condition, as forward(z, level, c)."""
-        return getattr(self.backbone, "takes_condition", False)
+        return declared(self.backbone).takes_condition
 
     @property
     def base(self) -> Any:
@@ -67,7 +68,7 @@ class ScoreModel(nn.Module):
         A subclass may set it to None. Its likelihood is then trained by the network's whole error,
         see :func:`indm.objective.mle_loss`.
         """
-        return getattr(self.backbone, "base", STANDARD)
+        return declared(self.backbone).base
 
     def forward(self, z_t: Batch, t: PerSample, c: Tensor | None = None) -> Batch:
         standard, y, level = self._standard(z_t, t)
@@ -83,7 +84,7 @@ class ScoreModel(nn.Module):
         return expand_like(sigma / std, z_t) * y, y, -0.5 * self.sde.log_snr(t)
 
 
-def called(network: Backbone, z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
+def called(network: Callable[..., Tensor], z: Tensor, t: Tensor, c: Tensor | None) -> Tensor:
     """The output of a score or its backbone, which gets no c where there is none."""
     return network(z, t) if c is None else network(z, t, c)
 
@@ -131,23 +132,30 @@ def noise_parts(
 
 
 def has_kinks(score: Score) -> bool:
-    """Whether a part of a score says by ``has_kinks`` that its slope in t jumps."""
-    return any(getattr(part, "has_kinks", False) for part in score.modules())
+    """Whether a network of a score says by ``has_kinks`` that its slope in t jumps."""
+    return any(part.has_kinks for part in backbones(score))
 
 
 def is_smooth(score: Score) -> bool:
-    """Whether all parts of a score with an attribute ``is_smooth``, one at least, say that they
-    vary slowly in t.
-    """
-    said = [part.is_smooth for part in score.modules() if hasattr(part, "is_smooth")]
+    """Whether a score and its networks, where they say anything, say that they vary slowly in t."""
+    if isinstance(score, GivenScore):
+        return is_smooth(score.score)
+    said = [part.is_smooth for part in backbones(score)]
+    if isinstance(score, Smooth):
+        said.append(score.is_smooth)
     return bool(said) and all(said)
+
+
+def backbones(score: Score) -> list[Backbone]:
+    """The networks in a score that describe themselves."""
+    return [part for part in score.modules() if isinstance(part, Backbone)]
 
 
 def described(score: Score) -> Any:
     """The network of a score that can examine its own description on data, by ``examine``; None of
     others.
     """
-    return next((part for part in score.modules() if hasattr(part, "examine")), None)
+    return next((part for part in backbones(score) if part.examine is not None), None)
 
 
 class GivenScore(nn.Module):
@@ -207,7 +215,7 @@ def takes_condition(score: Score) -> bool:
     """Whether a score says by its attribute ``takes_condition`` that it is called as score(z_t, t,
     c).
     """
-    return getattr(score, "takes_condition", False)
+    return isinstance(score, TakesCondition) and score.takes_condition
 
 
 def unguided(model: Any) -> Any:
@@ -231,9 +239,9 @@ def with_context(score: Any, context: tuple[Tensor, ...]) -> Any:
     return score.at(*context) if context else score
 
 
-def score_for(backbone: Backbone) -> type[ScoreModel]:
+def score_for(backbone: nn.Module) -> type[ScoreModel]:
     """The score that goes with a network: its ``parameterization``, by default :class:`ScoreModel`."""
-    kind = getattr(backbone, "parameterization", ScoreModel)
+    kind = declared(backbone).parameterization or ScoreModel
     is_score = isinstance(kind, type) and issubclass(kind, ScoreModel)
     require(
         is_score,
@@ -278,12 +286,13 @@ def closed_flow(
     given: tuple[Tensor, ...] = ()
     if isinstance(score, GivenScore) and score.guidance == 1:
         score, given = score.score, (score.c,)
-    if not adds_output(score) or not hasattr(score.backbone, "with_divergence"):
+    closed = declared(score.backbone).with_divergence if adds_output(score) else None
+    if closed is None:
         return None
 
     def velocity(w: Batch) -> tuple[Batch, PerSample]:
         half_q = 0.5 * clock.sigmoid().sqrt().to(w)
-        output, divergence = score.backbone.with_divergence(w, (0.5 * clock).to(w), *given)
+        output, divergence = closed(w, (0.5 * clock).to(w), *given)
         return expand_like(half_q, w) * output, half_q * divergence
 
     return velocity

@@ -3,8 +3,10 @@
 import torch
 from torch import nn
 
+from indm.nets import Backbone
 
-class OwnNet(nn.Module):
+
+class OwnNet(Backbone):
     """Linear in z, level and c."""
 
     takes_condition = True

@@ -15,7 +15,7 @@ from indm.conditions import Classes, Condition, Conditioned, Image, Vector, give
 from indm.flows import CouplingFlow, ExactFlow, Frozen, Identity, ResidualFlow
 from indm.likelihood import decode_with_log_prob, latent_reference
 from indm.model import build_model
-from indm.nets import MLP, UNet
+from indm.nets import MLP, Backbone, UNet
 from indm.nets.embedding import ConditionOfImages
 from indm.published import NCSNpp
 from indm.sampling import make_sampler, solve_latent
@@ -652,7 +652,7 @@ def test_the_error_of_a_class_is_that_of_its_difference_from_the_mean_over_class
     assert (bound.var(0) > 1.5 * scatter).all()
 
 
-class Renamed(nn.Module):
+class Renamed(Backbone):
     """A network whose condition has another name than c."""
 
     def forward(self, z, level, cond):
@@ -734,7 +734,7 @@ MISTAKES = [
     (lambda: Vector(), "size"),
     (lambda: Image((2,), 1), "channels"),
     (lambda: built(flow={"name": "elementwise"}, condition=TWO | {"flow": True}), "flow must be one that sees a cond"),
-    (lambda: built(net={"name": "zero"}, condition=TWO), "attribute takes_condition = True, which Zero has not"),
+    (lambda: built(net={"name": "zero"}, condition=TWO), "takes_condition = True, which Zero has not"),
     (lambda: built(condition=TWO | {"name": "class"}), "did you mean 'classes'"),
     (lambda: built(condition={"name": "classes", "label": ["a", "b"]}), "did you mean 'labels'"),
     # c that is missing or has no use

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 import indm
-from indm.protocols import Backbone, Model, Score
+from indm.nets import Backbone
+from indm.protocols import Model, Score
 from indm.workbench.data import Data, as_data
 from indm.workbench.training.loop import Summary
 
@@ -44,7 +45,7 @@ def read_by_mypy() -> None:
     assert_type(as_data(torch.zeros(100, 2)), Data)
     assert_type(as_data(torch.zeros(100, 2)).train[0], Tensor)
 
-    backbone: Backbone = network
+    backbone: Backbone = indm.UNet((1, 8, 8))
     score: Score = indm.ScoreModel(backbone, indm.VPSDE())
     as_model: Model = indm.INDM(indm.flows.Identity(), score)
     assert_type(indm.nelbo(as_model, x), indm.NELBO)

@@ -169,7 +169,7 @@ def verdict_on_network(
 ) -> str | None:
     """What data say of the description of a network of another library; None for other networks."""
     network = described(model.score)
-    if network is None:
+    if network is None or network.examine is None:
         return None
     generator = torch.Generator(model.scaling.scale.device).manual_seed(seed)
     found = network.examine(model, raw, c=c, batch_size=batch_size, generator=generator)

@@ -22,7 +22,9 @@ from indm.foreign.check import check_denoiser
 from indm.foreign.paths import PATH_POINTS, PREDICTIONS, Path, path_of
 from indm.model import INDM, describe
 from indm.names import find
+from indm.nets.base import Backbone
 from indm.ode import rademacher
+from indm.protocols import Smooth
 from indm.scaling import Scaling
 from indm.score import ScoreModel
 from indm.sde.linear import LogLinearSDE
@@ -67,7 +69,7 @@ def check_word(name: str, value: str, known: Collection[str]) -> None:
         )
 
 
-class Denoiser(nn.Module):
+class Denoiser(Backbone):
     """A network of another library, called as one of this package: forward(y, level) of
     :mod:`indm.nets`.
 
@@ -93,7 +95,7 @@ class Denoiser(nn.Module):
         check_word("predicts", predicts, PREDICTIONS)
         check_word("variance", variance, STEP_VARIANCES)
         check_word("steps", steps or ASKED[0], ASKED)
-        self.noises, self.given_path, self.steps = path_of(path), path, steps
+        self.noises, self.given_path = path_of(path), path
         self.least = self.level_at(self.noises.range[0])  # log(σ/α) at which likelihoods begin
         # the network's own time for τ, see :meth:`asking`
         self.asked_at: Callable[[Tensor], Tensor] = torch.clone
@@ -107,6 +109,7 @@ class Denoiser(nn.Module):
         self.network = find("net", factory)(**(options or {})) if self.made_by else factory
         require(callable(self.network), "network", self.network, "callable as network(x, τ)")
         self.predicts, self.given_options, self.variance = predicts, dict(options or {}), variance
+        self._ask_at(steps)
 
     @property
     def _made_by(self) -> tuple[str, dict[str, Any]]:
@@ -145,15 +148,12 @@ class Denoiser(nn.Module):
             raise ValueError("this model cannot be saved, because its path was given as an object")
         return path
 
-    @property
-    def is_smooth(self) -> bool:
-        """Whether the network says that it varies slowly along its noise level."""
-        return not self.has_kinks and getattr(self.network, "is_smooth", False)
-
-    @property
-    def has_kinks(self) -> bool:
-        """Whether its output is linear between whole steps."""
-        return self.steps == "whole"
+    def _ask_at(self, steps: str | None) -> None:
+        """Ask the network at ``steps``; between whole ones its output is linear, with kinks."""
+        self.steps = steps
+        self.has_kinks = steps == "whole"
+        says_so = isinstance(self.network, Smooth) and self.network.is_smooth
+        self.is_smooth = says_so and not self.has_kinks
 
     def level_at(self, tau: float) -> float:
         """log(σ/α) of the path."""
@@ -300,7 +300,7 @@ class Denoiser(nn.Module):
         takes_whole = refused and self._error(x, fraction.long(), c) is None
         # not for a moment only
         if takes_whole and isinstance(self._error(x, fraction, c), OF_EMBEDDINGS):
-            self.steps = "whole"
+            self._ask_at("whole")
             warnings.warn(WHOLE, RuntimeWarning, stacklevel=3)
 
     def _error(self, x: Batch, tau: Tensor, c: Tensor | None) -> Exception | None:

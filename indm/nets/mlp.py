@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm.nets.base import Backbone
 from indm.nets.embedding import ConditionEmbedding, LevelEmbedding, seen
 from indm.tensors import Batch, PerSample, zeroed
 
@@ -33,7 +34,7 @@ class MLPBlock(nn.Module):
         )
 
 
-class MLP(nn.Module):
+class MLP(Backbone):
     """Residual MLP (z, level) → an output of z's shape; it flattens the event, and starts at zero
     output.
 
@@ -112,7 +113,7 @@ class MLP(nn.Module):
         return self.output(F.silu(h)).reshape(z.shape)
 
 
-class Zero(nn.Module):
+class Zero(Backbone):
     """(z, level) → 0: with :class:`~indm.score.ScoreModel` the exact score of latents distributed
     as N(0, I).
 
@@ -130,5 +131,5 @@ class Zero(nn.Module):
 
     is_smooth = True  # in the level
 
-    def forward(self, z: Batch, level: PerSample) -> Batch:
+    def forward(self, z: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
         return torch.zeros_like(z)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.checks import require
+from indm.nets.base import Backbone
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen, with_waves
 from indm.tensors import PerSample, zeroed
 
@@ -110,7 +111,7 @@ class Stage(nn.Module):
         return self.attention(self.residual(h, embedding))
 
 
-class UNet(nn.Module):
+class UNet(Backbone):
     """U-Net (z, level) → an output of z's shape for images; its output convolution, and so its
     output, starts at zero.
 

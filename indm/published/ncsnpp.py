@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.checks import check_counts, check_name, require
+from indm.nets.base import Backbone
 from indm.nets.embedding import ConditionOfImages, seen
 from indm.nets.unet import SKIP_SCALE, Attention, ResBlock, group_norm
 from indm.score import ScoreModel, called
@@ -218,7 +219,7 @@ class Inlet(nn.Module):
         return (self.down(image) + h) * self.scale
 
 
-class NCSNpp(nn.Module):
+class NCSNpp(Backbone):
     """The U-Net of Song et al., (z, level) → an output of z's shape; it starts at zero output.
 
     Its ``level`` is 999 t under VP and sub-VP and σ_t under VE, and its output is the noise there,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from indm.nets.base import Backbone
 from indm.nets.embedding import EmbeddingBlock, seen
 from indm.nets.mlp import MLP
 from indm.objective import constant_part, prior_term
@@ -179,7 +180,7 @@ class ColumnMLP(nn.Module):
         return torch.cat([u[..., None], angle.sin(), angle.cos()], 2)
 
 
-class MixtureMLP(nn.Module):
+class MixtureMLP(Backbone):
     r"""The score of latents that follow a Gaussian mixture, plus two MLPs that start at zero.
 
     Noise keeps a mixture a mixture: with r = σ²/α², z_t/α_t follows
@@ -497,7 +498,7 @@ class Laws(NamedTuple):
     centre: Tensor  # (U, K, d)
 
 
-class MaskedMixtureMLP(nn.Module):
+class MaskedMixtureMLP(Backbone):
     r"""The score of the asked columns of rows, given other columns; what is neither asked nor given
     is left out.
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm.flows import Compose, ElementwiseFlow, ExactFlow, Flow
+from indm.nets import Backbone
 from indm.nets.embedding import LevelEmbedding
 from indm.tensors import zeroed
 
@@ -144,7 +145,7 @@ class Block(nn.Module):
         return h + self.outer(F.silu(torch.addcmul(shift, 1 + scale, self.inner(self.norm(h)))))
 
 
-class Torus(nn.Module):
+class Torus(Backbone):
     """(z (B, 1, L, L), level) → the same shape, 0 at first: residual convolutions on a torus."""
 
     is_smooth = True

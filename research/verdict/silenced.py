@@ -27,7 +27,8 @@ from indm import INDM, mle_loss
 from indm.conditions import given
 from indm.files import atomic
 from indm.flows import Compose, CouplingFlow, ExactFlow, Flow, Identity, MaskedFlow
-from indm.nets import MLP
+from indm.nets import MLP, Backbone
+from indm.nets.base import declared
 from indm.objective import in_pairs
 from indm.score import GivenScore, ScoreModel, noise_parts
 from indm.sde import VPSDE
@@ -129,14 +130,14 @@ class Linear(ExactFlow):
         return z @ torch.linalg.inv(self.matrix) + self.mean
 
 
-class Scaled(nn.Module):
+class Scaled(Backbone):
     """s(level) · network, s learned from small: log s is a piecewise linear function of the level."""
 
     SMALL, KNOTS, LOW, HIGH = 0.03, 8, -8.0, 6.0
 
     def __init__(self, network: nn.Module):
         super().__init__()
-        self.network, self.takes_condition = network, getattr(network, "takes_condition", False)
+        self.network, self.takes_condition = network, declared(network).takes_condition
         self.log_scale = nn.Parameter(torch.full((self.KNOTS,), math.log(self.SMALL)))
 
     def forward(self, z: Tensor, level: Tensor, *c: Tensor) -> Tensor:

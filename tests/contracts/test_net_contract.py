@@ -7,8 +7,10 @@ import torch
 from contract_parts import SHAPES, constructions
 
 import indm
+from indm.foreign.libraries import OfDiffusers
 from indm.model import INDM, build
-from indm.score import score_for
+from indm.nets import Backbone
+from indm.score import has_kinks, is_smooth, score_for
 from indm.sde.linear import VPSDE
 from indm.tables.networks import MixtureMLP
 
@@ -122,3 +124,46 @@ def test_saved_and_loaded_it_computes_the_same_bits(name, tmp_path):
     assert torch.equal(
         evaluated(model.score.backbone, z), evaluated(INDM.load(tmp_path).score.backbone, z)
     )
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_it_declares_what_it_is(name):
+    net = make(*NETS[name])
+    if isinstance(net, OfDiffusers):
+        pytest.skip("a network that a Denoiser calls")
+    assert isinstance(net, Backbone) and isinstance(net.is_smooth, bool)
+    score = score_for(net)(net, VPSDE())
+    assert (score.takes_condition, has_kinks(score)) == (net.takes_condition, net.has_kinks)
+
+
+class Doubling(Backbone):
+    """What a user writes: the noise is half of z more than N(0, I) expects."""
+
+    is_smooth = True
+
+    def forward(self, z, level, c=None):
+        return 0.5 * z if c is None else 0.5 * z + c
+
+
+class Plain(torch.nn.Module):
+    """The same as a plain module, whose attributes say nothing."""
+
+    is_smooth = has_kinks = takes_condition = True
+
+    def forward(self, z, level):
+        return 0.5 * z
+
+
+def test_a_plain_module_works_with_the_defaults():
+    z, t = torch.randn(4, 2), torch.full((4,), 0.3)
+    ours, plain = (indm.ScoreModel(net, VPSDE()) for net in (Doubling(), Plain()))
+    assert torch.equal(ours(z, t), plain(z, t))
+    assert (is_smooth(ours), is_smooth(plain)) == (True, False)
+    assert not plain.takes_condition and not has_kinks(plain) and plain.base is ours.base
+
+
+def test_the_parts_of_its_noise_sum_to_its_output():
+    net, z, level = Doubling(), torch.randn(4, 2), torch.zeros(4)
+    law, added = net.noise_parts(z, level)
+    assert law.abs().max() == 0 and torch.equal(added, net(z, level))
+    assert torch.equal(net.noise_parts(z, level, torch.ones(4, 2))[1], 0.5 * z + 1)
