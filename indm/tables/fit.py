@@ -337,13 +337,17 @@ class Training(Validated):
         """
         at_rows = self.draws
         error, difference = paired_error(
-            self.ema.model, at_rows.c, self.held, at_rows.t, at_rows.noise
+            self._average(), at_rows.c, self.held, at_rows.t, at_rows.noise
         )
         self.unlearned = difference if self.unlearned is None else self.unlearned
         added = self.unlearned - difference  # by the network to its start
         self.loudest = max(self.loudest, self._largest(added.square().mean(0)))
         self.spread = self._largest(0.25 * (added[0] - added[1]).square())
         return at_rows.weight * error
+
+    def _average(self) -> INDM:
+        """The average as it is validated."""
+        return self.ema.model
 
     def _largest(self, square: Tensor) -> float:
         """The root mean square of rows (m, d) at the noise level where it is largest."""
@@ -363,15 +367,15 @@ class Training(Validated):
         self.hidden = inputs[0].detach()
 
     def _gradients(self, z: Tensor, c: Tensor) -> dict[str, Tensor]:
-        self._denoising(z, c).backward()
+        self._denoising(self.model, z, c).backward()
         return {}
 
-    def _denoising(self, z: Tensor, c: Tensor, mask: Tensor | float = 1.0) -> Tensor:
-        """The bound of −log p(z|c), up to a constant, for each column; noise is only where ``mask``
-        is 1.
+    def _denoising(self, model: INDM, z: Tensor, c: Tensor, mask: Tensor | float = 1.0) -> Tensor:
+        """The bound of −log p(z|c) by ``model``, up to a constant, for each column; noise is only
+        where ``mask`` is 1.
         """
         t, weight, cell = shuffled_times(self.clock, len(z))
-        error, difference = paired_error(self.model, c, z, t, mask * torch.randn_like(z))
+        error, difference = paired_error(model, c, z, t, mask * torch.randn_like(z))
         self.clock.measure(
             cell, gradient_square(difference.detach(), self.hidden.unflatten(0, (2, -1)))
         )

@@ -37,6 +37,7 @@ from indm.tables.encoding import (
 )
 from indm.tables.mixture import LAW_ENTRIES, JointMixture, best_joint_mixture
 from indm.tables.networks import MaskedMixtureMLP
+from indm.tensors import with_parts
 
 JOINT_MIXTURE_ROWS = 5_000, 2_000  # on which a mixture is fitted, without and with missing entries
 QUESTIONS = 8  # questions of a training batch, at most
@@ -88,20 +89,15 @@ class JointTraining(fitting.Training):
     one_hot: Tensor = field(kw_only=True)
 
     def _held_draws(self) -> fitting.HeldDraws:
-        net = self.ema.model.score.backbone
         asked, given, index = self.questions.masks()
-        net.set_questions(asked, given)
-        question, known = (
-            torch.from_numpy(index),
-            self.questions.asked_codes | self.questions.given_codes,
-        )
-        c, drawn = (
-            net.condition(self.held, hidden(self.one_hot, net, known), question),
-            super()._held_draws(),
-        )
+        self.asked_average = asked_model(self.ema.model, asked, given)
+        net = self.asked_average.score.backbone
+        question = torch.from_numpy(index)
+        known = self.questions.asked_codes | self.questions.given_codes
+        drawn = super()._held_draws()
         return replace(
             drawn,
-            c=c,
+            c=net.condition(self.held, hidden(self.one_hot, net, known), question),
             question=question,
             noise=torch.from_numpy(self.questions.asked) * drawn.noise,
         )
@@ -109,21 +105,24 @@ class JointTraining(fitting.Training):
     @torch.no_grad()
     def _bounds(self) -> Tensor:
         """With −log p of the categories that are asked."""
-        net = self.ema.model.score.backbone
+        net = self.asked_average.score.backbone
         return super()._bounds() - chain_log_prob(
             net, self.held, self.one_hot, self.questions, self.draws.question
         )
 
+    def _average(self) -> INDM:
+        return self.asked_average
+
     def _gradients(self, z: Tensor, one_hot: Tensor, questions: Questions) -> dict[str, Tensor]:
-        net = self.model.score.backbone
         asked, given, index = questions.masks()
-        net.set_questions(asked, given)
+        model = asked_model(self.model, asked, given)
+        net = model.score.backbone
         which = torch.from_numpy(index)
         known = questions.asked_codes | questions.given_codes
-        c = net.condition(z, hidden(one_hot, net, known), which)
-        loss = (
-            self._denoising(z, c, torch.from_numpy(questions.asked)) if net.d else z.new_zeros(())
-        )
+        loss = z.new_zeros(())
+        if net.d:
+            c = net.condition(z, hidden(one_hot, net, known), which)
+            loss = self._denoising(model, z, c, torch.from_numpy(questions.asked))
         if net.m:
             rank = np.cumsum(questions.asked_codes, 1)
             before = rank <= np.floor(torch.rand(len(z), 1).numpy() * rank[:, -1:])
@@ -133,6 +132,12 @@ class JointTraining(fitting.Training):
             loss = loss - (wanted * net.category_log_prob(c)).sum(1).mean() / known.shape[1]
         loss.backward()
         return {}
+
+
+def asked_model(model: INDM, asked: Tensor, given: Tensor) -> INDM:
+    """``model`` with its network bound to questions, see :meth:`MaskedMixtureMLP.asked`."""
+    net = model.score.backbone.asked(asked, given)
+    return with_parts(model, {"score": with_parts(model.score, {"backbone": net})})
 
 
 def hidden(one_hot: Tensor, net: MaskedMixtureMLP, known: Array) -> Tensor:
@@ -804,8 +809,8 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
             torch.zeros(len(x), dtype=torch.double),
             torch.zeros(len(x), dtype=torch.double),
         )
-        net: MaskedMixtureMLP = self.model_.score.backbone
-        for rows, index in self._parts(net, questions):
+        for rows, index, model in self._parts(self.model_, questions):
+            net = model.score.backbone
             own = questions[rows]
             with torch.no_grad():
                 found[rows] = chain_log_prob(net, z[rows], one_hot[rows], own, index)
@@ -816,27 +821,25 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
                     z[rows][solved], hidden(one_hot[rows][solved], net, known), index[solved]
                 )
                 asked = torch.from_numpy(own.asked[solved])
-                value, error = solve.latent_log_prob(
-                    self.model_.given(c), asked * z[rows][solved], tol
-                )
+                value, error = solve.latent_log_prob(model.given(c), asked * z[rows][solved], tol)
                 found[rows[solved]] += value - unasked_log_prob(self.model_.sde, ~asked)
                 errors[rows[solved]] = error
         return found.numpy() + volume, errors
 
-    def _parts(self, net: MaskedMixtureMLP, questions: Questions) -> Iterator[tuple[Array, Tensor]]:
-        """Parts of the rows with few questions each, which the network then has: their indices, and
-        their questions.
+    def _parts(self, model: INDM, questions: Questions) -> Iterator[tuple[Array, Tensor, INDM]]:
+        """Parts of the rows with few questions each: their indices, the question of each, and
+        ``model`` bound to these questions.
         """
         asked, given, index = questions.masks()
-        most = int(
-            max(1, min(solve.ROWS_AT_ONCE, LAW_ENTRIES / (net.components * max(1, net.d) ** 2)))
-        )
+        net: MaskedMixtureMLP = model.score.backbone
+        entries = net.components * max(1, net.d) ** 2  # of the laws of a question
+        most = int(max(1, min(solve.ROWS_AT_ONCE, LAW_ENTRIES / entries)))
         order = np.argsort(index, kind="stable")
         for begin in range(0, len(order), most):
             rows = order[begin : begin + most]
             needed, local = np.unique(index[rows], return_inverse=True)
-            net.set_questions(asked[needed], given[needed])
-            yield rows, torch.from_numpy(local.reshape(-1))
+            bound = asked_model(model, asked[needed], given[needed])
+            yield rows, torch.from_numpy(local.reshape(-1)), bound
 
     def _filled(
         self, X: Array, rng: np.random.RandomState, steps: int | None, known: Array | bool = True
@@ -864,13 +867,15 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         −1 in others.
         """
         model = copy.deepcopy(self.model_).float()
-        net: MaskedMixtureMLP = model.score.backbone
-        x, codes, steps = rows[0], rows[1].copy(), self.sampling_steps_ if steps is None else steps
+        x = rows[0]
+        codes = rows[1].copy()
+        steps = self.sampling_steps_ if steps is None else steps
         z = self._latents(x)
         known = questions.given_codes.copy()
         for j in range(known.shape[1]):
             asked = np.flatnonzero(questions.asked_codes[:, j])
-            for part, index in self._parts(net, questions[asked]):
+            for part, index, bound in self._parts(model, questions[asked]):
+                net = bound.score.backbone
                 chosen = asked[part]
                 one_hot = torch.from_numpy(self.encoding_.one_hot(codes[chosen])).float()
                 c = net.condition(z[chosen], hidden(one_hot, net, known[chosen]), index)
@@ -890,11 +895,12 @@ class JointDensityEstimator(NamedColumns, DensityMixin, BaseEstimator):
         )
         with_numbers = np.flatnonzero(questions.asked.any(1))
         with solve.bar_of(len(with_numbers), "draws", self.progress) as bar:
-            for local, index in self._parts(net, questions[with_numbers]):
+            for local, index, bound in self._parts(model, questions[with_numbers]):
+                net = bound.score.backbone
                 part = with_numbers[local]
                 c = net.condition(z[part], hidden(one_hot[part], net, known[part]), index)
                 drawn = sample(
-                    model, len(part), c=c, steps=steps, generator=generator, **solve.DRAWING
+                    bound, len(part), c=c, steps=steps, generator=generator, **solve.DRAWING
                 ).numpy()
                 found[part] = np.where(questions.asked[part], drawn, np.nan)
                 bar.update(len(part))
@@ -1104,9 +1110,10 @@ class JointConditional(JointDensityEstimator):
         """
         x, codes = self.encoding_.encoded(self._joined(np.full((len(z), self._d), np.nan), c))
         codes[:, self.encoding_.categories < self._d] = 0  # latents are numbers, not spikes
-        net, questions = self.model_.score.backbone, self._posed(*self._masks(len(x)), (x, codes))
+        questions = self._posed(*self._masks(len(x)), (x, codes))
         is_asked, is_given, numbers = questions.masks()
-        net.set_questions(is_asked, is_given)
+        model = asked_model(self.model_, is_asked, is_given)
+        net = model.score.backbone
         index, given = torch.from_numpy(numbers), self._latents(x).double()
         one_hot = torch.from_numpy(self.encoding_.one_hot(codes))
         with torch.no_grad():
@@ -1114,7 +1121,7 @@ class JointConditional(JointDensityEstimator):
         known = questions.asked_codes | questions.given_codes
         at = net.condition(given, hidden(one_hot, net, known), index)
         rows = z.new_zeros(x.shape).masked_scatter(torch.from_numpy(questions.asked), z)
-        value = solve.log_prob_in_steps(self.model_.given(at), rows, steps)
+        value = solve.log_prob_in_steps(model.given(at), rows, steps)
         yield (
             log_share
             + value

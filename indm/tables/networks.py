@@ -2,6 +2,7 @@
 the rest.
 """
 
+import copy
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -552,7 +553,7 @@ class MaskedMixtureMLP(Backbone):
                 (self.m,), width, depth, 0, (2 * d + self.m,), CONDITION_BLOCKS, dropout
             )
         everything = torch.ones(1, d, dtype=torch.bool)
-        self.set_questions(everything, ~everything)
+        self._pose(everything, ~everything)
 
     def set_mixture(
         self, weight: Tensor, mean: Tensor, covariance: Tensor, log_share: Tensor | None = None
@@ -565,35 +566,40 @@ class MaskedMixtureMLP(Backbone):
         self.covariance.copy_(covariance)
         if log_share is not None:
             self.log_share.copy_(log_share)
+        everything = torch.ones(1, self.d, dtype=torch.bool)
+        self._pose(everything, ~everything)
 
-    def set_questions(self, asked: Tensor, given: Tensor) -> None:
-        """Take the questions to which the last number of a condition points: masks of columns, (U,
-        d) each.
+    def asked(self, asked: Tensor, given: Tensor) -> "MaskedMixtureMLP":
+        """This network bound to questions, masks of columns (U, d) each: a view that shares all
+        weights.
+
+        The last number of a condition is the index of a question. Without a view the network
+        answers one question, the law of all columns with none given.
         """
-        self.asked, self.given = asked.to(self.mean), given.to(self.mean)
-        self.laws = Laws(
-            *(
-                part.to(self.mean)
-                for part in laws(self.weight, self.mean, self.covariance, asked, given)
-            )
-        )
+        view = copy.copy(self)
+        view._pose(asked, given)
+        return view
+
+    def _pose(self, asked: Tensor, given: Tensor) -> None:
+        found = laws(self.weight, self.mean, self.covariance, asked, given)
+        self.is_asked = asked.to(self.mean)
+        self.is_given = given.to(self.mean)
+        self.laws = Laws(*(part.to(self.mean) for part in found))
 
     def _apply(self, fn, recurse: bool = True) -> "MaskedMixtureMLP":
         """Move the questions along, which are not saved and so are not buffers."""
         super()._apply(fn, recurse)
-        self.asked, self.given, self.laws = (
-            fn(self.asked),
-            fn(self.given),
-            Laws(*map(fn, self.laws)),
-        )
+        self.is_asked = fn(self.is_asked)
+        self.is_given = fn(self.is_given)
+        self.laws = Laws(*map(fn, self.laws))
         return self
 
     def condition(self, values: Tensor, categories: Tensor, index: Tensor) -> Tensor:
         """The condition of rows: z (n, d), of which the given ones count; one-hot categories (n,
-        m), zeros where they are not given; and the index (n,) of each row's question in
-        :meth:`set_questions`.
+        m), zeros where they are not given; and the index (n,) of each row's question among those
+        that the network is :meth:`asked`.
         """
-        asked, given = self.asked[index], self.given[index]
+        asked, given = self.is_asked[index], self.is_given[index]
         values = torch.where(given > 0, values, torch.zeros_like(values))
         return torch.cat([values, asked, given, categories, index[:, None].to(values)], 1).to(
             self.mean

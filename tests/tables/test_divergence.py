@@ -77,7 +77,7 @@ def test_asked_columns_have_their_divergence(d, questions, components):
     net.set_mixture(*mixture(components, d), torch.rand(components, 3).log())
     asked = torch.rand(questions, d) < 0.6
     given = (torch.rand(questions, d) < 0.7) & ~asked
-    net.set_questions(asked, given)
+    net = net.asked(asked, given)
     index = torch.arange(ROWS) % questions
     one_hot = torch.eye(3, dtype=torch.float64)[torch.arange(ROWS) % 3]
     c = net.condition(torch.randn(ROWS, d, dtype=torch.float64), one_hot, index)

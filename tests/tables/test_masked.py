@@ -63,7 +63,7 @@ def test_an_untrained_network_has_the_score_of_the_mixture_given_what_is_given(l
     asked, given, categories = QUESTIONS[question]
     categories = np.array(categories, dtype=float)
     masks = [torch.tensor([[i in part for i in range(D)]]) for part in (asked, given)]
-    net.set_questions(
+    net = net.asked(
         torch.cat([~masks[0], masks[0]]), torch.cat([torch.zeros(1, D).bool(), masks[1]])
     )
     values = np.random.default_rng(1).normal(size=D)
@@ -93,7 +93,7 @@ def test_an_untrained_network_has_the_density_of_the_mixture(law, net, question)
     """
     (asked, given, categories), r = QUESTIONS[question], 0.04
     values, categories = np.random.default_rng(3).normal(size=D), np.array(categories, dtype=float)
-    net.set_questions(*(torch.tensor([[i in part for i in range(D)]]) for part in (asked, given)))
+    net = net.asked(*(torch.tensor([[i in part for i in range(D)]]) for part in (asked, given)))
     z = torch.from_numpy(values)[None]
     c = net.condition(z, torch.from_numpy(categories)[None], torch.tensor([0]))
     level = torch.tensor([0.5 * math.log(r)]).double()
@@ -108,7 +108,7 @@ def test_an_untrained_network_has_the_density_of_the_mixture(law, net, question)
 
 def test_an_untrained_network_has_the_probabilities_of_the_mixture(law, net):
     given, known = [0, 2], np.array([0, 1, 0, 0, 0.0])
-    net.set_questions(torch.zeros(1, D).bool(), torch.tensor([[i in given for i in range(D)]]))
+    net = net.asked(torch.zeros(1, D).bool(), torch.tensor([[i in given for i in range(D)]]))
     values = np.random.default_rng(2).normal(size=D)
     c = net.condition(
         torch.from_numpy(values)[None], torch.from_numpy(known)[None], torch.tensor([0])
@@ -123,7 +123,7 @@ def test_an_untrained_network_has_the_probabilities_of_the_mixture(law, net):
 def test_what_is_not_asked_does_not_move_and_what_is_left_out_does_not_count(net):
     for layer in (net.mlp.output, net.mlp.condition_embedding.mlp[-1], net.classifier.output):
         torch.nn.init.normal_(layer.weight)
-    net.set_questions(
+    net = net.asked(
         torch.tensor([[False, True, False, False]]), torch.tensor([[True, False, False, False]])
     )
     z, level, index = (
@@ -139,3 +139,26 @@ def test_what_is_not_asked_does_not_move_and_what_is_left_out_does_not_count(net
     assert output[0, 1] != 0 and not output[:, [0, 2, 3]].any()
     probability = net.category_log_prob(c)
     torch.testing.assert_close(probability[0], probability[1], rtol=1e-12, atol=0)
+
+
+def test_two_questions_in_turn_do_not_disturb_each_other(net):
+    for layer in (net.mlp.output, net.classifier.output):
+        torch.nn.init.normal_(layer.weight)
+    z = torch.randn(3, D, dtype=torch.double)
+    level = torch.zeros(3, dtype=torch.double)
+    masks = [torch.eye(D, dtype=torch.bool)[i : i + 1] for i in range(2)]
+
+    def answers(bound):
+        c = bound.condition(z, torch.zeros(3, 5), torch.zeros(3, dtype=torch.long))
+        c = torch.cat([c, torch.ones(3, 1)], 1)
+        yield bound(z, level, c)
+        yield bound.category_log_prob(c)
+
+    first, second = net.asked(masks[0], masks[1]), net.asked(masks[1], masks[0])
+    alone = [[*answers(net.asked(*pair))] for pair in (masks, masks[::-1])]
+    in_turn = [*zip(answers(first), answers(second), strict=True)]
+    for expected, found in zip(alone, zip(*in_turn, strict=True), strict=True):
+        assert all(map(torch.equal, expected, found))
+    assert not torch.equal(alone[0][0], alone[1][0])
+    torch.nn.init.zeros_(net.mlp.output.weight)  # the views share it
+    assert first.is_mixture and second.is_mixture
