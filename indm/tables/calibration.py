@@ -5,17 +5,19 @@ by TARP.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.stats import chisquare, kstwo
+from scipy.stats import chisquare
+from sklearn.utils import check_consistent_length, check_random_state
 
-from indm.files import atomic
 from indm.tables.columns import Array
+from indm.tables.pictures import plot_calibration
+
+if TYPE_CHECKING:
+    from indm.tables.posterior import PosteriorEstimator
 
 MOST_BINS, LEAST_IN_BIN = 10, 10  # bins of the test of uniformity, at most; ranks in each, at least
-LEVELS = np.linspace(0, 1, 101)  # levels at which the figure draws its curves
-BAND = 0.95  # share of calibrated curves that stay in the band at all levels
 
 OWN = 1804_06788  # second seed: a user's simulations may be drawn from the same first one
 
@@ -31,7 +33,7 @@ class Calibration:
     true θ is (Lemos et al. 2023, "Sampling-Based Accuracy Testing of Posterior Estimators for
     General Inference"). Draws that equal the true θ are on either side at random.
 
-    The prior itself passes both tests; mean log p tells better posteriors from it.
+    The prior itself passes both tests. Compare the mean log p to tell a better posterior from it.
 
     Attributes:
         ranks: of each parameter in each pair, 0 … ``draws``, (pairs, d).
@@ -39,7 +41,7 @@ class Calibration:
             (pairs,).
         draws: of each posterior.
 
-    Example: draws of deviation 1 and of 1.5 beside truths of deviation 1.
+    Example: draws of deviation 1 and of deviation 1.5, for truths of deviation 1.
 
         >>> rng = np.random.default_rng(0)
         >>> theta, draws = rng.normal(size=(500, 1)), rng.normal(size=(500, 99, 1))
@@ -107,9 +109,9 @@ class Calibration:
 
     def coverage(self, level: Any) -> Array:
         """The expected coverage by TARP at levels from 0 to 1, which should be ``level``."""
-        return self._below(self.tarp, level)
+        return self.below(self.tarp, level)
 
-    def _below(self, ranks: Array, level: Any) -> Array:
+    def below(self, ranks: Array, level: Any) -> Array:
         """The share of ``ranks`` below each level, ranks being spread evenly over their cell of
         1/(draws + 1).
         """
@@ -142,21 +144,23 @@ class Calibration:
         (Kolmogorov's test). Ranks of posteriors that are too wide are below the diagonal under ½
         and above it over ½.
         """
-        from matplotlib.figure import Figure  # imported here: it takes a second
+        plot_calibration(self, path, names)
 
-        figure = Figure(figsize=(9, 5), layout="constrained")
-        names = [f"θ{i}" for i in range(self.ranks.shape[1])] if names is None else names
-        panels = {
-            "expected coverage": {"TARP": self.tarp},
-            "ranks": dict(zip(names, self.ranks.T, strict=True)),
-        }
-        width = kstwo.ppf(BAND, len(self.tarp))
-        low, high = (LEVELS - width).clip(min=0), (LEVELS + width).clip(max=1)
-        for axes, (title, curves) in zip(figure.subplots(1, 2), panels.items(), strict=True):
-            axes.fill_between(LEVELS, low, high, color="0.9", label="95 % of calibrated ones")
-            axes.plot([0, 1], [0, 1], color="black", linewidth=0.8)
-            for name, ranks in curves.items():
-                axes.plot(LEVELS, self._below(ranks, LEVELS), label=name)
-            axes.set(title=title, xlabel="level", ylabel="share of the pairs below", aspect="equal")
-            axes.legend(frameon=False)
-        atomic.whole(Path(path), lambda beside: figure.savefig(beside, format="png", dpi=120))
+
+def calibrated(
+    posterior: "PosteriorEstimator", theta: Any, x: Any, n: int, random_state: Any
+) -> Calibration:
+    """See :meth:`indm.PosteriorEstimator.calibration`."""
+    theta = posterior._parameters(theta)
+    rows, _ = posterior._observed(x)
+    check_consistent_length(theta, rows)
+    rng = check_random_state(random_state)
+    c = posterior._numbers(rows)
+    draws = posterior._sample(n, c, rng)
+    c = posterior._density.standardised(c, len(c))
+    flat = draws.reshape(len(theta) * n, -1)
+    of_draws = posterior._latents(flat, np.repeat(c, n, axis=0))
+    latents = posterior._latents(theta, c), of_draws.reshape(len(theta), n, -1)
+    parameters = posterior.prior_.parameters
+    seed = rng.randint(2**31 - 1)
+    return Calibration.of(parameters(theta), parameters(draws), latents=latents, seed=seed)

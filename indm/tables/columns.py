@@ -2,6 +2,7 @@
 decorrelated.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ LARGEST_X = 1e300  # largest number allowed, so that differences do not overflow
 # ratio of a column's deviation to the one of most rows, above which a few rows decide it
 FAR = 10.0
 BEND = 3.0  # deviations of most rows beyond which far values are brought near
-EDGES = (0.3, 0.03)  # weights of the logit that are tried beside the quantile
+EDGES = (0.3, 0.03)  # weights of the logit that are tried in addition to the quantile
 NEWTON_STEPS = 20  # from below, of a concave function; eight are enough for these weights
 # relative difference up to which the values of a column are the same
 ROUNDING_OF_VALUES = 8 * np.finfo(np.float64).eps
@@ -114,8 +115,24 @@ class Columns:
         whitening = np.linalg.inv(np.linalg.cholesky(correlation)).T / spread[:, None]
         return cls(centre, scale, power, far, mean, slope, whitening, interval, edge, reach)
 
+    @classmethod
+    def joined(cls, maps: Sequence["Columns"], n_conditions: int) -> "Columns":
+        """The map of several columns, of the map of each alone; conditions move none of them."""
+        return cls(
+            np.concatenate([one.centre for one in maps]),
+            np.concatenate([one.scale for one in maps]),
+            np.concatenate([one.power for one in maps]),
+            np.concatenate([one.far for one in maps]),
+            np.concatenate([one.mean for one in maps]),
+            np.zeros((n_conditions, len(maps))),
+            np.diag([one.whitening.item() for one in maps]),
+            np.concatenate([one.interval for one in maps], 1),
+            np.concatenate([one.edge for one in maps]),
+            np.concatenate([one.reach for one in maps], 1),
+        )
+
     def latents(self, X: Array, c: Array) -> Array:
-        """z of rows; what is missing of c adds nothing."""
+        """The latents z of rows; missing entries of c add nothing."""
         u = _near((to_line(X, self.interval, self.edge) - self.centre) / self.scale, self.far)
         inside = self._inside(u)
         y = _psi(inside, self.power) + np.exp(_log_rise(inside, self.power)) * (u - inside)

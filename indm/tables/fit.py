@@ -8,20 +8,14 @@ training goes, and weighted so that the loss is still the NELBO on average.
 """
 
 import copy
-import functools
 import math
-import time
-import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from indm.checks import counted, require
 from indm.flows.base import Flow
 from indm.model import INDM
 from indm.objective import drawn_error, half_square, in_pairs, noise_error
@@ -35,41 +29,25 @@ from indm.training import (
     SLOWER,
     Descent,
     NoiseLevels,
-    course,
-    learning_rate_factor,
 )
 
 VALIDATION_ROWS = 2_048  # noised at every validation, at most
-CHECK_EVERY = 50  # steps, at least
-# epochs and steps without a gain, until the batch grows and then the rate falls
-PATIENCE, LEAST_STEPS = 15, 500
-# It is twice as many where nothing has been gained: a network may stand at zero for a thousand
-# steps, and then learn.
-# the batch: factor at a plateau, most of the rows, most rows
-GROWTH, LARGEST_SHARE, LARGEST_BATCH = 4, 0.25, 2_048
 # share of the seconds, at most, in which the MLP of all columns trains alone: of few rows, of many
 ALONE = 0.5, 0.0
-ANNEAL = 0.3  # steps of the falling rate, as a share of those before; its share of the seconds
-WARMUP = 50  # steps
 # shares of the seconds between which a fit that time ends should have stopped to gain
 MARKS = 0.35, 0.7
 FLOW_BATCH, FLOW_RATE, FLOW_DECAY, FLOW_CLIP = 256, 4e-3, 1e-4, 5.0  # the training of a flow
 # share of the seconds that a flow may take; the rest is for the diffusion behind it
 FLOW_SHARE = 0.75
-RACE_STEPS = 1_000  # steps of each training in a race, at most
 EXACT_ROWS = 256  # validation rows at which densities of two kinds are compared
-RACE_SHARE = 0.5, 0.3  # share of the seconds, at most, of a race of two, and of three
 EMA_DECAY, BETAS, CLIP = 0.9995, (0.9, 0.99), 1.0
 EPS = 1e-4  # truncation of the diffusion
 MIXTURE_SHARE = 0.2  # share of the seconds that mixtures may take
-LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
 STANDARD_SDE = VPSDE()  # whose prior is N(0, I)
 
 INTERRUPT = "interrupt"
 
 Gain = tuple[float, float]  # nats a row, and the standard error
-Rows = Callable[[Tensor], tuple[Any, ...]]  # indices ↦ a batch of Training.update
-One = TypeVar("One", bound="Validated")
 
 
 def paired_error(
@@ -128,7 +106,9 @@ class Validated(Descent, ABC):
         self.last = self._errors()
         if not self.is_lower(self.last, self.lowest):
             return False
-        self.lowest, self.best_step, self.best = self.last, self.step, copy.deepcopy(self.ema.model)
+        self.lowest = self.last
+        self.best_step = self.step
+        self.best = copy.deepcopy(self.ema.model)
         return True
 
     def is_lower(self, errors: Tensor, others: Tensor) -> bool:
@@ -143,9 +123,9 @@ class Validated(Descent, ABC):
         """
         gains = (self.start if start is None else start) - (self.lowest if end is None else end)
         gains = gains.unflatten(0, (-1, self.groups)).mean(1)
-        return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item() if len(
-            gains
-        ) > 1 else math.inf
+        if len(gains) == 1:
+            return gains.item(), math.inf
+        return gains.mean().item(), (gains.std() / math.sqrt(len(gains))).item()
 
     def error_of_nothing(self) -> float:
         """The standard error of the gain of the last validated state, where none was better than
@@ -165,11 +145,9 @@ class Validated(Descent, ABC):
 
     def late_gain(self) -> tuple[float, float]:
         """The :meth:`gain` between the two :data:`MARKS`; 0 where time did not end the training."""
-        return (
-            self.gain(*self.marks)
-            if self.ended == "max_seconds" and len(self.marks) == 2
-            else (0.0, 0.0)
-        )
+        if self.ended != "max_seconds" or len(self.marks) < 2:
+            return 0.0, 0.0
+        return self.gain(*self.marks)
 
     def revive(self) -> None:
         """Begin anew where what is trained has died."""
@@ -289,7 +267,9 @@ class Training(Validated):
         self._switch_columns(is_off=True)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
         self.draws, self.unlearned = self._held_draws(), None
-        self.loudest, self.revivals, self.first = 0.0, 0, copy.deepcopy(self.model.state_dict())
+        self.loudest = 0.0
+        self.revivals = 0
+        self.first = copy.deepcopy(self.model.state_dict())
         self.offset = torch.zeros(()) if self.base is None else self.base - self._bounds()
         self.begin()
 
@@ -308,7 +288,9 @@ class Training(Validated):
             self.model.load_state_dict(self.first)
             self.restart()
             self.rates = [SLOWER * rate for rate in self.rates]
-            self.loudest, self.revivals, self.is_silenced = 0.0, self.revivals + 1, False
+            self.loudest = 0.0
+            self.revivals += 1
+            self.is_silenced = False
 
     def leave_out_unheard(self) -> None:
         """Go back to the start where the gain is within two errors of 0: a state may be the best by
@@ -345,7 +327,7 @@ class Training(Validated):
         self.spread = self._largest(0.25 * (added[0] - added[1]).square())
         return at_rows.weight * error
 
-    def _average(self) -> INDM:
+    def _average(self) -> nn.Module:
         """The average as it is validated."""
         return self.ema.model
 
@@ -359,9 +341,9 @@ class Training(Validated):
         without a flow.
         """
         z, c = (part[:: self.groups][:EXACT_ROWS].double() for part in (self.held, self.draws.c))
-        return -latent_log_prob(at(copy.deepcopy(self.best).double(), c), z, SOLVER_ERROR)[
-            0
-        ].float()
+        model = at(copy.deepcopy(self.best).double(), c)
+        log_p, _ = latent_log_prob(model, z, SOLVER_ERROR)
+        return -log_p.float()
 
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self.hidden = inputs[0].detach()
@@ -410,170 +392,6 @@ def gradient_square(difference: Tensor, hidden: Tensor) -> Tensor:
     return torch.einsum("ibd,jbd,ibw,jbw->b", difference, difference, hidden, hidden)
 
 
-def race(
-    trainings: Sequence[One], rows: Rows, n: int, size: int, max_steps: int, deadline: float
-) -> One:
-    """:func:`train` several in turn, the worst pausing after each round, and the best to its end;
-    the best of them all.
-
-    Where it ends at a plateau, the best of another kind has the rest of the time, but without the
-    lead not the last part of it. Between two kinds exact densities decide. An interrupt ends the
-    race, and the best so far is kept.
-    """
-    seconds = deadline - (now := time.perf_counter())
-    runs = {
-        one: train(one, rows, n, size, max_steps, now + one.share * seconds) for one in trainings
-    }
-    try:
-        _race_in_rounds(runs, now, seconds)
-        first = functools.reduce(_better, trainings)
-        for _ in runs[first]:
-            pass
-        if first.ended == "plateau":
-            _race_on(first, runs, now + FLOW_SHARE * seconds)
-    except KeyboardInterrupt:
-        best = functools.reduce(_better, trainings)
-        best.ended = INTERRUPT
-        return best
-    return _best(trainings)
-
-
-def _race_in_rounds(runs: Mapping[One, Iterator[None]], now: float, seconds: float) -> None:
-    """Train all in turn; after each round the worst of them pauses, until one is left."""
-    going, rounds = list(runs), len(runs) - 1
-    share = RACE_SHARE[len(runs) > 2]
-    for i in range(rounds):
-        while going and time.perf_counter() < now + share * seconds * (i + 1) / rounds:
-            going = [
-                one for one in going if one.step < RACE_STEPS and next(runs[one], "ended") is None
-            ]
-        going = [one for one in going if one is not functools.reduce(_worse, going)]
-
-
-def _race_on(first: One, runs: Mapping[One, Iterator[None]], until: float) -> None:
-    """Train the best of another kind than ``first``, which has ended; after ``until`` only if it
-    leads by then.
-    """
-    rivals = [one for one in runs if one.kind != first.kind]
-    for _ in runs[functools.reduce(_better, rivals)] if rivals else ():
-        if time.perf_counter() > until:
-            if _best(list(runs)) is first:
-                break
-            until = math.inf
-
-
-def _best(trainings: Sequence[One]) -> One:
-    """The best of each kind by validation, and of these the best by exact densities."""
-    kinds = {one.kind for one in trainings}
-    of_kinds = [
-        functools.reduce(_better, [one for one in trainings if one.kind == kind])
-        for kind in sorted(kinds)
-    ]
-    return functools.reduce(
-        lambda a, b: b if bounded((a.exact() - b.exact()).numpy()).mean() > 0 else a, of_kinds
-    )
-
-
-def _better(a: One, b: One) -> One:
-    return b if b.is_lower(b.lowest, a.lowest) else a
-
-
-def _worse(a: One, b: One) -> One:
-    return a if _better(a, b) is b else b
-
-
-@dataclass
-class Plateau:
-    """At a plateau of validation the batch grows; at the next, which takes half the patience, the
-    rate falls to 0.
-    """
-
-    rows: int  # in the training data
-    batch: int  # rows at a time
-    since = 0  # step of the last plateau or better validation
-    # the step at which the rate starts to fall, and the steps that this takes
-    fall: tuple[int, int] | None = None
-
-    def __post_init__(self):
-        self.first, most = self.batch, min(LARGEST_BATCH, int(LARGEST_SHARE * self.rows))
-        self.grown = min(GROWTH * self.first, max(self.first, most))
-        self.indices = batches(self.rows, self.batch)
-
-    @property
-    def epoch(self) -> int:
-        """Steps, at least one."""
-        return max(1, self.rows // self.batch)
-
-    def rate(self, step: int) -> float:
-        """The share of the rate that is left."""
-        return 1.0 if self.fall is None else 1 - (step - self.fall[0]) / self.fall[1]
-
-    def is_reached(self, step: int, has_gained: bool) -> bool:
-        """Whether the patience is over, before the rate falls."""
-        patience = max(PATIENCE * self.epoch, LEAST_STEPS) * (1 if has_gained else 2)
-        return self.fall is None and step - self.since >= patience // (
-            2 if self.batch > self.first else 1
-        )
-
-    def leave(self, step: int, has_new_parts: bool) -> None:
-        """Let the batch grow, or else the rate fall, but first give new parts their time."""
-        self.since = step
-        if self.batch < self.grown:
-            self.batch, self.indices = self.grown, batches(self.rows, self.grown)
-        elif not has_new_parts:
-            self.fall = step, max(CHECK_EVERY, int(ANNEAL * step))
-
-
-def train(
-    training: Validated, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float
-) -> Iterator[None]:
-    """Train on ``rows`` of n until validation no longer improves; stop at each validation, to go on
-    when asked.
-
-    At the first :class:`Plateau` the MLP of single columns starts, too. The rate also falls when
-    the seconds are nearly over. ``training.ended`` says what ended it.
-    """
-    plateau = Plateau(n, min(training.own_batch or batch_size, n))
-    for spent in course(deadline=deadline):
-        if training.step >= max_steps:
-            training.ended = "max_steps"
-            break
-        if spent >= training.alone:
-            training.start_columns()
-        if spent >= (*MARKS, math.inf)[len(training.marks)]:
-            training.marks.append(training.lowest)
-        factor = learning_rate_factor(
-            training.step - training.began, 0.0, WARMUP, 0.0
-        ) * plateau.rate(training.step)
-        factor *= min(1.0, (1 - spent) / ANNEAL, (max_steps - training.step) / (ANNEAL * max_steps))
-        if factor <= 0:
-            training.ended = "plateau"
-            break
-        if training.update(rows(next(plateau.indices)), factor):
-            training.back()
-        if training.step % max(CHECK_EVERY, min(plateau.epoch, 10 * CHECK_EVERY)) == 0:
-            if training.validate():
-                plateau.since = training.step
-            if factor == 1:
-                training.revive()
-            if plateau.is_reached(training.step, is_gain(*training.gain())):
-                training.back()
-                plateau.leave(training.step, has_new_parts=training.start_columns())
-            yield
-    else:
-        training.ended = "max_seconds"
-    training.validate()
-
-
-def batches(rows: int, size: int) -> Iterator[Tensor]:
-    """Indices of batches without end, of at most ``size`` rows; each pass has every row at most
-    once.
-    """
-    size = min(size, rows)
-    while True:
-        yield from torch.randperm(rows)[: rows // size * size].split(size)
-
-
 @torch.no_grad()
 def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Generator) -> Tensor:
     """Draws of the NELBO's negative at latents z (B, d) and c (B, k), each by a pair of noises,
@@ -588,106 +406,3 @@ def bounds_of(model: INDM, z: Tensor, c: Tensor, pairs: int, generator: torch.Ge
     noise = torch.randn(h.shape, generator=generator, dtype=h.dtype)
     change = weight * drawn_error(at(model, c).score, True, h, t, noise, pairs=True)[0]
     return start[:, None] - change.reshape(-1, pairs)
-
-
-def check_options(estimator: Any) -> None:
-    """ValueError for an option of a fit that is out of range."""
-    optional = {
-        name: 1 for name in ("max_components", "batch_size") if getattr(estimator, name) is not None
-    }
-    for name, least in (optional | dict(max_steps=0, width=1, depth=1, draws=2)).items():
-        check_count(getattr(estimator, name), name, least)
-    for name in ("max_seconds", *["learning_rate"] * (estimator.learning_rate is not None)):
-        value = getattr(estimator, name)
-        require(
-            isinstance(value, int | float | np.number) and bool(value > 0),
-            name,
-            value,
-            "a positive number",
-        )
-    dropout, held = estimator.dropout, estimator.validation_fraction
-    require(0 <= dropout < 1, "dropout", dropout, "a share below 1", "0.1 is usual")
-    require(0 < held <= 0.5, "validation_fraction", held, "above 0 and at most 0.5", "0.1 is usual")
-
-
-def check_count(n: Any, name: str, least: int = 1) -> None:
-    """ValueError for other than a whole number of at least ``least``."""
-    require(
-        isinstance(n, int | np.integer) and bool(n >= least),
-        name,
-        n,
-        f"a whole number of at least {least}",
-    )
-
-
-def ended_by(each: Sequence[str]) -> str:
-    """ "interrupt", "time", "steps" or "plateau" of what ended trainings."""
-    names = {INTERRUPT: INTERRUPT, "max_seconds": "time", "max_steps": "steps"}
-    return next((short for name, short in names.items() if name in each), "plateau")
-
-
-def warn_of_fit(
-    estimator: Any,
-    gains: Sequence[Gain],
-    ended: Sequence[tuple[int, str]],
-    late: Sequence[Gain],
-    began: tuple,
-) -> None:
-    """UserWarnings where a fit was interrupted, no network gained over its mixture, or time ended
-    one that gained.
-    """
-    if ended[-1][1] == INTERRUPT:
-        warnings.warn("the fit was interrupted: the best density so far is kept", stacklevel=3)
-    elif estimator.max_steps and not any(is_gain(*gain) for gain in gains):
-        warnings.warn(no_gain(*gains[0], *ended[0]), stacklevel=3)
-    warn_of_time(max(late), began, stacklevel=4)
-
-
-def warn_of_silence(trainings: Sequence[Validated], stacklevel: int = 3) -> None:
-    """UserWarning where a network died at every rate that was tried, so that its gain is not known."""
-    silenced = [one for one in trainings if is_unknown(one)]
-    if silenced:
-        rate = silenced[0].rates[0]
-        tried = " and ".join(f"{value:.2g}" for value in (rate * SLOWER**-REVIVALS, rate))
-        warnings.warn(
-            f"the network died at each of {REVIVALS + 1} learning rates between {tried}, so its gain is not known and "
-            "what is left in the data neither: give a lower learning_rate or a larger batch_size",
-            stacklevel=stacklevel,
-        )
-
-
-def is_unknown(training: Validated) -> bool:
-    """Whether a network that died has left open what it could have gained."""
-    return training.is_silenced and not is_gain(*training.gain())
-
-
-def warn_of_time(
-    late_gain: tuple[float, float], began: tuple[float, float], stacklevel: int
-) -> None:
-    """UserWarning where a fit that time ended still gained, by
-    :meth:`indm.tables.fit.Training.late_gain`.
-
-    ``began`` is when the fit did, on the wall's and the processor's clock.
-    """
-    gain, error = late_gain
-    if gain > LATE_GAIN and is_gain(gain, error):
-        wall, processor = time.perf_counter() - began[0], time.process_time() - began[1]
-        shared = f". Its {wall:.0f} seconds had {processor:.0f} of processor time: other processes slowed it down"
-        warnings.warn(
-            f"max_seconds ended the fit while it still gained, {gain:.2g} ± {error:.2g} nats a row of validation "
-            f"between {MARKS[0]:.0%} and {MARKS[1]:.0%} of the time: raise it"
-            + shared
-            * (processor < wall / 2),
-            stacklevel=stacklevel,
-        )
-
-
-def no_gain(gain: float, error: float, steps: int, ended: str) -> str:
-    """The words of a warning that the network gained nothing in so many steps, ended by ``ended``."""
-    if not steps:
-        return f"{ended} ended the fit before its first step: the density is its mixture of Gaussians; raise {ended}"
-    return (
-        f"the network found nothing that its mixture of Gaussians lacks ({gain:.2g} nats a row of validation, within "
-        f"two errors of {error:.2g}; {counted(steps, 'step')}, ended by {ended}); if the table is not such a mixture, "
-        "give it more rows, max_seconds or max_steps, or another learning_rate"
-    )

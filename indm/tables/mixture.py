@@ -58,26 +58,25 @@ class Mixture:
     def fitted(cls, z: Array, c: Array, components: int, floor: float, seed: int) -> "Mixture":
         """A mixture fitted by expectation maximisation, with ``floor`` added to the variances.
 
-        Beside several components stands the Gaussian of all rows, with the weight of one row: for
-        rows that are far from each component.
+        With several components, one more Gaussian covers all rows. It has the weight of one row,
+        and is for rows that are far from each component.
         """
         mixture = GaussianMixture(components, reg_covar=floor, max_iter=EM_STEPS, random_state=seed)
+        rows = np.concatenate([z, c], 1)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)
-            mixture.fit(rows := np.concatenate([z, c], 1))
+            mixture.fit(rows)
         found = cls(mixture.weights_, mixture.means_, mixture.covariances_, z.shape[1])
-        return found if components == 1 else found.beside(rows, floor)
+        return found if components == 1 else found.with_gaussian(rows, floor)
 
-    def beside(self, rows: Array, floor: float) -> "Mixture":
-        """This mixture beside the Gaussian of ``rows`` (n, d + k), which has the weight of one of
-        them.
+    def with_gaussian(self, rows: Array, floor: float) -> "Mixture":
+        """This mixture with one more component: the Gaussian of ``rows`` (n, d + k), with the
+        weight of one row.
         """
         weight = np.append(self.weight * len(rows), 1.0) / (len(rows) + 1)
         whole = np.cov(rows.T, bias=True) + floor * np.eye(rows.shape[1])
-        mean, covariance = (
-            np.vstack([self.mean, rows.mean(0)]),
-            np.concatenate([self.covariance, whole[None]]),
-        )
+        mean = np.vstack([self.mean, rows.mean(0)])
+        covariance = np.concatenate([self.covariance, whole[None]])
         return Mixture(weight, mean, covariance, self.d)
 
     def log_prob(self, z: Array, c: Array) -> Array:
@@ -94,11 +93,9 @@ def log_gaussians(rows: Array, mean: Array, covariance: Array) -> Array:
     found = np.zeros((len(rows), len(mean)))
     for k, (centre, matrix) in enumerate(zip(mean, covariance, strict=True)):
         root = np.linalg.cholesky(matrix)
-        square = (
-            (solve_triangular(root, (rows - centre).T, lower=True) ** 2).sum(0)
-            if len(centre)
-            else 0.0
-        )
+        square = np.zeros(len(rows))
+        if len(centre):
+            square = (solve_triangular(root, (rows - centre).T, lower=True) ** 2).sum(0)
         found[:, k] = (
             -0.5 * (square + len(centre) * np.log(2 * np.pi)) - np.log(root.diagonal()).sum()
         )
@@ -139,7 +136,7 @@ def with_one_gaussian(
     seed: int,
     draws: int,
 ) -> list[Mixture]:
-    """A mixture, and beside one of several components the best single Gaussian."""
+    """A mixture, and the best single Gaussian if the mixture has several components."""
     if len(mixture.weight) == 1:
         return [mixture]
     return [mixture, best_mixture(training, validation, 1, seed, np.inf, draws)]
@@ -286,7 +283,9 @@ class JointMixture:
         ones (K, n, d), and the covariance of the latter for each set of missing columns (K, U, d,
         d).
         """
-        (n, d), components, ends = z.shape, len(self.weight), np.cumsum(sizes)[:-1]
+        n, d = z.shape
+        components = len(self.weight)
+        ends = np.cumsum(sizes)[:-1]
         both, one = known[:, :, None] & known[:, None], known[:, :, None] & ~known[:, None]
         none = ~(known[:, :, None] | known[:, None])
         filled, log_prob = np.empty((components, n, d)), np.empty((n, components))

@@ -39,42 +39,29 @@ class Prior:
     """
 
     def __init__(self, law: Any, d: int, whole: Any = ()):
-        self.law, self.is_none, self.d = law, law is None, d
-        self.map, ends = None, (-np.inf, np.inf) if law is None else law
+        self.law = law
+        self.is_none = law is None
+        self.d = d
+        self.map = None
+        ends = (-np.inf, np.inf) if law is None else law
         if isinstance(law, Distribution):
             with torch.random.fork_rng(range(torch.cuda.device_count())):
                 self._like = law.sample()  # a draw, for its dtype and device
             ends, self.map = _support(law)
-        if not hasattr(ends, "__len__") or len(ends) != 2:
-            raise ValueError(
-                f"prior must be a pair (low, high), or a torch distribution, got {ends!r}"
-            )
-        try:
-            k = d if self.map is None else self.map.inverse_shape((d,))[0]
-            self.low, self.high = (np.broadcast_to(array(end), (k,)) for end in ends)
-        except (TypeError, ValueError) as error:
-            ends, shapes = (
-                f"numbers, or arrays of {d}, one for each column of theta",
-                [np.shape(end) for end in ends],
-            )
-            raise ValueError(
-                f"prior must have as ends {ends}, got shapes {shapes}; theta comes first in fit"
-            ) from error
+        low, high = ends
+        k = d if self.map is None else self.map.inverse_shape((d,))[0]
+        self.low = np.broadcast_to(array(low), (k,))
+        self.high = np.broadcast_to(array(high), (k,))
         self.is_whole = np.isin(np.arange(len(self.low)), list(whole))
-        for i in np.flatnonzero(self.low > self.high)[:1]:
-            pair = f"{self.low[i]:g} and {self.high[i]:g} for parameter {i}"
-            raise ValueError(f"prior must have low below high, got {pair}")
 
     @property
     def bounds(self) -> dict[int, tuple[float, float]] | None:
         """Low and high of each parameter, as :class:`indm.DensityEstimator` takes them; None
         without a prior.
         """
-        return (
-            None
-            if self.is_none
-            else dict(enumerate(zip(self.low.tolist(), self.high.tolist(), strict=True)))
-        )
+        if self.is_none:
+            return None
+        return dict(enumerate(zip(self.low.tolist(), self.high.tolist(), strict=True)))
 
     @property
     def interval(self) -> Array:
@@ -112,6 +99,17 @@ class Prior:
             near, theta.clip(self.low + CLEARANCE * width, self.high - CLEARANCE * width), theta
         )
 
+    def drawn(self, theta: Array) -> Array:
+        """The numbers of θ (n, d) that were drawn from this prior; ValueError outside of its box."""
+        numbers = self.within(self.numbers(theta))
+        outside = np.argwhere((numbers < self.low) | (numbers > self.high))
+        if len(outside):
+            row, i = outside[0]
+            box = f"where it is from {self.low[i]:g} to {self.high[i]:g}"
+            got = f"{numbers[row, i]:g} in row {row} of parameter {i}"
+            raise ValueError(f"theta must be drawn from the prior, got {got}, {box}")
+        return numbers
+
     def log_prob(self, theta: Array) -> Array:
         """Nats, (n,), of numbers ``theta`` (n, k); −∞ outside of the box; ValueError for a law
         without a density.
@@ -121,13 +119,12 @@ class Prior:
             raise ValueError(
                 "prior must have a density for several observations: give a finite box or a distribution"
             )
-        inside, found = (
-            ((theta >= self.low) & (theta <= self.high)).all(1),
-            np.full(len(theta), -np.inf),
-        )
-        found[inside] = (
-            self._log_prob(theta[inside]) if is_law else -np.log(self.high - self.low).sum()
-        )
+        inside = ((theta >= self.low) & (theta <= self.high)).all(1)
+        found = np.full(len(theta), -np.inf)
+        if is_law:
+            found[inside] = self._log_prob(theta[inside])
+        else:
+            found[inside] = -np.log(self.high - self.low).sum()
         return found
 
     def _log_prob(self, theta: Array) -> Array:
@@ -157,13 +154,9 @@ def finite(rows: Any, name: str, may_miss: bool = False) -> Array:
     unless it may be.
     """
     given = array(rows, None)
-    try:
-        # not complex numbers, nor dates
-        casting: Any = "unsafe" if given.dtype == object else "same_kind"
-        found = given.astype(np.float64, casting=casting, copy=False)
-    except (TypeError, ValueError) as error:
-        what = f"{name} must be real numbers, got {given.dtype}"
-        raise ValueError(f"{what}; turn dates into numbers, such as days") from error
+    # not complex numbers, nor dates
+    casting: Any = "unsafe" if given.dtype == object else "same_kind"
+    found = given.astype(np.float64, casting=casting, copy=False)
     if not (np.isfinite(found) | (may_miss & np.isnan(found))).all():
         raise ValueError(
             f"{name} must be finite numbers, got {'infinity' if may_miss else 'NaN or infinity'}"

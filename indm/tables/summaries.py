@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from sklearn.utils import check_random_state
 from torch import Tensor, nn
 
 from indm.conditions import Numbers
@@ -15,10 +16,13 @@ from indm.flows.base import Identity
 from indm.model import INDM
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.tables.columns import Array, Columns
+from indm.tables.columns import Array, Columns, to_line
 from indm.tables.estimator import DensityEstimator
-from indm.tables.fit import EPS, Training, train
+from indm.tables.fit import EPS, Training
 from indm.tables.networks import MixtureMLP
+from indm.tables.prior import Prior
+from indm.tables.race import train
+from indm.tables.start import pace
 
 HELD_ROWS = 512  # rows of validation, at least, of which some are one row in other noise
 EMBEDDED_AT_ONCE = 1_024
@@ -33,13 +37,7 @@ class Embedded(Numbers):
         super().__init__(x.shape[1], 0.0, False)
         self.embedding, self._event = embedding, tuple(x.shape[1:])
         self.fit(x)
-        try:
-            self.size = self.numbers(x[:2].flatten(1)).shape[1]
-        except RuntimeError as error:
-            shape = len(x), *self._event
-            raise ValueError(
-                f"embedding must take x of shape {shape}, got an error: {error}"
-            ) from error
+        self.size = self.numbers(x[:2].flatten(1)).shape[1]
 
     @property
     def event(self) -> tuple[int, ...]:
@@ -69,6 +67,24 @@ class Embedded(Numbers):
             .double()
             .numpy()
         )
+
+
+def embedded(
+    embedding: nn.Module, options: DensityEstimator, theta: Array, x: Array, prior: Prior
+) -> tuple[Embedded, Array]:
+    """The trained embedding, in half of the seconds of ``options``, which keep the other half; and
+    the order of the rows, of which the first, that validate, did not train it.
+    """
+    rng = check_random_state(options.random_state)
+    options.n_models = 1
+    options.max_seconds = options.max_seconds / 2
+    order = rng.permutation(len(theta))
+    held = max(1, round(options.validation_fraction * len(theta)))
+    is_valid = np.isin(np.arange(len(theta)), order[:held])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.randint(2**31 - 1))
+        varying = to_line(theta, prior.interval)[:, np.ptp(theta, axis=0) > 0]
+        return trained(embedding, varying, x, is_valid, options), order
 
 
 def trained(
@@ -103,7 +119,7 @@ def trained(
     c, valid = observed.flatten(1), torch.from_numpy(is_valid)
     repeats = max(1, HELD_ROWS // int(is_valid.sum()))
     held, c_held = (part[valid].repeat_interleave(repeats, 0) for part in (z, c))
-    size, rate = options.pace(is_large=False)
+    size, rate = pace(options, is_large=False)
     fitting = Training(model, held, c_held, rate, options.weight_decay, repeats)
     z, c = z[~valid], c[~valid]
     for _ in train(fitting, lambda i: (z[i], c[i]), len(z), size, options.max_steps, deadline):

@@ -32,10 +32,10 @@ from indm.nets.base import declared
 from indm.objective import in_pairs
 from indm.score import GivenScore, ScoreModel, noise_parts
 from indm.sde import VPSDE
-from indm.tables import fit
+from indm.tables import fit, race
 from indm.tables.columns import to_line
+from indm.tables.layers import SmoothMLP
 from indm.tables.mixture import best_mixture
-from indm.tables.networks import SmoothMLP
 from indm.tensors import event_sum
 from indm.training import CELLS, Descent, NoiseLevels, course, learning_rate_factor
 from indm.workbench.figures.plots import COLOURS, save_figure, styled
@@ -321,7 +321,7 @@ def trained_flow(place: Place, rows: Rows) -> Flow:
     if not place.flow_rates:
         training = fit.FlowTraining(flow, rows.valid[0])
         batch = lambda i: (x[i], c[i])  # noqa: E731
-        for _ in fit.train(training, batch, len(x), fit.FLOW_BATCH, FLOW_STEPS, math.inf):
+        for _ in race.train(training, batch, len(x), fit.FLOW_BATCH, FLOW_STEPS, math.inf):
             pass
         return training.best
 

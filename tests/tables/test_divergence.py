@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from indm.tables.networks import MaskedMixtureMLP, MixtureMLP
+from indm.tables.masked import MaskedMixtureMLP
+from indm.tables.networks import MixtureMLP
 
 ROWS = 5
 # times the distance of a row of N(0, I)

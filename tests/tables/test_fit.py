@@ -16,8 +16,8 @@ from indm.model import INDM
 from indm.objective import mle_loss
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.tables import fit
-from indm.tables.fit import Training, gradient_square, paired_error, train
+from indm.tables import fit, race, report
+from indm.tables.fit import Training, gradient_square, paired_error
 from indm.tables.networks import MixtureMLP
 from indm.training import CELLS, UNIFORM_SHARE, NoiseLevels
 
@@ -119,7 +119,7 @@ def test_training_follows_the_condition():
     c = torch.rand(2_000, 1, generator=numbers) * 6 - 3
     z = torch.cat([c.sin(), c.cos()], 1) + 0.1 * torch.randn(2_000, 2, generator=numbers)
     training = training_of(z[:500], c[:500])
-    list(train(training, lambda i: (z[500:][i], c[500:][i]), 1_500, 128, 150, float("inf")))
+    list(race.train(training, lambda i: (z[500:][i], c[500:][i]), 1_500, 128, 150, float("inf")))
     assert training.ended == "max_steps" and training.gain()[0] > 0.5
 
 
@@ -131,7 +131,7 @@ def test_it_ends_some_epochs_after_the_last_gain_and_the_batch_grows_before(
     of the rate.
     """
     for name, value in {"CHECK_EVERY": 5, "PATIENCE": 1, "LEAST_STEPS": 20}.items():
-        monkeypatch.setattr(fit, name, value)
+        monkeypatch.setattr(race, name, value)
     z, sizes, rates = torch.randn(rows, 2), [], []
     training = training_of(z[:20], rate=1e-12)
     update = training.update
@@ -142,7 +142,11 @@ def test_it_ends_some_epochs_after_the_last_gain_and_the_batch_grows_before(
         update(batch, factor)
 
     training.update = watched  # type: ignore[method-assign]
-    list(train(training, lambda i: (z[i], torch.zeros(len(i), 0)), rows, 32, 10_000, float("inf")))
+    list(
+        race.train(
+            training, lambda i: (z[i], torch.zeros(len(i), 0)), rows, 32, 10_000, float("inf")
+        )
+    )
     assert training.ended == "plateau"
     assert len(set(sizes)) == 1 + growths and sizes == sorted(sizes)
     assert training.gain()[0] < 1e-3 and rates[-1] < 0.3 < max(rates)
@@ -154,7 +158,7 @@ def test_seconds_end_a_training_at_a_rate_of_zero(monkeypatch):
     z = torch.randn(100, 2)
     training = training_of(z[:20])
     monkeypatch.setattr(training, "update", lambda batch, factor: rates.append(factor))
-    list(train(training, lambda i: (z[i], torch.zeros(len(i), 0)), 100, 32, 10_000, 100.0))
+    list(race.train(training, lambda i: (z[i], torch.zeros(len(i), 0)), 100, 32, 10_000, 100.0))
     assert training.ended == "max_seconds"
     assert rates[-1] < 0.05 and len(rates) == 99
 
@@ -164,7 +168,7 @@ def test_the_better_of_two_trainings_goes_on_after_the_race(steps, monkeypatch):
     """One starts at the truth; the other, from N(0, 4 I) at a tiny rate, stays behind and stops
     with the race.
     """
-    monkeypatch.setattr(fit, "RACE_STEPS", 100)
+    monkeypatch.setattr(race, "RACE_STEPS", 100)
     z = torch.randn(500, 2, generator=torch.Generator().manual_seed(0))
     behind, ahead = training_of(z, rate=1e-12), training_of(z, rate=1e-12)
     for model in (ahead.model, ahead.ema.model, ahead.best):
@@ -173,7 +177,7 @@ def test_the_better_of_two_trainings_goes_on_after_the_race(steps, monkeypatch):
 
     options = 500, 250, min(steps, 200)
     assert (
-        fit.race([behind, ahead], lambda i: (z[i], torch.zeros(len(i), 0)), *options, math.inf)
+        race.race([behind, ahead], lambda i: (z[i], torch.zeros(len(i), 0)), *options, math.inf)
         is ahead
     )
     assert behind.step == 100 and ahead.step == min(steps, 200)
@@ -196,7 +200,7 @@ def test_what_time_ended_says_what_it_gained_late(monkeypatch):
     training.lowest = torch.full((8,), 4.0)
     monkeypatch.setattr(training, "update", update)
     monkeypatch.setattr(training, "validate", lambda: False)
-    for _ in train(training, lambda i: (i,), 8, 4, 100, 1.0):
+    for _ in race.train(training, lambda i: (i,), 8, 4, 100, 1.0):
         pass
     assert training.ended == "max_seconds" and training.late_gain() == (1.5, 0.0)
     training.ended = "plateau"
@@ -224,10 +228,10 @@ def test_a_row_far_from_all_others_does_not_choose_a_state():
 @pytest.mark.parametrize("n", [40, 400])
 def test_the_columns_start_at_the_first_plateau_and_the_rate_falls_at_a_later_one(n, monkeypatch):
     """With few rows the batch cannot grow: the first plateau starts the columns alone."""
-    monkeypatch.setattr(fit, "LEAST_STEPS", 150)
+    monkeypatch.setattr(race, "LEAST_STEPS", 150)
     training = training_of(torch.randn(64, 2), rate=0.0)
     columns, started = training.model.score.backbone.columns, []
-    for _ in train(
+    for _ in race.train(
         training,
         lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)),
         n,
@@ -245,7 +249,7 @@ def test_the_columns_start_at_half_of_the_seconds(monkeypatch):
     clock = itertools.count()
     monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
     training = training_of(torch.randn(64, 2))
-    steps = train(
+    steps = race.train(
         training, lambda i: (torch.randn(len(i), 2), torch.zeros(len(i), 0)), 400, 40, 10_000, 400.0
     )
     off_at = [training.step for _ in steps if training.model.score.backbone.columns.is_off]
@@ -265,7 +269,7 @@ def trained_on_a_ring(rate: float, **options) -> Training:
     held, x = ring(300, 1), ring(2_000, 2)
     model = INDM(Identity(), ScoreModel(MixtureMLP((2,), 1, 16, 1), VPSDE(eps=1e-4)), shape=(2,))
     training = Training(model, held, torch.zeros(300, 0), rate, 0.01, **options)
-    list(train(training, lambda i: (x[i], x[i, :0]), len(x), 32, 400, float("inf")))
+    list(race.train(training, lambda i: (x[i], x[i, :0]), len(x), 32, 400, float("inf")))
     return training
 
 
@@ -309,9 +313,10 @@ def test_a_network_that_has_not_moved_is_not_dead():
 
 
 def test_a_network_that_dies_at_every_rate_is_silenced_and_the_warning_names_the_rates(monkeypatch):
-    monkeypatch.setattr(fit, "REVIVALS", 1)
-    monkeypatch.setattr(fit, "SLOWER", 0.9)
+    for module in (fit, report):
+        monkeypatch.setattr(module, "REVIVALS", 1)
+        monkeypatch.setattr(module, "SLOWER", 0.9)
     training = trained_on_a_ring(0.5)
     assert training.is_silenced and training.revivals == 1
     with pytest.warns(UserWarning, match=r"between 0\.5 and 0\.45"):
-        fit.warn_of_silence([training])
+        report.warn_of_silence([training])

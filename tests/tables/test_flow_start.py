@@ -12,10 +12,11 @@ import torch
 import indm
 from indm import DensityEstimator
 from indm.flows import MaskedFlow
-from indm.tables.estimator import Fitted, Latents
-from indm.tables.fit import FlowTraining, bounds_of, race
+from indm.tables.fit import FlowTraining, bounds_of
 from indm.tables.mixture import Mixture
+from indm.tables.race import race
 from indm.tables.solve import at, latent_log_prob, start_log_prob
+from indm.tables.start import Fitted, Latents, Start
 
 
 def banana(n, seed):
@@ -25,17 +26,23 @@ def banana(n, seed):
     return np.stack([a, a**2 + 0.2 * b], 1), log_prob
 
 
+OPTIONS = {
+    "max_components": 1,
+    "max_steps": 300,
+    "max_seconds": 1e4,
+    "random_state": 0,
+    "progress": False,
+    "flow": True,
+    "n_models": 1,
+    "batch_size": 64,
+}
+START = Start(DensityEstimator(**OPTIONS), np.array([], dtype=int))
+
+
 @pytest.fixture(scope="module")
 def fitted():
     X, _ = banana(2_000, 0)
-    options = {
-        "max_components": 1,
-        "max_steps": 300,
-        "max_seconds": 1e4,
-        "random_state": 0,
-        "progress": False,
-    }
-    return DensityEstimator(flow=True, n_models=1, batch_size=64, **options).fit(X)
+    return DensityEstimator(**OPTIONS).fit(X)
 
 
 def test_a_flow_wins_where_a_gaussian_is_poor_and_the_density_is_right(fitted):
@@ -102,7 +109,7 @@ def test_errors_of_a_race_are_the_bound_of_all_starts(fitted):
     law = Mixture(np.ones(1), np.full((1, 2), 0.1), 1.5 * np.eye(2)[None], 2)
     flow = copy.deepcopy(fitted.models_[0].flow).float()
     data = Latents(fitted.columns_, 2_000, lambda i: (z[i], z[i, :0]), z, z[:, :0], 1, math.inf)
-    (training,) = fitted._trainings(flow, [law], data)
+    (training,) = START.trainings(flow, [law], data)
     torch.testing.assert_close(
         training.start, -start_log_prob(training.model, z), atol=1e-3, rtol=1e-3
     )
@@ -137,8 +144,8 @@ def test_the_network_behind_a_flow_trains_on_what_the_flow_makes(fitted, monkeyp
         seen["variance"] = trainings[0].model.score.backbone.variance
         return trainings[0]
 
-    monkeypatch.setattr(fitted, "_race", raced)
-    fitted._corrected(flowing, data, 0)
+    monkeypatch.setattr(Start, "race", lambda self, *arguments: raced(*arguments))
+    START.corrected(flowing, data, 0)
     torch.testing.assert_close(seen["batch"], 2 * z[:50])
     torch.testing.assert_close(seen["held"], 2 * z[:100])
     assert seen["variance"].numpy() == pytest.approx(4, rel=0.3)
@@ -186,7 +193,7 @@ def test_a_flow_is_compared_with_the_density_of_a_diffusion_and_not_with_its_bou
     z = torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
     law = Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], 2)
     data = Latents(fitted.columns_, 2_000, lambda i: (z[i], z[i, :0]), z, z[:, :0], 1, math.inf)
-    (diffusion,) = fitted._trainings(indm.flows.Identity(), [law], data)
+    (diffusion,) = START.trainings(indm.flows.Identity(), [law], data)
     flowing = FlowTraining(MaskedFlow((2,), depth=1, width=8), z)
     exact = 0.5 * z.square().sum(1) + math.log(2 * math.pi)
     diffusion.lowest, flowing.lowest = exact + 0.3, exact + 0.1

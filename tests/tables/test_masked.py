@@ -9,7 +9,7 @@ from scipy.stats import multivariate_normal, norm
 
 from indm.score import ScoreModel
 from indm.sde.linear import VPSDE
-from indm.tables.networks import MaskedMixtureMLP
+from indm.tables.masked import MaskedMixtureMLP
 
 D, K, SIZES = 4, 3, (2, 3)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from indm import DensityEstimator, JointDensityEstimator, PosteriorEstimator
-from indm.tables import fit
+from indm.tables import report
 from indm.tables.fit import Training
 
 FAST = {"max_steps": 0, "max_components": 1, "random_state": 0}
@@ -162,12 +162,12 @@ def test_columns_of_a_frame_are_taken_by_name():
 
 @pytest.mark.parametrize(("processor", "told"), [(21.0, True), (70.0, False)])
 def test_a_fit_with_little_processor_time_says_so(processor, told, monkeypatch):
-    monkeypatch.setattr(fit.time, "perf_counter", lambda: 1080.0)
-    monkeypatch.setattr(fit.time, "process_time", lambda: 5.0 + processor)
+    monkeypatch.setattr(report.time, "perf_counter", lambda: 1080.0)
+    monkeypatch.setattr(report.time, "process_time", lambda: 5.0 + processor)
     with pytest.warns(
         UserWarning, match="max_seconds ended the fit while it still gained"
     ) as found:
-        fit.warn_of_time((0.5, 0.1), (1000.0, 5.0), stacklevel=2)
+        report.warn_of_time((0.5, 0.1), (1000.0, 5.0), stacklevel=2)
     assert (
         f"Its 80 seconds had {processor:.0f} of processor time" in str(found[0].message)
     ) == told
