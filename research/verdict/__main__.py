@@ -1,10 +1,9 @@
 """The study's commands.
 
-    python -m research.verdict joint    # laws of known density, while nothing else runs; see
-    joint.md
-    python -m research.verdict losses ROOT   # estimators of the bound; costs first, while nothing
-    else runs; losses.md python -m research.verdict silenced HOME   # networks behind flows;
-    silenced.md
+    python -m research.verdict joint           # laws of known density, alone on the machine; joint.md
+    python -m research.verdict losses ROOT     # estimators of the bound, costs first, alone; losses.md
+    python -m research.verdict silenced HOME   # networks behind flows; silenced.md
+    python -m research.verdict lattice HOME    # the lattice field at equal seconds; lattice.md
 
 ``ROOT`` is the folder of ``cifar10.npz`` and ``emoji``, ``HOME`` the one of the real tables. Killed
 and started again, they go on; pays.py and dial.py have commands of their own.
@@ -14,7 +13,7 @@ import sys
 from pathlib import Path
 
 from research.records import made_by
-from research.verdict import joint, losses, silenced
+from research.verdict import joint, lattice, losses, silenced
 
 
 def main() -> None:
@@ -31,6 +30,8 @@ def main() -> None:
             losses.run(job, root)
     elif sys.argv[1:2] == ["silenced"]:
         silenced.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["lattice"]:
+        lattice.main(sys.argv[2:])
     else:
         sys.exit(__doc__)
 
