@@ -1,7 +1,7 @@
 """The study's commands.
 
-    python -m research.verdict joint           # laws of known density, alone on the machine; joint.md
-    python -m research.verdict losses ROOT     # estimators of the bound, costs first, alone; losses.md
+    python -m research.verdict joint           # laws of known density, alone; joint.md
+    python -m research.verdict losses ROOT     # estimators of the bound, alone; losses.md
     python -m research.verdict silenced HOME   # networks behind flows; silenced.md
     python -m research.verdict lattice HOME    # the lattice field at equal seconds; lattice.md
 

@@ -30,7 +30,6 @@ from research.verdict.silenced import (
     FLOW_ROWS,
     ROWS,
     SDE,
-    VALID,
     Bound,
     Joined,
     Loss,
@@ -305,7 +304,7 @@ def rate_of(coupling: float, method: str, rows: Rows) -> float:
         def trial(rate: float = rate) -> Row:
             torch.manual_seed(100)
             density, steps = fitted(method, rate, rows, TRIAL_SECONDS)
-            value = mean_and_error(density.log_prob(rows.valid[0], VALID))
+            value = mean_and_error(density.log_prob(rows.valid[0], len(rows.valid[0])))
             return {"log_q": value, "steps": steps} | made_by(100)
 
         found[rate] = SEARCHED.at(coupling=coupling, method=method, rate=rate).kept(trial)["log_q"][
