@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,21 +20,26 @@ import indm
 from indm import INDM
 from indm.evaluation.weights import Interval
 from indm.files import atomic
-from indm.flows import Compose, CouplingFlow, Flow, Identity
+from indm.flows import Compose, CouplingFlow, Flow
 from indm.nets import Zero
 from indm.score import ScoreModel
 from indm.tables import fit
-from indm.training import course
+from indm.training import DEAD, course, size_and_spread
 from research.records import RECORDS, Records, Row, made_by
 from research.verdict import field
 from research.verdict.silenced import (
+    CHECKS,
+    FALL,
     FLOW_ROWS,
     ROWS,
     SDE,
+    WARMUP,
+    Attempt,
     Bound,
     Joined,
     Loss,
     Rows,
+    Watch,
     bound_loss,
     descent_of,
     field_rows,
@@ -57,6 +63,7 @@ FLOW_RATES, NETWORK_RATE, LATE_RATES = (1e-2, 1e-3), 1e-3, (1e-3, 2e-3)
 FRESH, PAIRS = 768, 32 * 768  # draws for the divergence, and pairs of noises at all of them
 COMPONENTS, ROUNDS = 64, 60  # Gaussians of the mixture, at most, and rounds of its fit
 DRAWS, TARGETS = 1_000, 512  # of a method, and of the field, for the weights
+LOOKED_AT = 256  # rows at which a network is dead or not
 STEPS, SHARE_ROWS = 8, 32  # of the ODE, and rows at a time
 LINEAR, WHITENED, ALONE, AFFINE, SPLINE = (
     "linear",
@@ -175,16 +182,15 @@ Parts = Sequence[tuple[nn.Module, float]]
 # ── Trainings ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def turned(x: Tensor) -> Tensor:
-    """Fields after symmetries of the law: one random shift on the torus and one random sign."""
-    shifts = torch.randint(field.SITES, (2,)).tolist()
-    sign = 2 * int(torch.randint(2, ())) - 1
-    return sign * x.roll(shifts, (-2, -1))
+def turned(loss: Loss, has_signs: bool) -> Loss:
+    """A loss at fields after symmetries of the law: one random shift on the torus, and one random sign."""
 
+    def at_turned(x: Tensor, c: Tensor) -> Tensor:
+        shifts = torch.randint(field.SITES, (2,)).tolist()
+        sign = 2 * int(torch.randint(2, ())) - 1 if has_signs else 1
+        return loss(sign * x.roll(shifts, (-2, -1)), c)
 
-def in_turned(loss: Loss) -> Loss:
-    """A loss at turned rows."""
-    return lambda x, c: loss(turned(x), c)
+    return at_turned
 
 
 def run_down(
@@ -196,8 +202,9 @@ def run_down(
         the steps.
     """
     descent = descent_of(model, parts)
+    at_turned = turned(loss, has_signs=True)
     for share in course(deadline=time.process_time() + seconds, clock=time.process_time):
-        step(descent, in_turned(loss), rows.train, of_step, share)
+        step(descent, at_turned, rows.train, of_step, share)
     model.load_state_dict(descent.ema.model.state_dict())
     return descent.step
 
@@ -212,14 +219,36 @@ def flow_fitted(flow: Flow, rates: Sequence[float], rows: Rows, seconds: float) 
     return sum(steps)
 
 
-def network_fitted(flow: Flow, rate: float, rows: Rows, seconds: float) -> tuple[ScoreModel, int]:
-    """Train a network behind a flow that stays as it is, on latents that are computed once."""
-    score = ScoreModel(field.Torus(), SDE)
-    model = Joined(Identity(), score)
-    latents = Rows(
-        *((mapped(flow, part)[0], part[1]) for part in (rows.train, rows.valid, rows.test))
-    )
-    return score, run_down(model, [(model, rate)], bound_loss(model), latents, seconds, ROWS)
+def network_fitted(
+    flow: Flow, rate: float, rows: Rows, seconds: float
+) -> tuple[ScoreModel, int, float]:
+    """Train a network behind a flow that stays as it is, on latents of the rows and their negatives.
+
+    Where it is dead at one of :data:`CHECKS` looks, a new one begins at a third of the rate.
+
+    Returns:
+        the averaged score, the steps of the last network, and its rate.
+    """
+    x = torch.cat([rows.train[0], -rows.train[0]])
+    latents = mapped(flow, (x, torch.zeros(len(x), 0)))[0], torch.zeros(len(x), 0)
+    looked_at, watch, last = latents[0][:: len(x) // LOOKED_AT], Watch(), 0.0
+
+    def begun(rate: float) -> Attempt:
+        attempt = Attempt(field.Torus(), latents, rate, ROWS)
+        attempt.loss = turned(attempt.loss, has_signs=False)
+        return attempt
+
+    attempt = begun(rate)
+    for share in course(deadline=watch() + seconds, clock=watch):
+        attempt.step(share)
+        if share - last < 1 / CHECKS:
+            continue
+        last = share
+        with watch:
+            _, spread = size_and_spread(attempt.model.score, looked_at)
+        if spread < DEAD and attempt.descent.step > WARMUP and share < 1 - FALL:
+            attempt = begun(attempt.rate / 3)
+    return attempt.descent.ema.model.score, attempt.descent.step, attempt.rate
 
 
 def affine_or_spline(method: str, x: Tensor) -> Flow:
@@ -238,28 +267,36 @@ def scaled(x: Tensor) -> Flow:
     return flow
 
 
-def fitted(method: str, rate: float, rows: Rows, seconds: float) -> tuple[Fitted, int]:
-    """The density that a method finds in its seconds, and its steps."""
+class Found(NamedTuple):
+    """A density, the steps of its training, and the rate of its network at the end."""
+
+    density: Fitted
+    steps: int
+    rate: float | None = None
+
+
+def fitted(method: str, rate: float, rows: Rows, seconds: float) -> Found:
+    """What a method finds in its seconds."""
     x = rows.train[0]
     if method in (LINEAR, WHITENED):
         flow = scaled(x) if method == LINEAR else field.Spectrum().whiten(x)
-        score, steps = network_fitted(flow, rate, rows, seconds)
-        return Fitted(flow, score), steps
+        score, steps, last = network_fitted(flow, rate, rows, seconds)
+        return Found(Fitted(flow, score), steps, last)
     if method in (AFFINE, SPLINE, ALONE):
         flow = field.curve_and_spectrum(x) if method == ALONE else affine_or_spline(method, x)
         rates = FLOW_RATES if method == ALONE else (rate,)
-        return Fitted(flow), flow_fitted(flow, rates, rows, seconds)
+        return Found(Fitted(flow), flow_fitted(flow, rates, rows, seconds))
     if method == FIRST:
         return diffusion_first(rows, seconds)
     flow = field.curve_and_spectrum(x)
     steps = flow_fitted(flow, FLOW_RATES, rows, FLOW_SECONDS)
     if method == MIXTURE:
-        return Fitted(flow, mixture=best_spectra(flow, rows)), steps
-    score, more = network_fitted(flow, NETWORK_RATE, rows, seconds - FLOW_SECONDS)
-    return Fitted(flow, score), steps + more
+        return Found(Fitted(flow, mixture=best_spectra(flow, rows)), steps)
+    score, more, last = network_fitted(flow, NETWORK_RATE, rows, seconds - FLOW_SECONDS)
+    return Found(Fitted(flow, score), steps + more, last)
 
 
-def diffusion_first(rows: Rows, seconds: float) -> tuple[Fitted, int]:
+def diffusion_first(rows: Rows, seconds: float) -> Found:
     """The network behind a whitening; for the second half all, with a curve in front."""
     x = rows.train[0]
     flow = field.curve_and_spectrum(x)
@@ -267,7 +304,7 @@ def diffusion_first(rows: Rows, seconds: float) -> tuple[Fitted, int]:
     steps = run_down(model, [(model.score, 4e-3)], bound_loss(model), rows, seconds / 2, ROWS)
     late = [(model.score, LATE_RATES[0]), (flow, LATE_RATES[1])]
     steps += run_down(model, late, bound_loss(model), rows, seconds / 2, ROWS)
-    return Fitted(flow, model.score), steps
+    return Found(Fitted(flow, model.score), steps)
 
 
 @torch.no_grad()
@@ -303,7 +340,7 @@ def rate_of(coupling: float, method: str, rows: Rows) -> float:
 
         def trial(rate: float = rate) -> Row:
             torch.manual_seed(100)
-            density, steps = fitted(method, rate, rows, TRIAL_SECONDS)
+            density, steps, _ = fitted(method, rate, rows, TRIAL_SECONDS)
             value = mean_and_error(density.log_prob(rows.valid[0], len(rows.valid[0])))
             return {"log_q": value, "steps": steps} | made_by(100)
 
@@ -330,7 +367,7 @@ def run(job: tuple[float, str, int], home: Path) -> None:
     rate = rate_of(coupling, method, rows)
     torch.manual_seed(seed)
     start = time.process_time()
-    density, steps = fitted(method, rate, rows, SECONDS)
+    density, steps, last = fitted(method, rate, rows, SECONDS)
     seconds = time.process_time() - start
     atomic.whole(model_path(*job, home), lambda beside: torch.save(density, beside))
     excess = -field.Field(coupling).action(x) - density.log_prob(x.float(), PAIRS)
@@ -338,6 +375,7 @@ def run(job: tuple[float, str, int], home: Path) -> None:
         "kl": mean_and_error(excess),
         "rate": None if math.isnan(rate) else rate,
         "steps": steps,
+        "last_rate": last,
     }
     if density.mixture is not None:
         row["components"] = len(density.mixture.weight)
@@ -360,7 +398,7 @@ def log_q_of(density: Fitted, x: Tensor, generator: torch.Generator) -> Tensor:
 def drawn(density: Fitted, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Draws with their log q."""
     if density.score is not None:
-        options = {"exact": True, "steps": STEPS, "batch_size": SHARE_ROWS}
+        options: dict[str, Any] = {"exact": True, "steps": STEPS, "batch_size": SHARE_ROWS}
         x, log_q = indm.sample_with_log_prob(density.model, n, generator=generator, **options)
         return x, log_q.double()
     if density.mixture is not None:
@@ -392,16 +430,18 @@ def weigh(coupling: float, method: str, home: Path) -> None:
         target_log_q=at_target,
         progress=False,
     )
+    forward = found.forward
+    assert forward is not None
     excess = -law.action(target.double()) - at_target
     row: Row = {
         "share": shown(found.ess),
-        "forward": shown(found.forward.ess),
+        "forward": shown(forward.ess),
         "log_z": shown(found.log_z),
     }
     row |= {
         "k": found.k,
         "effective": found.effective,
-        "deviation": found.forward.deviation,
+        "deviation": forward.deviation,
     }
     row |= {"kl": mean_and_error(excess), "excess_nats": excess.numpy()}
     cell.add(
