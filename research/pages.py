@@ -68,6 +68,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-silenced-places": lambda: silenced.places_table(of("verdict-silenced-places")),
     "verdict-silenced-rates": lambda: silenced.rates_table(of("verdict-silenced")),
     "verdict-silenced-remedies": lambda: silenced.remedies_table(of("verdict-silenced")),
+    "verdict-silenced-restarts": lambda: silenced.restarts_table(of("verdict-silenced")),
     "verdict-silenced-seeds": lambda: silenced.seeds_table(of("verdict-silenced")),
     "verdict-signals": lambda: signals.markdown(of("verdict-signals")),
     "verdict-signals-family": lambda: signals.family(of("verdict-signals")),

@@ -503,8 +503,10 @@ AFTERWARDS = {  # the winner's restart in batches like those of the estimators, 
     )
     for rate in RATES[:2]
 }
+BOTH = "restart from 0.001, 128 rows"  # as the estimators of tables train
 METHODS = SEARCH | SEARCH_MORE | REMEDIES | AFTERWARDS
 # places at which all remedies are tried
+SPEAKING = ("field 4.5", "field 6.008", "protein")  # where the winner finds something
 REMEDIED = ("field 4.5", "ridges", "magic", "field 6.008", "protein")
 
 
@@ -652,7 +654,8 @@ def jobs() -> Iterator[tuple[str, str, int]]:
     yield ("protein", FIRST, 0)
     yield from ((place, WINNER, seed) for place in SITES for seed in SEEDS[1:])
     yield ("protein", "scaled", 0)
-    yield from ((place, method, 0) for method in AFTERWARDS for place in (*FIELDS, "protein"))
+    yield from ((place, method, 0) for method in AFTERWARDS for place in SPEAKING)
+    yield from ((place, BOTH, seed) for seed in SEEDS[1:] for place in SPEAKING)
 
 
 def run(job: tuple[str, str, int], home: Path) -> None:
@@ -744,6 +747,19 @@ def seeds_table(table: Records) -> str:
             cells += [with_error(*over_seeds(found), ".3f"), len(found)] if found else ["", ""]
         rows.append((name, *cells))
     return in_table("place", WINNER, "seeds", RUNNER_UP, "seeds", rows=rows)
+
+
+def restarts_table(table: Records) -> str:
+    """Kept gains in 128 rows a step, with and without restarts, in nats."""
+    methods = {f"rate {rate:g}, 128 rows": f"{rate:g}" for rate in RATES[:2]}
+    methods |= {name: name.removesuffix(", 128 rows") for name in AFTERWARDS}
+    rows = []
+    for method, title in methods.items():
+        names = ("128 rows", method) if method == "rate 0.004, 128 rows" else (method,)
+        found = [next(filter(None, (found_at(table, place, name) for name in names)), None)
+                 for place in SPEAKING]  # fmt: skip
+        rows.append((title, *map(cell, found)))
+    return in_table("rate", *SPEAKING, rows=rows)
 
 
 def panel(axes: Axes, table: Records, place: str) -> None:
