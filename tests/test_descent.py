@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from indm.training import Descent, course, learning_rate_factor
+from indm.score import ScoreModel
+from indm.sde import VPSDE
+from indm.training import LEVELS, Descent, course, learning_rate_factor, size_and_spread
 
 
 def parts(seed: int = 0) -> nn.ModuleDict:
@@ -116,3 +118,33 @@ def test_an_average_without_decay_is_the_weights():
         )
         pairs = zip(model.parameters(), descent.ema.model.parameters(), strict=True)
         assert all(torch.equal(p, averaged) for p, averaged in pairs)
+
+
+class Echo(nn.Module):
+    """y + 2 at levels between two numbers, and 0 elsewhere."""
+
+    def __init__(self, low: float, high: float):
+        super().__init__()
+        self.low, self.high, self.seen = low, high, set()
+
+    def forward(self, y: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        self.seen.add(level[0].item())
+        return (y + 2) * ((level > self.low) & (level < self.high)).float()[:, None]
+
+
+def test_size_and_spread_are_those_of_the_loudest_noise_level():
+    """Of y + 2 with y = α z + σ n, z and n normal: E‖y + 2‖² = 5 d, and the odd part is σ n."""
+    sde, generator = VPSDE(), torch.Generator().manual_seed(0)
+    z = torch.randn(20_000, 3, generator=generator)
+    loud = Echo(-math.inf, math.inf)
+    size, spread = size_and_spread(ScoreModel(loud, sde), z, generator)
+    assert size == pytest.approx(math.sqrt(15), rel=0.02)
+    assert spread == pytest.approx(math.sqrt(3), rel=0.02), "σ is 1 at the end"
+    assert len(loud.seen) == LEVELS
+    ends = [sde.log_snr(torch.tensor([t], dtype=torch.float64)).item() for t in (sde.eps, 1.0)]
+    spans = [max(values) - min(values) for values in (ends, loud.seen)]
+    assert spans[1] == pytest.approx(spans[0] / 2, rel=0.01), "a level is half of a log SNR"
+    quiet = sorted(loud.seen)[:1]
+    low = Echo(quiet[0] - 0.1, quiet[0] + 0.1)
+    size, spread = size_and_spread(ScoreModel(low, sde), z, generator)
+    assert size == pytest.approx(math.sqrt(15), rel=0.02) and 0 < spread < 0.1

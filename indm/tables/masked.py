@@ -5,7 +5,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from indm.nets.base import Backbone
 from indm.nets.mlp import MLP

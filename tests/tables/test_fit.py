@@ -279,6 +279,10 @@ def dead() -> Training:
     return trained_on_a_ring(0.3, revives=False)
 
 
+def weights(model: torch.nn.Module) -> torch.Tensor:
+    return torch.nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
 def test_a_network_dies_at_a_rate_that_is_far_too_high(dead):
     """Its output is a constant: the same at the noise n and −n, and at all rows."""
     z, level = torch.randn(20, 2), torch.zeros(20)
@@ -296,20 +300,127 @@ def test_a_dead_network_begins_anew_and_finds_most_of_what_the_best_rate_finds(d
     assert recovered.gain()[0] > 0.8 * best
 
 
-def test_what_is_within_the_noise_of_validation_is_left_out(dead):
-    alive = trained_on_a_ring(4e-3)
-    gain = alive.gain()
-    alive.leave_out_unheard()
-    assert alive.gain() == gain and alive.best_step > 0
-    alive.lowest = alive.start - 0.01 * torch.randn(300, generator=torch.Generator().manual_seed(0))
-    alive.leave_out_unheard()
-    assert alive.gain()[0] == 0 and alive.best_step == 0
-    assert alive.best.score.backbone.is_mixture
+@pytest.mark.parametrize(("gain", "is_kept"), [(1.0, True), (0.001, False), (-1.0, False)])
+def test_what_is_within_the_noise_of_validation_is_left_out(gain, is_kept):
+    training = training_of(torch.randn(300, 2))
+    first = weights(training.best)
+    with torch.no_grad():
+        training.best.score.backbone.mlp.output.bias.fill_(1.0)
+    noise = 0.1 * torch.randn(300, generator=torch.Generator().manual_seed(0))
+    training.lowest, training.best_step = training.start - gain - (noise - noise.mean()), 7
+    training.leave_out_unheard()
+    assert (training.best_step, bool((weights(training.best) != first).any())) == (
+        (7, True) if is_kept else (0, False)
+    )
+    assert training.gain()[0] == pytest.approx(gain if is_kept else 0.0, abs=1e-4)
 
 
 def test_a_network_that_has_not_moved_is_not_dead():
     training = trained_on_a_ring(1e-9)
     assert training.spread < fit.DEAD and not training.is_dead and training.revivals == 0
+
+
+def killed(training: Training) -> None:
+    """As if its network had added something, and now were a constant."""
+    training.advance(lambda: training._gradients(torch.randn(8, 2), torch.zeros(8, 0)), 1.0)
+    training.loudest, training.spread = 1.0, 0.0
+
+
+def test_a_dead_network_begins_anew_some_times_each_at_a_third_of_the_rate():
+    training = training_of(torch.randn(64, 2), rate=0.1)
+    first = weights(training.model)
+    for i in range(1, fit.REVIVALS + 1):
+        killed(training)
+        assert (weights(training.model) != first).any() and training.optimizer.state
+        training.revive()
+        assert training.rates == [pytest.approx(0.1 / 3**i)] and training.revivals == i
+        assert (weights(training.model) == first).all()
+        assert (weights(training.ema.model) == first).all()
+        assert training.began == training.step == i and not training.optimizer.state
+        assert training.loudest == 0 and not training.is_silenced
+    killed(training)
+    training.revive()
+    assert training.is_silenced and training.revivals == fit.REVIVALS >= 3
+    assert (weights(training.model) != first).any()
+    training.spread = 1.0
+    training.revive()
+    assert not training.is_silenced
+
+
+def test_a_network_that_is_not_to_be_revived_stays_as_it_is():
+    training = training_of(torch.randn(64, 2), rate=0.1, revives=False)
+    killed(training)
+    training.lowest = training.start - 0.01 * torch.randn(64)
+    lowest = training.lowest
+    training.revive()
+    training.leave_out_unheard()
+    assert training.rates == [0.1] and not training.is_silenced and training.lowest is lowest
+
+
+@pytest.mark.parametrize(
+    ("loudest", "spread", "is_dead"), [(0.02, 1e-5, True), (1e-5, 1e-5, False), (0.02, 0.02, False)]
+)
+def test_dead_is_what_was_heard_and_is_a_constant(loudest, spread, is_dead):
+    training = training_of(torch.randn(8, 2))
+    training.loudest, training.spread = loudest, spread
+    assert training.is_dead == is_dead
+
+
+def test_the_size_and_the_spread_of_a_network_are_those_of_its_loudest_level(monkeypatch):
+    """It adds 3 and −1 at the noises n and −n, in both columns, in the eighth of most noise."""
+    training = training_of(torch.randn(64, 2))
+    latest = training.draws.t.argsort()[-8:]
+    added = torch.zeros(2, 64, 2)
+    added[0, latest], added[1, latest] = 3.0, -1.0
+
+    def errors_of(added):
+        monkeypatch.setattr(
+            fit, "paired_error", lambda *_: (torch.zeros(64), training.unlearned - added)
+        )
+        training._bounds()
+        return training.loudest, training.spread
+
+    assert errors_of(added) == (pytest.approx(math.sqrt(10)), pytest.approx(math.sqrt(8)))
+    assert errors_of(0 * added) == (pytest.approx(math.sqrt(10)), 0.0)
+
+
+def test_a_new_network_begins_at_the_full_rate_after_a_warm_up_of_its_own(monkeypatch):
+    """It is looked at only while the rate is neither rising nor falling."""
+    training, factors, looks = training_of(torch.randn(64, 2)), [], []
+
+    def update(_, factor):
+        factors.append(factor)
+        training.step += 1
+        return False
+
+    def revive():
+        looks.append(factors[-1])
+        if len(looks) == 1:
+            training.restart()
+
+    monkeypatch.setattr(training, "update", update)
+    monkeypatch.setattr(training, "revive", revive)
+    monkeypatch.setattr(training, "validate", lambda: False)
+    list(race.train(training, lambda i: (i,), 800, 8, 500, math.inf))
+    assert set(looks) == {1.0} and len(looks) >= 2
+    restart = training.began
+    assert factors[restart - 1 : restart + 2] == pytest.approx([1.0, 1 / 50, 2 / 50])
+    assert factors[-1] < 0.1
+
+
+@pytest.mark.parametrize("is_silenced", [False, True])
+@pytest.mark.parametrize("gain", [0.0, 1.0])
+def test_a_gain_is_unknown_where_a_silenced_network_found_nothing(is_silenced, gain):
+    training = training_of(torch.randn(64, 2))
+    training.is_silenced, training.lowest = is_silenced, training.start - gain
+    assert report.is_unknown(training) == (is_silenced and not gain)
+
+
+def test_where_nothing_has_been_gained_patience_is_twice_as_long():
+    plateau = race.Plateau(80, 8)
+    last = max(race.PATIENCE * plateau.epoch, race.LEAST_STEPS)
+    assert plateau.is_reached(last, True) and not plateau.is_reached(last, False)
+    assert plateau.is_reached(2 * last, False)
 
 
 def test_a_network_that_dies_at_every_rate_is_silenced_and_the_warning_names_the_rates(monkeypatch):

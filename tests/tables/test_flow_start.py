@@ -12,7 +12,8 @@ import torch
 import indm
 from indm import DensityEstimator
 from indm.flows import MaskedFlow
-from indm.tables.fit import FlowTraining, bounds_of
+from indm.tables import fit
+from indm.tables.fit import FlowTraining, bounds_of, flow_nats
 from indm.tables.mixture import Mixture
 from indm.tables.race import race
 from indm.tables.solve import at, latent_log_prob, start_log_prob
@@ -145,7 +146,10 @@ def test_the_network_behind_a_flow_trains_on_what_the_flow_makes(fitted, monkeyp
         return trainings[0]
 
     monkeypatch.setattr(Start, "race", lambda self, *arguments: raced(*arguments))
-    START.corrected(flowing, data, 0)
+    flowing.lowest = flow_nats(flowing.best, z[:100])
+    _, control = START.corrected(flowing, data, 0)
+    of_gaussian = 2 * (1.5 - math.log(2))  # the divergence of N(0, 4 I) and N(0, I) in two columns
+    assert control[0] == pytest.approx(of_gaussian, abs=4 * control[1]) and control[1] < 0.4
     torch.testing.assert_close(seen["batch"], 2 * z[:50])
     torch.testing.assert_close(seen["held"], 2 * z[:100])
     assert seen["variance"].numpy() == pytest.approx(4, rel=0.3)
@@ -261,3 +265,67 @@ def test_there_is_nothing_to_find_only_where_a_living_network_and_the_mixture_fi
     training = Behind()
     training.is_silenced = silenced
     assert Fitted(None, torch.zeros(2), training, (0.0, 0.0), control).gain == gain
+
+
+@pytest.mark.parametrize(
+    ("rows", "seconds", "revives"), [(2_000, 1e4, True), (40, 1e4, False), (2_000, 5, False)]
+)
+def test_behind_a_flow_the_rate_is_lower_and_the_dead_are_revived_where_there_is_time(
+    fitted, rows, seconds, revives
+):
+    z = torch.randn(50, 2)
+    law = Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], 2)
+    density = copy.deepcopy(fitted).set_params(max_seconds=seconds)
+    data = Latents(density.columns_, rows, lambda i: (z[i], z[i, :0]), z, z[:, :0], 1, math.inf)
+    flows = indm.flows.Identity(), indm.flows.ElementwiseFlow((2,))
+    plain, behind = (density._trainings(flow, [law], data)[0] for flow in flows)
+    assert 0.1 < behind.rates[0] / plain.rates[0] < 0.5
+    assert behind.revives == plain.revives == revives
+
+
+def ring(n, seed):
+    """Points around a circle."""
+    numbers = np.random.default_rng(seed)
+    radius, angle = 1 + 0.1 * numbers.normal(size=n), 2 * np.pi * numbers.uniform(size=n)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1)
+
+
+@pytest.fixture
+def on_a_ring(monkeypatch):
+    """The gain of the network behind a flow that knows nothing, by the rate of the estimator."""
+    race_of = Start.race
+
+    def flow_wins(density, trainings, data, max_steps):
+        flowing = [one for one in trainings if one.kind == "flow"]
+        return flowing[0] if flowing else race_of(density, trainings, data, max_steps)
+
+    monkeypatch.setattr("indm.tables.start.MaskedFlow", indm.flows.ElementwiseFlow)
+    monkeypatch.setattr(Start, "race", flow_wins)
+
+    def gain_at(rate):
+        options = {"max_components": 1, "max_steps": 600, "max_seconds": 1e4, "batch_size": 64}
+        options |= {"width": 16, "depth": 1, "n_models": 1, "random_state": 0, "progress": False}
+        model = DensityEstimator(**options, learning_rate=rate, flow=True).fit(ring(2_500, 0))
+        assert model.starts_ == ["flow"]
+        return model.gains_[0]
+
+    return gain_at
+
+
+@pytest.mark.filterwarnings("ignore:the network found nothing")
+def test_the_default_behind_a_flow_finds_most_of_what_the_best_of_three_rates_finds(on_a_ring):
+    default, high, low = (on_a_ring(rate)[0] for rate in (None, 2e-2, 8e-4))
+    assert default > 0.8 * max(default, high, low) > 0.4
+
+
+@pytest.mark.filterwarnings("ignore:the network found nothing")
+def test_a_network_whose_rate_is_far_too_high_behind_a_flow_recovers(on_a_ring):
+    gain, error = on_a_ring(4.0)
+    assert gain > 0.2 + 2 * error
+
+
+@pytest.mark.filterwarnings("ignore:the network found nothing")
+def test_a_network_that_stays_dead_behind_a_flow_has_an_unknown_gain(on_a_ring, monkeypatch):
+    monkeypatch.setattr(fit, "REVIVALS", 0)
+    with pytest.warns(UserWarning, match="learning_rate"):
+        assert on_a_ring(4.0) is None
