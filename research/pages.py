@@ -17,7 +17,7 @@ from research.posteriors import sbibm
 from research.records import RECORDS, Records
 from research.tables import gaps, real, regression
 from research.translation import answers
-from research.verdict import dial, joint, losses, pays, signals, silenced
+from research.verdict import dial, joint, lattice, losses, pays, signals, silenced
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -65,6 +65,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "weights-coverage": lambda: weights.coverage_table(of("weights").rows()),
     "weights-forward": lambda: weights.forward_table(of("weights").rows()),
     "weights-faults": lambda: weights.fault_table(of("weights-faults").rows()),
+    "verdict-lattice": lambda: lattice.kl_table(of("verdict-lattice")),
+    "verdict-lattice-shares": lambda: lattice.share_table(of("verdict-lattice-shares")),
     "verdict-silenced-places": lambda: silenced.places_table(of("verdict-silenced-places")),
     "verdict-silenced-rates": lambda: silenced.rates_table(of("verdict-silenced")),
     "verdict-silenced-remedies": lambda: silenced.remedies_table(of("verdict-silenced")),

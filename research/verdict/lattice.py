@@ -25,12 +25,15 @@ from indm.nets import Zero
 from indm.score import ScoreModel
 from indm.tables import fit
 from indm.training import DEAD, course, size_and_spread
+from research.lab.seeds import over_seeds
+from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
 from research.verdict import field
 from research.verdict.silenced import (
     CHECKS,
     FALL,
     FLOW_ROWS,
+    PLACES,
     ROWS,
     SDE,
     WARMUP,
@@ -62,7 +65,7 @@ SECONDS, FLOW_SECONDS, TRIAL_SECONDS = (
 FLOW_RATES, NETWORK_RATE, LATE_RATES = (1e-2, 1e-3), 1e-3, (1e-3, 2e-3)
 FRESH, PAIRS = 768, 32 * 768  # draws for the divergence, and pairs of noises at all of them
 COMPONENTS, ROUNDS = 64, 60  # Gaussians of the mixture, at most, and rounds of its fit
-DRAWS, TARGETS = 1_000, 512  # of a method, and of the field, for the weights
+DRAWS, TARGETS = 300, 256  # of a method, and of the field, for the weights
 LOOKED_AT = 256  # rows at which a network is dead or not
 STEPS, SHARE_ROWS = 8, 32  # of the ODE, and rows at a time
 LINEAR, WHITENED, ALONE, AFFINE, SPLINE = (
@@ -79,7 +82,7 @@ TRIALS = {
     AFFINE: (1e-2, 3e-3, 1e-3),
     SPLINE: (1e-2, 3e-3, 1e-3),
 }
-METHODS = (WHITENED, ALONE, MIXTURE, INDM_BEHIND, FIRST, AFFINE, SPLINE, LINEAR)
+METHODS = (ALONE, MIXTURE, INDM_BEHIND, WHITENED, FIRST, AFFINE, SPLINE, LINEAR)
 MAIN = (WHITENED, ALONE, MIXTURE, INDM_BEHIND, FIRST)  # of each seed; the others have seed 0 first
 
 
@@ -461,13 +464,102 @@ def jobs() -> Iterator[tuple[float, str, int]]:
         yield from ((coupling, method, seed) for method in methods for coupling in COUPLINGS)
 
 
+# ── What came out ─────────────────────────────────────────────────────────────────────────────────
+
+
+def log_z_of(coupling: float) -> tuple[float, float]:
+    """log Z and its error, from draws of the flow of silenced.md."""
+    (row,) = PLACES.at(place=f"field {coupling:g}").rows()
+    return tuple(row["log_z"])
+
+
+def excess_of(table: Records, coupling: float, method: str) -> dict[int, np.ndarray]:
+    """log p̃ − log q at the draws of the field, by seed."""
+    rows = table.at(coupling=coupling, method=method).rows()
+    return {row["seed"]: row["excess_nats"].astype(float) for row in rows}
+
+
+def differences(table: Records, coupling: float, method: str) -> list[tuple[float, float]]:
+    """Nats by which the KL of a method is above that of the INDM with the flow first.
+
+    One for each seed that both have, with its error over draws.
+    """
+    ours, theirs = (excess_of(table, coupling, name) for name in (INDM_BEHIND, method))
+    found = []
+    for seed in sorted(ours.keys() & theirs.keys()):
+        off = theirs[seed] - ours[seed]
+        found.append((off.mean(), off.std(ddof=1) / math.sqrt(len(off))))
+    return found
+
+
+def kl_table(table: Records) -> str:
+    """KL of each method in nats, and by how much it is above the INDM with the flow first."""
+    rows = []
+    for method in METHODS:
+        cells: list[object] = []
+        for coupling in COUPLINGS:
+            found = excess_of(table, coupling, method)
+            means = [values.mean() - log_z_of(coupling)[0] for values in found.values()]
+            off = [value for value, _ in differences(table, coupling, method)]
+            draws = max((error for _, error in differences(table, coupling, method)), default=0)
+            if means:
+                over, error = over_seeds(off, 0.0)
+                above = with_error(over, max(error, draws), ".3f") if method != INDM_BEHIND else ""
+                cells += [f"{np.mean(means):.3f}", above, len(means)]
+            else:
+                cells += ["", "", ""]
+        rows.append((method, *cells))
+    titles = (f"λ = {coupling:g}: KL" for coupling in COUPLINGS)
+    columns = [part for title in titles for part in (title, "above the INDM, flow first", "seeds")]
+    return in_table("method", *columns, rows=rows)
+
+
+def interval(cell: Sequence[float | None]) -> str:
+    """A share with its interval; the upper end alone where only that is known."""
+    value, low, high = cell
+    if value is None:
+        return "refused"
+    if not low:
+        return f"at most {high:.2f}"
+    return f"{value:.2f} ({low:.2f} to {high:.2f})"
+
+
+def share_table(table: Records) -> str:
+    """The share of the draws of each method that counts, by its draws and by draws of the field."""
+    rows = []
+    for method in METHODS:
+        cells: list[str] = []
+        for coupling in COUPLINGS:
+            for row in table.at(coupling=coupling, method=method).rows()[:1] or [None]:
+                if row is None:
+                    cells += ["", "", ""]
+                    continue
+                off = row["kl"][0] - log_z_of(coupling)[0]
+                kl = with_error(off, row["kl"][1], ".3f")
+                cells += [interval(row["share"]), interval(row["forward"]), kl]
+        if any(cells):
+            rows.append((method, *cells))
+    columns = [f"λ = {coupling:g}: {name}" for coupling in COUPLINGS
+               for name in ("share", "forward share", "KL by the ODE")]  # fmt: skip
+    return in_table("method", *columns, rows=rows)
+
+
 def main(arguments: Sequence[str]) -> None:
     torch.set_num_threads(1)
     home = Path(arguments[0])
+    if arguments[1:] == ["weights"]:
+        weigh_all(home)
+        return
     for job in jobs():
         run(job, home)
         print(*job, flush=True)
-        if job == (COUPLINGS[-1], MAIN[-1], 1) or job[2] == 2:
-            for method in METHODS:
-                for coupling in COUPLINGS:
-                    weigh(coupling, method, home)
+        if job == (COUPLINGS[-1], MAIN[-1], 0):
+            weigh_all(home)
+    weigh_all(home)
+
+
+def weigh_all(home: Path) -> None:
+    """The weights that have no row yet, of models that are trained."""
+    for method in METHODS:
+        for coupling in COUPLINGS:
+            weigh(coupling, method, home)
