@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from research import pretrained, speed, weights
+from research.data import real_tables
 from research.markdown import in_table, with_tables
 from research.posteriors import sbibm
 from research.records import RECORDS, Records
@@ -49,6 +50,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "multilevel": speed.multilevel,
     "real_tables": lambda seconds, space: real.summary(of("real_tables"), float(seconds), space),
     "real_tables-data": real.listed,
+    "fair-data": lambda: real.listed(tuple(real_tables.UNSEEN)),
     "gaps": lambda measure: gaps.summary(of("gaps", seconds=60.0), of("gaps-published"), measure),
     "regression": lambda seconds: regression.summary(of("regression", seconds=float(seconds))),
     "regression-cells": lambda: regression.cell_table(of("regression", seconds=60.0)),

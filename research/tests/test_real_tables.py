@@ -65,9 +65,9 @@ def test_tables_are_copied_listed_and_checked(tmp_path, monkeypatch, capsys):
         "c": ("uci", "none.txt"),
         "d": ("adbench", "x"),
     }
-    monkeypatch.setattr(real_tables, "TABLES", {name: Table(*pair) for name, pair in names.items()})
+    tables = {name: Table(*pair) for name, pair in names.items()}
     monkeypatch.setattr(real_tables, "LIST", Records(tmp_path / "list.csv"))
-    copy(root, {"uci": place / ".git", "keel": place})
+    copy(root, {"uci": place / ".git", "keel": place}, tables)
     said = [line.partition(":")[0] for line in capsys.readouterr().out.splitlines()]
     assert said == ["a 30 2", "b 30 2", "c is skipped", "d is skipped"]
     np.testing.assert_allclose([load(root, "a"), load(root, "b")], [rows, rows])
