@@ -12,14 +12,12 @@ tables, and then the next seeds with the rate that validated best. Each fit is a
 """
 
 import argparse
-import copy
 import functools
 import importlib.util
 import itertools
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -27,16 +25,15 @@ from unittest import mock
 import numpy as np
 import pandas as pd
 import torch
-import zuko
 from scipy.special import log_ndtr, logsumexp
 from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import KernelDensity
-from torch import Tensor, nn
+from torch import Tensor
 
 from indm import DensityEstimator
-from indm.tables import fit as fitting
 from indm.tables import solve
 from research.data import real_tables
+from research.lab import zuko_flows
 from research.lab.statistics import judged_as_planned
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
@@ -57,11 +54,9 @@ RECORD = "fair_tables.csv"
 SECONDS, SEEDS = 120.0, (0, 1, 2)
 RATES = (3e-3, 1e-2, 3e-2)  # of the flows
 FLOWS: dict[str, tuple[str, dict[str, Any]]] = {
-    "nsf": ("NSF", {"transforms": 3, "bins": 8}),
-    "maf": ("MAF", {"transforms": 5}),
+    "nsf": ("NSF", {"transforms": 3, "bins": 8, "hidden_features": (64, 64)}),
+    "maf": ("MAF", {"transforms": 5, "hidden_features": (64, 64)}),
 }
-LAYERS = (64, 64)  # of each transform
-RESTART = 0.25  # share of the seconds that must be left for another training of a flow
 COMPONENTS = (1, 2, 3, 5, 8, 12, 20, 30, 50, 75, 100, 150, 200)
 FLOORS = (1e-6, 1e-4, 1e-3)  # added to the variances of a mixture, in units of the columns
 WORSE = 2  # numbers of components in a row that validate worse, after which a mixture ends
@@ -74,69 +69,28 @@ Array = np.ndarray
 # ── Rivals ────────────────────────────────────────────────────────────────────────────────────────
 
 
-class OfZuko(nn.Module):
-    """A flow of zuko, called as flows of the package are: z ↦ h and log|det|."""
-
-    def __init__(self, kind: str, columns: int, **options: Any):
-        super().__init__()
-        self.inner = getattr(zuko.flows, kind)(columns, hidden_features=LAYERS, **options)
-
-    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        return self.inner().transform.call_and_ladj(z)
-
-
-@dataclass(eq=False)
-class AtRate(fitting.FlowTraining):
-    """The package's own training of a flow, at another rate."""
-
-    rate: float = fitting.FLOW_RATE
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.rates = [self.rate for _ in self.rates]
-
-
 def flow(
     name: str, rate: float, train: Array, valid: Array, space: Space, seed: int, seconds: float
 ) -> Fitted:
-    """A flow of zuko, trained by the loop that trains the estimator's: averaged weights, a batch
-    that grows at the first plateau of validation, a rate that falls at the next, and the best
-    validated state.
-
-    One that ends at a plateau with seconds left is trained again from other weights; the best by
-    validation is kept.
-    """
-    z, held = (torch.from_numpy(space(rows)).float() for rows in (train, valid))
+    """A flow of zuko at a rate, trained as the estimator's own is."""
     kind, options = FLOWS[name]
-    until, best, runs = time.perf_counter() + seconds, None, 0
-    while runs == 0 or until - time.perf_counter() > RESTART * seconds:
-        torch.manual_seed(seed + 1000 * runs)
-        one = AtRate(OfZuko(kind, z.shape[1], **options), held, rate=rate)
-        steps = fitting.train(
-            one, lambda i: (z[i], z[i, :0]), len(z), fitting.FLOW_BATCH, 10**9, until
-        )
-        for _ in steps:
-            pass
-        best = one if best is None or one.lowest.mean() < best.lowest.mean() else best
-        runs += 1
-    value = -best.lowest.mean().item()
-    if not math.isfinite(value):
+    chosen, setting = zuko_flows.trained(
+        kind, options, pair(space(train)), pair(space(valid)), rate, seed, seconds
+    )
+    if not math.isfinite(setting["valid"]):
         raise Diverged(f"no finite validation in {seconds:g} s at {rate:g}")
-    setting = {
-        "lr": rate,
-        "step": best.best_step,
-        "steps": best.step,
-        "ended": best.ended,
-        "runs": runs,
-        "valid": value,
-    }
-    chosen = copy.deepcopy(best.best)
 
     @torch.no_grad()
     def density(rows: Array) -> Array:
-        return -fitting.flow_nats(chosen, torch.from_numpy(rows).float()).double().numpy()
+        return -chosen.nats(*pair(rows)).double().numpy()
 
     return lambda X: space.log_prob(X, density), setting
+
+
+def pair(rows: Array) -> tuple[Tensor, Tensor]:
+    """Rows as numbers of a flow, and no conditions of them."""
+    z = torch.from_numpy(rows).float()
+    return z, z[:, :0]
 
 
 def mixture(train: Array, valid: Array, space: Space, seed: int, seconds: float) -> Fitted:
@@ -144,7 +98,8 @@ def mixture(train: Array, valid: Array, space: Space, seed: int, seconds: float)
     until two numbers in a row are worse, or the next would end after the seconds.
     """
     z, held = space(train), space(valid)
-    started, best, worse = time.process_time(), (-math.inf, None, {}), 0
+    best: tuple[float, Any, dict[str, Any]] = (-math.inf, None, {})
+    started, worse = time.process_time(), 0
     for k in COMPONENTS:
         began, before = time.process_time(), best[0]
         for floor in FLOORS:
@@ -167,7 +122,8 @@ def forest(train: Array, valid: Array, space: Space, seed: int, seconds: float) 
 
     names = [f"c{i}" for i in range(train.shape[1])]
     frame = pd.DataFrame(space(train), columns=names)
-    held, best = space(valid), (-math.inf, None, {})
+    held = space(valid)
+    best: tuple[float, Any, dict[str, Any]] = (-math.inf, None, {})
     np.random.seed(seed)
     with mock.patch.object(np, "in1d", np.isin, create=True):  # which new versions lack
         for size in LEAVES:
@@ -264,7 +220,7 @@ def own_record(
 
 def jobs(table: Records, seed: int, rates: Sequence[float], methods: Sequence[str]) -> list[Row]:
     """The keys of the fits of a seed: of a flow each rate for the first seed, then the best."""
-    found = []
+    found: list[Row] = []
     for method in methods:
         if method not in FLOWS:
             found.append({"method": method, "rate": None})
