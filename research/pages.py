@@ -16,7 +16,7 @@ from research.data import real_tables
 from research.markdown import in_table, with_tables
 from research.posteriors import sbibm
 from research.records import RECORDS, Records
-from research.tables import gaps, real, regression
+from research.tables import fair, gaps, real, regression
 from research.translation import answers
 from research.verdict import dial, joint, lattice, losses, pays, signals, silenced
 
@@ -51,6 +51,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "real_tables": lambda seconds, space: real.summary(of("real_tables"), float(seconds), space),
     "real_tables-data": real.listed,
     "fair-data": lambda: real.listed(tuple(real_tables.UNSEEN)),
+    "fair": lambda seconds: fair.summary(of("fair_tables", seconds=float(seconds))),
+    "fair-rates": lambda seconds: fair.rates_table(of("fair_tables", seconds=float(seconds))),
     "gaps": lambda measure: gaps.summary(of("gaps", seconds=60.0), of("gaps-published"), measure),
     "regression": lambda seconds: regression.summary(of("regression", seconds=float(seconds))),
     "regression-cells": lambda: regression.cell_table(of("regression", seconds=60.0)),

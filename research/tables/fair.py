@@ -63,6 +63,7 @@ WORSE = 2  # numbers of components in a row that validate worse, after which a m
 BANDWIDTHS = np.geomspace(1, 0.03, 20)
 LEAVES = (5, 20)  # fewest rows of a leaf of ARF
 OWN, START = "indm", "start"
+NEEDED = (OWN, "nsf", "mixture")  # methods without which a seed of a table is not shown
 Array = np.ndarray
 
 
@@ -290,7 +291,7 @@ def nats_of(table: Records) -> dict[str, Array]:
     found: dict[int, dict[str, Row]] = {}
     for row in sorted(table.rows(), key=real.valid_of):
         found.setdefault(row["seed"], {})[row["method"]] = row
-    whole = [rows for _, rows in sorted(found.items()) if {OWN, *FLOWS, "mixture"} <= rows.keys()]
+    whole = [rows for _, rows in sorted(found.items()) if {*NEEDED} <= rows.keys()]
     made = [
         name
         for name in METHODS
