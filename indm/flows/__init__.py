@@ -28,6 +28,7 @@ from indm.flows.coupling import ElementwiseFlow as ElementwiseFlow
 from indm.flows.coupling import InvertibleLinear as InvertibleLinear
 from indm.flows.coupling import SecondHalf as SecondHalf
 from indm.flows.coupling import initialize_actnorms as initialize_actnorms
+from indm.flows.instrument import InstrumentFlow as InstrumentFlow
 from indm.flows.masked import MaskedFlow as MaskedFlow
 from indm.flows.residual import ResidualBlock as ResidualBlock
 from indm.flows.residual import ResidualFlow as ResidualFlow

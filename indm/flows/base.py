@@ -138,6 +138,10 @@ class Flow(Constrained, ABC):
         flow, c = copy.deepcopy(self).to(float64_device(device), torch.float64), rows_of(self)
         return flow if c is None else given(flow, c[rows].to(float64_device(device)))
 
+    def at_bounds(self) -> list[str]:
+        """What to tell of parameters of this flow that stand at a bound, a text each; of none, as a rule."""
+        return []
+
     def check_density(self, purpose: str) -> None:
         """ValueError where this flow, or a flow in it, does not give log|det| of one map, as
         ``purpose`` needs.

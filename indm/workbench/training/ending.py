@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from indm.checks import counted
+from indm.flows import Flow
 from indm.model import count_parameters, reading
 from indm.sampling import centre_prior
 from indm.training import REVIVALS, SLOWER
@@ -82,6 +83,14 @@ def warn_of_silence(trainer: Trainer) -> None:
         "give a lower train.lr or a larger train.batch_size",
         stacklevel=4,
     )
+
+
+def warn_of_bounds(trainer: Trainer) -> None:
+    """Warn of parameters of the flow that stand at a bound, which the data would have moved on."""
+    for part in trainer.ema.model.flow.modules():
+        notes = part.at_bounds() if isinstance(part, Flow) else []
+        for note in notes:
+            warnings.warn(note, stacklevel=4)
 
 
 def parameter_counts(model: Any) -> dict[str, int]:

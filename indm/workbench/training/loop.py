@@ -37,6 +37,7 @@ from indm.workbench.training.ending import (
     parameter_counts,
     save_final,
     summarise,
+    warn_of_bounds,
     warn_of_short_run,
     warn_of_silence,
 )
@@ -175,6 +176,7 @@ def end(
         if not stopped:
             warn_of_short_run(trainer)
         warn_of_silence(trainer)
+        warn_of_bounds(trainer)
     # also in what comes after the last step
     summary.signal_received = trainer.agree(interrupted.is_set())
     return summary
