@@ -190,7 +190,7 @@ def test_training_warns_of_a_frequency_that_the_data_lack(tmp_path):
         "sde": {"name": "vp"},
         "net": {"name": "zero"},
         "data": {"name": "array", "path": str(tmp_path / "signals.npy")},
-        "train": {"steps": 40, "batch_size": 64, "lr": 0.1, "objective": "flow", "warmup": 5},
+        "train": {"steps": 40, "batch_size": 64, "flow_lr": 0.5, "objective": "flow", "warmup": 5},
     }
     with pytest.warns(UserWarning) as warned:
         train(recipe, tmp_path / "run", progress=False)
