@@ -200,15 +200,14 @@ def name_of(kind: str, part: Any) -> str:
 
 
 def _imported(kind: str, place: str) -> Any:
-
     module, _, path = place.partition(":")
     try:
         part = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-            raise ValueError(f"{kind} {place!r} cannot be imported: {error}") from error
-        where = "where Python looks; install it, or add its folder to PYTHONPATH"
-        raise ValueError(f"{kind} {place!r}: there is no module {error.name!r} {where}") from error
+        raise ValueError(
+            f"{kind} {place!r} cannot be imported: {error}; install it, or add its folder to "
+            "PYTHONPATH"
+        ) from error
     for name in path.split("."):
         if not hasattr(part, name):
             public = [known for known in dir(part) if not known.startswith("_")]

@@ -366,11 +366,8 @@ def test_what_needs_one_map_says_so():
         ({"encoder_channels": 0}, "encoder_channels must be at least 1"),
         ({"prior_steps": 0}, "prior_steps must be at least 1"),
         ({"prior_width": 0}, "prior_width must be at least 1"),
-        (
-            {"encoder_activation": "gelu"},
-            "encoder_activation must be one of elu, relu, leaky_relu, got 'gelu'",
-        ),
-        ({"prior_activation": "gelu"}, "prior_activation must be one of"),
+        ({"encoder_activation": "gelu"}, "encoder_activation is no known .* 'elu'"),
+        ({"prior_activation": "gelu"}, "prior_activation is no known"),
         ({"norm": "columns"}, "norm must be 2"),
         ({"width": 0}, "width must be at least 1"),
         ({"coeff": 1.0}, "coeff must be in"),

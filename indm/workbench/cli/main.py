@@ -80,8 +80,6 @@ def parse(arguments: list[str]) -> Common:
     if name in ("-h", "--help", "--version"):
         print(f"indm {indm.__version__}" if name == "--version" else overview())
         raise SystemExit
-    if name.startswith("-"):
-        raise ValueError(f"a command must come before {name}{nearest(name.lstrip('-'), COMMANDS)}")
     kind = command_of(name)
     options, values = take_tables(options, kind.tables)
     command, unknown = tyro.cli(

@@ -275,8 +275,4 @@ def recipe_of_two(
         recipe = recipes.override(
             prepared(recipes.load("translate-folders")), paths | both | changes
         )
-    if "data_b" not in recipe:
-        raise ValueError(
-            f"{sources[0]} has no [data_b]: give two image folders, or a recipe with two data sets"
-        )
     return recipe, "-".join(map(run_name, sources))

@@ -139,14 +139,6 @@ def read_events(path: Path, levels: int | None) -> Tensor:
 
 
 def _read_array(path: Path, key: str | None) -> np.ndarray:
-    if path.is_dir():
-        raise ValueError(
-            f"{path} is a folder: give a .npy, .npz or .csv file; the data set 'folder' reads images"
-        )
-    if path.is_file() and path.suffix.lower() not in (".npy", ".npz"):
-        raise ValueError(
-            f"{path} is not a .npy, .npz, .csv or .parquet file: write it as one of these"
-        )
     names = untrusted.array_names(path)
     if names is None:
         if key is not None:
@@ -154,13 +146,11 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
                 f"{path}: key {key!r} was given, but a .npy file holds one array without a name"
             )
         return untrusted.array(path)
-    if not names:
-        raise ValueError(f"{path} holds no arrays; it must hold an array of the data")
     usual = [name for name in ("samples", "x") if name in names] or names
     if key is None and (len(usual) == 1 or usual is not names):
         key = usual[0]
     if key is None:
-        raise ValueError(f"{path} holds several arrays; pass key= one of {brief(', '.join(names))}")
+        raise ValueError(f"key must be one of the arrays of {path}, {brief(', '.join(names))}")
     if key not in names:
         raise ValueError(f"{path} has no array {key!r}{nearest(key, map(brief, names))}")
     return untrusted.array(path, key)

@@ -278,13 +278,7 @@ def limited(items: Items, limit: int | None) -> Items:
 def counts(n: int, valid: float, test: float) -> dict[str, int]:
     """Fractions of ``n`` as counts of at least one."""
     for name, fraction in (("valid", valid), ("test", test)):
-        require(
-            0 < fraction < 1,
-            name,
-            fraction,
-            "a fraction between 0 and 1 of the data",
-            "a common value is 0.1",
-        )
+        require(0 < fraction < 1, name, fraction, "a fraction between 0 and 1 of the data")
     return {"valid": max(1, round(valid * n)), "test": max(1, round(test * n))}
 
 
@@ -385,13 +379,8 @@ def as_data(
     if c is True:
         rows = second_entries(source, where)
     if isinstance(source, tuple):
-        sets, levels, fingerprint = _divided_before(source, levels, limit, where)
         total = sum(map(len, source))
-        starts = itertools.accumulate(map(len, source), initial=0)
-        parts = {
-            part: start + torch.arange(len(sets[part]))
-            for part, start in zip(SPLITS, starts, strict=False)
-        }
+        sets, parts, levels, fingerprint = _divided_before(source, levels, limit, where)
         sizes = [f"{part} {len(examples)}" for part, examples in sets.items()]
         note = f"divided before: {', '.join(sizes)}"
     else:
@@ -462,22 +451,16 @@ def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Sourc
     if isinstance(source, str | Mapping | IterableDataset) or not hasattr(source, "__getitem__"):
         hint = "; give its .dataset" if hasattr(source, "dataset") else ""
         raise ValueError(f"{where} cannot be a {type(source).__name__}: {wanted}{hint}")
-    if not hasattr(source, "__len__"):
-        raise ValueError(f"{where} must have a length, {type(source).__name__} has none: {wanted}")
-    if not len(source):
-        raise ValueError(f"{where} must have items, got an empty {type(source).__name__}")
     examples = OnDemand(source, levels, where)
     return examples, examples.levels
 
 
 def _divided_before(
     source: tuple, levels: int | None, limit: int | None, where: str | Path
-) -> tuple[dict[str, Source], int | None, str]:
-    """Three splits, how many grey levels they have, and their fingerprint."""
-    if len(source) != len(SPLITS):
-        raise ValueError(
-            f"{where} as a tuple must be three, (train, valid, test), got {len(source)}"
-        )
+) -> tuple[dict[str, Source], dict[str, Tensor], int | None, str]:
+    """Three splits, the indices of their examples, how many grey levels they have, and their
+    fingerprint.
+    """
     sets, kinds = {}, set()
     for part, given in zip(SPLITS, source, strict=True):
         sets[part], found = _examples(given, levels, f"the {part} split of {where}")
@@ -489,7 +472,12 @@ def _divided_before(
         )
     prints = [examples.fingerprint() for examples in sets.values()]
     sets["train"] = sets["train"].select(limited(torch.arange(len(sets["train"])), limit))
-    return sets, found, hashlib.sha256("".join(prints).encode()).hexdigest()
+    starts = itertools.accumulate(map(len, source), initial=0)
+    parts = {
+        part: start + torch.arange(len(sets[part]))
+        for part, start in zip(SPLITS, starts, strict=False)
+    }
+    return sets, parts, found, hashlib.sha256("".join(prints).encode()).hexdigest()
 
 
 # ── By name ───────────────────────────────────────────────────────────────────────────────────────

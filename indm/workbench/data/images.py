@@ -21,7 +21,7 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.checks import counted, nearest, reason, require
+from indm.checks import check_name, counted, reason, require
 from indm.files import check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
@@ -231,8 +231,7 @@ class ImageOptions(DividedLoader):
     def __post_init__(self) -> None:
         height_and_width(self.size)
         require(self.channels in (None, 1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
-        if self.resize not in RESIZE_MODES:
-            raise ValueError(f"unknown resize {self.resize!r}{nearest(self.resize, RESIZE_MODES)}")
+        check_name(self.resize, RESIZE_MODES, "way to resize", "resize")
         colour_of(self.background)
         if self.crop is not True and self.crop is not False:
             check_size(self.crop)

@@ -13,13 +13,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from indm.checks import brief
+from indm.conditions import Condition
 from indm.evaluation.evaluate import evaluate
 from indm.evaluation.measures import NLL, Bound, Measure, SamplerBound, WeightedNLL
 from indm.evaluation.report import Report
 from indm.evaluation.statistics import mean_and_error
 from indm.files import untrusted
 from indm.names import name_of
-from indm.workbench.data.base import SPLITS, stack
+from indm.workbench.data.base import SPLITS, Data, stack
 from indm.workbench.data.images import count_unreadable
 from indm.workbench.evaluation.baselines import baselines
 from indm.workbench.recipes import recipe as recipes
@@ -92,19 +93,7 @@ def _evaluated(
         said = f"the model has learned data with noise of deviation {noise:g} (train.initial_noise), not clean ones"
         warnings.warn(said, stacklevel=2)
     splits = SPLITS if whole else (options.split,)
-    split = "all" if whole else options.split
-    count = sum(len(data.examples(part)) for part in splits)
-    if count < 2:
-        raise ValueError(
-            f"the {split} split of {run} must hold at least 2 examples for standard errors, it holds {count}; "
-            "take another split, or train on more data"
-        )
-    raw = torch.cat([stack(data.examples(part), options.examples) for part in splits])
-    raw = raw[: options.examples]
-    c = None
-    if not model.condition.is_none:
-        c = torch.cat([data.rows(model.condition, part) for part in splits])[: len(raw)]
-    groups = torch.cat([data.groups[part] for part in splits])[: len(raw)] if data.groups else None
+    raw, c, groups = _examples_of(data, splits, options.examples, model.condition)
     found = evaluate(
         model,
         raw,
@@ -118,9 +107,9 @@ def _evaluated(
         progress=progress and main,
         distributed=processes.num_processes > 1,
     )
+    more: dict[str, Any] = {"split": "all" if whole else options.split}
     if not main or found.report.interrupted:
-        return found.report.content() | {"split": split}
-    more: dict[str, Any] = {"split": split}
+        return found.report.content() | more
     nelbo = found.nats["nelbo"]
     if c is not None:
         more["condition"] = name_of("condition", type(model.condition))
@@ -144,6 +133,28 @@ def _evaluated(
     }
     replace(found, nats=nats).save(run, **more)
     return found.report.content() | more
+
+
+def _examples_of(
+    data: Data, splits: Sequence[str], n: int, condition: Condition
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The first ``n`` examples of these splits, their conditions and their groups, if there are any.
+
+    Raises:
+        ValueError: there are fewer than two.
+    """
+    raw = torch.cat([stack(data.examples(part), n) for part in splits])[:n]
+    if len(raw) < 2:
+        raise ValueError(
+            f"evaluate.split must have at least 2 examples for standard errors, {splits} has "
+            f"{len(raw)}; take another split, or train on more data"
+        )
+    c = groups = None
+    if not condition.is_none:
+        c = torch.cat([data.rows(condition, part) for part in splits])[:n]
+    if data.groups:
+        groups = torch.cat([data.groups[part] for part in splits])[:n]
+    return raw, c, groups
 
 
 def measures_of(options: Evaluation) -> list[Measure]:

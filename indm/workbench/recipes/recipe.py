@@ -317,10 +317,6 @@ def literal(value) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        if not value.isascii() and any("\ud800" <= c <= "\udfff" for c in value):
-            raise ValueError(
-                f"{value!r} is not Unicode text, as a recipe must be: rename that file or folder"
-            )
         return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(literal, value))}]"

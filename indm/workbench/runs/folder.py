@@ -125,19 +125,11 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
     """See, before anything is computed, that the result can be written.
 
     Raises:
-        ValueError: ``folder`` is to be made and has the name of a file, or it holds a file of these
-            names already, and it may not be written over.
+        ValueError: it holds a file of these names already, which may not be written over.
         NotADirectoryError: it is a file, or would be in one.
         FileNotFoundError: it is, or would be in, a link to what does not exist.
         PermissionError: nothing can be written into ``folder``, or where it would be made.
     """
-    if (
-        folder.suffix.lower() in (".png", ".npz", ".npy", ".csv", ".json", ".html")
-        and not folder.exists()
-    ):
-        raise ValueError(
-            f"out must be a folder, got {folder}, the name of a file; results have names of their own"
-        )
     check_links(folder)
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
@@ -255,10 +247,7 @@ def run_folder(source: Path) -> Path:
             shutil.copyfile(shipped / file, folder / file)
         print(f"{folder}: the model that comes with indm", file=sys.stderr)
         return folder
-    try:
-        snapshot_download(name, allow_patterns=FETCHED, local_dir=folder)
-    except OSError as error:
-        raise OSError(f"{source} is not a run folder; {error}") from error
+    snapshot_download(name, allow_patterns=FETCHED, local_dir=folder)
     print(f"{folder}: fetched from the hub", file=sys.stderr)
     return folder
 
@@ -290,12 +279,7 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
         if table == own and recipes.missing_paths({"data": own}):
             raise ValueError(f"{error}; give data.path, where they are now") from error
         raise
-    try:
-        check_kind(data, model, "the model has")
-    except ValueError as error:
-        raise ValueError(
-            f"{error} of {table['name']!r}; give other data, such as 'folder' with its path"
-        ) from error
+    check_kind(data, model, "the model has", f"data {table['name']!r}")
     return data
 
 
