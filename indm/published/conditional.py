@@ -289,27 +289,11 @@ class ConditionalResidualFlow(Flow):
         norm = checked_norm(norm)
         encoder_planes = tuple(encoder_planes)
         check_block(width, coeff)
-        is_even = code_dim >= 2 and code_dim % 2 == 0
-        require(is_even, "code_dim", code_dim, "an even number of at least 2")
+        _check_codes(code_dim, encoder_planes, encoder_activation, prior_activation)
         check_counts(
             encoder_channels=encoder_channels, prior_steps=prior_steps, prior_width=prior_width
         )
-        fits = min(encoder_planes, default=0) >= 1
-        require(fits, "encoder_planes", encoder_planes, "the channels of each resolution")
-        check_name(encoder_activation, ENCODER_ACTIVATIONS, "activation", "encoder_activation")
-        check_name(prior_activation, ENCODER_ACTIVATIONS, "activation", "prior_activation")
 
-        def block(event: tuple[int, ...], preactivate: bool) -> ConditionalBlock:
-            return ConditionalBlock(
-                event, width, norm, coeff, preactivate, activation, code_dim=code_dim
-            )
-
-        self.chain = nn.ModuleList(residual_chain(shape, blocks, block, squeeze, actnorm))
-        encoder_shape = (4 * shape[0], shape[1] // 2, shape[2] // 2) if squeeze else shape
-        self.encoder = CodeEncoder(
-            encoder_shape, code_dim, encoder_planes, encoder_channels, encoder_activation
-        )
-        self.prior = CodePrior(code_dim, prior_steps, prior_width, prior_activation)
         self.shape = shape
         self.blocks = blocks
         self.width = width
@@ -325,6 +309,40 @@ class ConditionalResidualFlow(Flow):
         self.prior_activation = prior_activation
         self.prior_steps = prior_steps
         self.prior_width = prior_width
+        self._build()
+
+    def _build(self) -> None:
+        """Build the parts of the arguments, which are attributes by now."""
+
+        def block(event: tuple[int, ...], preactivate: bool) -> ConditionalBlock:
+            return ConditionalBlock(
+                event,
+                self.width,
+                self.norm,
+                self.coeff,
+                preactivate,
+                self.activation,
+                code_dim=self.code_dim,
+            )
+
+        self.chain = nn.ModuleList(
+            residual_chain(self.shape, self.blocks, block, self.squeeze, self.actnorm)
+        )
+        encoder_shape = (
+            (4 * self.shape[0], self.shape[1] // 2, self.shape[2] // 2)
+            if self.squeeze
+            else self.shape
+        )
+        self.encoder = CodeEncoder(
+            encoder_shape,
+            self.code_dim,
+            self.encoder_planes,
+            self.encoder_channels,
+            self.encoder_activation,
+        )
+        self.prior = CodePrior(
+            self.code_dim, self.prior_steps, self.prior_width, self.prior_activation
+        )
 
     def posterior(self, x: Batch) -> tuple[Codes, Codes]:
         """Mean and log-variance of the Gaussian q(u|x), each (B, K)."""
@@ -410,6 +428,18 @@ class ConditionalResidualFlow(Flow):
         noise = tensors.randn_like(mean, generator)
         code = mean + (0.5 * log_variance).exp() * noise
         return code, _normal_log_prob(noise, log_variance) - self.prior.log_prob(code)
+
+
+def _check_codes(
+    code_dim: int, planes: tuple[int, ...], encoder_activation: str, prior_activation: str
+) -> None:
+    """ValueError naming an argument of the codes that is out of range."""
+    is_even = code_dim >= 2 and code_dim % 2 == 0
+    require(is_even, "code_dim", code_dim, "an even number of at least 2")
+    fits = min(planes, default=0) >= 1
+    require(fits, "encoder_planes", planes, "the channels of each resolution")
+    check_name(encoder_activation, ENCODER_ACTIVATIONS, "activation", "encoder_activation")
+    check_name(prior_activation, ENCODER_ACTIVATIONS, "activation", "prior_activation")
 
 
 def _normal_log_prob(noise: Tensor, log_variance: Tensor) -> Tensor:

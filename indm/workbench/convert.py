@@ -100,6 +100,13 @@ def convert(
         "recipe": str(recipe),
         "data": data,
     }
+    _write(out, model, tables, result)
+    return result
+
+
+def _write(out: Path, model: INDM, tables: recipes.AnyTables, result: dict) -> None:
+    """Write the run folder of a converted model."""
+    files = result["files"]
     made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
     # what has no JSON is an error before all writing
     conversion = atomic.json_into(result | {"provenance": made_by})
@@ -108,11 +115,10 @@ def convert(
         kind: {k: v for k, v in table.items() if k != "shape"}
         for kind, table in model.description().items()
     }
-    kept = {name: tables[name] for name in ("train", "evaluate") if name in tables}
-    describe_run(out, recipes.resolve({"data": data} | parts | kept), torch.device("cpu"), notes)
+    kept = {name: tables[name] for name in ("data", "train", "evaluate") if name in tables}
+    describe_run(out, recipes.resolve(parts | kept), torch.device("cpu"), notes)
     model.save(out)
     atomic.whole(out / CONVERSION, conversion)
-    return result
 
 
 def score_of_checkpoint(

@@ -391,17 +391,11 @@ def as_data(
         fingerprint = examples.fingerprint()
         note = describe_split(parts, seed)
     shape = sets["train"].shape
-    if flip and len(shape) != 3:
-        raise ValueError(
-            f"flip must be false for vectors: {where} holds no images but events of shape {shape}"
-        )
+    require(not flip or len(shape) == 3, "flip", flip, f"false for events of shape {shape}")
     scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
     about: dict[str, Any] = {}
     if rows is not None:
-        if len(rows) != total:
-            raise ValueError(
-                f"the conditions of {where} must be {total}, one for each example, got {len(rows)}"
-            )
+        require(len(rows) == total, f"the conditions of {where}", len(rows), f"{total} rows")
         about = condition_fields(rows, parts, where)
     return Data(
         name=name,

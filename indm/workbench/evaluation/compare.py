@@ -58,22 +58,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     blank = ("",) * (len(rows[0]) - 2)
     for name, value in references(results, evaluated[first].report.key).items():
         rows.append((name, *blank[:3], value, *blank[3:]))
-    notes = [
-        f"{unit}, ± one standard error over the examples, with the reconstruction term",
-        f"{results[first]['split']} split; a negative difference is better than {first}",
-    ]
-    notes += [
-        f"{folder}: {line}"
-        for folder, found in evaluated.items()
-        for line in unconverged(found.report)
-    ]
-    if len({found.report.dequantization for found in evaluated.values()}) > 1:
-        notes += [
-            f"dequantization: {found.report.dequantization}: {folder}"
-            for folder, found in evaluated.items()
-        ]
-    sentences = {folder: verdict(result) for folder, result in results.items()}
-    notes += [f"{folder}: {sentence}" for folder, sentence in sentences.items() if sentence]
+    notes = notes_of(results, evaluated, first)
     content = {
         "baseline": str(first),
         "unit": unit,
@@ -97,6 +82,29 @@ def compare(folders: Sequence[Path], out: Path) -> str:
     )
     atomic.text(out / "comparison.html", page(rows, notes, picture.read_bytes()))
     return "\n".join([table(rows), *notes])
+
+
+def notes_of(
+    results: Mapping[Path, dict], evaluated: Mapping[Path, Likelihoods], first: Path
+) -> list[str]:
+    """What the table means, and what is to be known of single runs."""
+    unit = evaluated[first].report.unit
+    notes = [
+        f"{unit}, ± one standard error over the examples, with the reconstruction term",
+        f"{results[first]['split']} split; a negative difference is better than {first}",
+    ]
+    notes += [
+        f"{folder}: {line}"
+        for folder, found in evaluated.items()
+        for line in unconverged(found.report)
+    ]
+    if len({found.report.dequantization for found in evaluated.values()}) > 1:
+        notes += [
+            f"dequantization: {found.report.dequantization}: {folder}"
+            for folder, found in evaluated.items()
+        ]
+    sentences = {folder: verdict(result) for folder, result in results.items()}
+    return notes + [f"{folder}: {sentence}" for folder, sentence in sentences.items() if sentence]
 
 
 def run_rows(evaluated: Mapping[Path, Likelihoods], differences: Differences) -> list[Row]:

@@ -77,21 +77,15 @@ def _evaluated(
     """See :func:`evaluate_run`."""
     processes = PartialState()
     model = open_model(run)
-    own = recipes.absolute(recipe)["data"]
-    table = own
-    if data_table is not None:
-        table = recipes.absolute({"data": fitted_to(model, data_table)})["data"]
     options = replace(recipe.evaluate, **changes)
-    data = data_of(run, model, table)
-    main = processes.is_main_process
-    elsewhere = "path" in table and table["path"] != own.get("path")
-    whole = elsewhere and (table["name"] != own["name"] or bool(trained_on_others(run, data)))
+    data, table, whole = _data_for(run, recipe, model, data_table)
     whole &= "split" not in changes
+    main = processes.is_main_process
     changed = main and not whole and warn_of_other_splits(run, data)
     noise = recipe.train.initial_noise
     if main and noise:
-        said = f"the model has learned data with noise of deviation {noise:g} (train.initial_noise), not clean ones"
-        warnings.warn(said, stacklevel=2)
+        said = f"the model has learned data with noise {noise:g} (train.initial_noise)"
+        warnings.warn(f"{said}, not clean data", stacklevel=2)
     splits = SPLITS if whole else (options.split,)
     raw, c, groups = _examples_of(data, splits, options.examples, model.condition)
     found = evaluate(
@@ -111,10 +105,6 @@ def _evaluated(
     if not main or found.report.interrupted:
         return found.report.content() | more
     nelbo = found.nats["nelbo"]
-    if c is not None:
-        more["condition"] = name_of("condition", type(model.condition))
-        if model.condition.is_class:
-            more["classes"] = per_class(nelbo, c, model.condition.labels, groups)
     fitted = None if whole else data
     if whole:
         with suppress(ValueError, OSError):  # the data of the training may not be at hand
@@ -122,6 +112,7 @@ def _evaluated(
     more["baselines"], of_baselines = baselines(data, fitted, raw, nelbo, options.seed, groups)
     nats = found.nats | {f"baseline_{name}": values for name, values in of_baselines.items()}
     weights = weights_hash(run)
+    more |= _by_condition(nelbo, c, groups, model.condition)
     more |= {
         "unended": is_unended(run),
         "data": table,
@@ -133,6 +124,29 @@ def _evaluated(
     }
     replace(found, nats=nats).save(run, **more)
     return found.report.content() | more
+
+
+def _data_for(
+    run: Path, recipe: Recipe, model: Any, data_table: dict | None
+) -> tuple[Data, dict, bool]:
+    """The data to evaluate on, their table, and whether they are files not trained on."""
+    own = table = recipes.absolute(recipe)["data"]
+    if data_table is not None:
+        table = recipes.absolute({"data": fitted_to(model, data_table)})["data"]
+    data = data_of(run, model, table)
+    elsewhere = "path" in table and table["path"] != own.get("path")
+    is_other = table["name"] != own["name"] or bool(trained_on_others(run, data))
+    return data, table, elsewhere and is_other
+
+
+def _by_condition(nelbo: Tensor, c: Tensor | None, groups: Any, condition: Condition) -> dict:
+    """The name of a condition, and the NELBO of each class, if there are any."""
+    if c is None:
+        return {}
+    named = {"condition": name_of("condition", type(condition))}
+    if not condition.is_class:
+        return named
+    return named | {"classes": per_class(nelbo, c, condition.labels, groups)}
 
 
 def _examples_of(

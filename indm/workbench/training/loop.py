@@ -145,19 +145,24 @@ def train(
         if not resumes and parts.schedule.first == "flow":
             check_start(*example(made.model, parts.batches.data))
         threads = parts.upkeep.threads or torch.get_num_threads()
-        data_of_run = parts.batches.data
         if accelerator.is_main_process:
-            if resumes:
-                warn_of_other_splits(out, data_of_run)
-            record = split_record(data_of_run) | {"threads": threads}
-            describe_run(out, whole, accelerator.device, data_of_run.remarks, record)
-        tell(*data_of_run.remarks, shown=shows)
+            describe(out, whole, made, threads, resumes)
+        tell(*parts.batches.data.remarks, shown=shows)
         log = MetricsLog(made, out, state)
         with costs.on_threads(threads), interruptible() as interrupted:
             if not resumes:
                 saved.save(made, log.state())  # an error now, if the folder cannot be written
             stopped = loop(made, saved, log, interrupted, callbacks, shows)
             return end(made, saved, log, interrupted, stopped)
+
+
+def describe(out: Path, recipe: Recipe, trainer: Trainer, threads: int, resumes: bool) -> None:
+    """Write the recipe and the provenance of a run; warn if a resumed one has other data."""
+    data = trainer.parts.batches.data
+    if resumes:
+        warn_of_other_splits(out, data)
+    record = split_record(data) | {"threads": threads}
+    describe_run(out, recipe, trainer.accelerator.device, data.remarks, record)
 
 
 def end(

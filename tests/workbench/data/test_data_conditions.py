@@ -166,8 +166,8 @@ def test_a_data_set_of_pairs(kind):
     ("c", "message"),
     [
         (np.zeros((N, 2, 2)), "must be a row for each example"),
-        (np.zeros(N - 5), f"must be {N}, one for each example, got {N - 5}"),
-        (np.zeros(N + 1), f"must be {N}, one for each example, got {N + 1}"),
+        (np.zeros(N - 5), f"must be {N} rows, got {N - 5}"),
+        (np.zeros(N + 1), f"must be {N} rows, got {N + 1}"),
         (np.full(N, np.nan), "must be finite: row 0 is not"),
     ],
 )
