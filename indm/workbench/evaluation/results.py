@@ -84,7 +84,7 @@ def _evaluated(
     changed = main and not whole and warn_of_other_splits(run, data)
     noise = recipe.train.initial_noise
     if main and noise:
-        said = f"the model has learned data with noise {noise:g} (train.initial_noise)"
+        said = f"the model has learned data with noise of deviation {noise:g} (train.initial_noise)"
         warnings.warn(f"{said}, not clean data", stacklevel=2)
     splits = SPLITS if whole else (options.split,)
     raw, c, groups = _examples_of(data, splits, options.examples, model.condition)
