@@ -69,6 +69,7 @@ def convert(
     net = tables["net"]
     sde = tables["sde"]
     check_data(**data)
+    require(net["name"] == "ncsnpp", "net.name", net["name"], "ncsnpp, whose checkpoint this is")
     shape = (
         data.get("channels") or 3,
         *height_and_width(data.get("size", SIDES.get(data["name"], 0))),

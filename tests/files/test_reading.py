@@ -33,7 +33,7 @@ from indm.workbench.data.images import read_image
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.devices import peak_memory_mib
 from indm.workbench.runs.folder import read_metrics
-from indm.workbench.training import checkpoints
+from indm.workbench.training.checkpoints import Checkpoints
 
 HUGE = 10**12
 
@@ -293,7 +293,7 @@ def test_pickled_code_is_not_run(tmp_path, monkeypatch, content, zipped):
         pytest.warns(UserWarning, match="is damaged"),
         pytest.raises(FileNotFoundError, match="no intact checkpoint"),
     ):
-        checkpoints.newest(tmp_path)
+        Checkpoints(tmp_path).newest()
     assert not (tmp_path / "run-by-a-pickle").exists()
     torch.load(f"{path}.damaged", weights_only=False)  # as it would have been
     assert (tmp_path / "run-by-a-pickle").exists()
