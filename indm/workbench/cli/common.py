@@ -64,7 +64,7 @@ class Computes(Common):
     """A command that computes with a model."""
 
     device: Annotated[str, arg(metavar="auto|cpu|cuda|cuda:1|mps")] = "auto"
-    """What to compute on; auto is the GPU where there is one."""
+    """What to compute on; auto is the GPU if there is one."""
 
     def computing(self) -> AbstractContextManager[None]:
         if self.device == "auto":

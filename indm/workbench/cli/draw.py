@@ -41,7 +41,7 @@ class DrawsSamples(ShowsProgress):
 class Sample(DrawsSamples):
     """Draw samples of a run: samples.png and samples.npz.
 
-    samples.png is a grid of 256 images at most, or points beside the data; samples.csv has the rows
+    samples.png is a grid of 256 images at most, or points with the data; samples.csv has the rows
     of a table. samples.json says how they were drawn. A model of classes draws a row of each; one
     class by --condition 3, and classes as often as the data have them by -n.
     """
@@ -86,7 +86,7 @@ def test_data(table: dict[str, Any], n: int) -> Any:
     try:
         return stack(load_data(**without_download(table)).test, n).float()
     except ValueError as error:
-        warnings.warn(f"the picture shows no data beside the samples: {error}", stacklevel=2)
+        warnings.warn(f"the picture shows no data with the samples: {error}", stacklevel=2)
         return None
 
 

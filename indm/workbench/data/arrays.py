@@ -96,7 +96,7 @@ def _with_conditions(
     read_csv: Mapping[str, Any] = MappingProxyType({}),
     header: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array of a file, and the conditions that ``c`` names in it or beside it, None without."""
+    """The array of a file, and the conditions that ``c`` names in it or in its folder; None without."""
     if path.suffix.lower() in {*SEPARATORS, *PARQUET}:
         if key is not None:
             raise ValueError(

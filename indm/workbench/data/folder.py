@@ -133,7 +133,7 @@ class Datasets(ImageOptions):
     (where x is "png" and c "cls").
     """
     config: str | None = None
-    """Which of its configurations, where there are several."""
+    """Which of its configurations, if there are several."""
     split: str = "train"
     """Which of its splits; "train+test" takes both."""
     download: bool = True

@@ -46,6 +46,8 @@ def compare(folders: Sequence[Path], out: Path) -> str:
         ValueError: no run, or runs evaluated on different examples.
         FileNotFoundError: a folder that is not a run, or is not evaluated.
     """
+    if not folders:
+        raise ValueError("compare needs a run folder, got none")
     for folder in folders:
         recipe_of(folder)
     results = {folder: read_evaluation(folder) for folder in folders}
@@ -178,7 +180,7 @@ def with_error(mean: float | None, error: float | None, digits: int = 3) -> str:
 
 
 def samples_of(folders: Sequence[Path]) -> plots.Pixels:
-    """Samples of each run side by side, where there are any."""
+    """Samples of each run side by side, if there are any."""
     panels: dict[str, Tensor | str] = {}
     levels = 0
     for folder in folders:

@@ -1,4 +1,4 @@
-"""The evaluation of a run as text: the likelihoods of :func:`indm.evaluate` beside baselines and
+"""The evaluation of a run as text: the likelihoods of :func:`indm.evaluate` with baselines and
 classes.
 """
 

@@ -47,7 +47,7 @@ PLOT_STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
     "errorbar.capsize": 2,
 }
-"""Settings of matplotlib with which all figures are drawn, also those of the tutorials."""
+"""Settings of matplotlib for all figures, the tutorials' included."""
 
 styled = matplotlib.rc_context(PLOT_STYLE)
 """Decorates whatever makes figures."""
@@ -126,7 +126,7 @@ def in_lines(text: str, inches: float) -> str:
 
 @styled
 def scatter(samples: Tensor, reference: Tensor | None, path: Path) -> None:
-    """Samples (N, 2 or more) beside ``reference`` data; alone where there are none."""
+    """Samples (N, 2 or more) with ``reference`` data, if there are any."""
     panels = {"samples": samples} if reference is None else {"data": reference, "samples": samples}
     figure = Figure(figsize=(4 * len(panels), 4))
     drawn = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]

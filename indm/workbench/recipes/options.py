@@ -330,7 +330,7 @@ class Drawing(Checked):
 
 @dataclass(frozen=True, kw_only=True)
 class TranslationOptions(Checked):
-    """Options for translating images, and for the files beside the results."""
+    """Options for translating images, and for the files next to the results."""
 
     method: Literal["flow", "sdedit"] = "flow"
     """With "flow", follow the probability flow of A to noise and that of B back. "sdedit" adds

@@ -33,7 +33,7 @@ CHOSEN = "ACCELERATE_TORCH_DEVICE"
 
 
 def device() -> str:
-    """Where saved models are evaluated: on what was chosen, else on the GPU where there is one."""
+    """Where saved models are evaluated: on the chosen device, else on the GPU if there is one."""
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return os.environ.get(CHOSEN) or ("cpu" if kind is None else kind.type)
 

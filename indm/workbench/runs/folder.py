@@ -125,11 +125,15 @@ def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
     """See, before anything is computed, that the result can be written.
 
     Raises:
-        ValueError: it holds a file of these names already, which may not be written over.
+        ValueError: it would be made under the name of a file, or it holds a file of these names
+            already, which may not be written over.
         NotADirectoryError: it is a file, or would be in one.
         FileNotFoundError: it is, or would be in, a link to what does not exist.
         PermissionError: nothing can be written into ``folder``, or where it would be made.
     """
+    is_file_name = folder.suffix.lower() in (".png", ".npz", ".npy", ".csv", ".json", ".html")
+    if is_file_name and not folder.exists():
+        raise ValueError(f"out must be a folder, got {folder}, the name of a file")
     check_links(folder)
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:

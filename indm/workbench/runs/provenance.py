@@ -25,7 +25,7 @@ RECORD = "versions.json"  # file in the run folder
 def provenance(
     seed: int | None, weights: Mapping[str, str], where: torch.device | None = None
 ) -> dict:
-    """Facts that a result depends on beside its options; they are part of every file of numbers.
+    """Facts that a result depends on, apart from its options; they are part of every file of numbers.
 
     The ``seed`` is None where nothing is random; ``weights`` are the :func:`weights_hash` of each
     run that it was made from.

@@ -50,7 +50,7 @@ class MetricsLog:
             atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def state(self) -> dict[str, Any]:
-        """What the log of a resumed run needs beside its lines. Collective."""
+        """What the log of a resumed run needs next to its lines. Collective."""
         totals = gather_object([{name: total.cpu() for name, total in self.totals.items()}])
         return {"totals": totals, "skipped": self.skipped, "validation": self.validation}
 

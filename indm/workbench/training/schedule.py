@@ -14,7 +14,7 @@ ROUNDING_OF_SHARES = 1e-9  # tolerance of a share, in intervals: three tenths of
 
 @dataclass
 class Place:
-    """How far a run is, beside its steps; a checkpoint keeps it."""
+    """How far a run is, apart from its steps; a checkpoint keeps it."""
 
     seconds: float = 0.0
     opening: bool = False  # until flow and score are trained together

@@ -133,7 +133,7 @@ class Trainer(Descent):
         return terms
 
     def step_arguments(self) -> dict[str, Any]:
-        """The arguments of the coming step beside its batches, drawn once for all of them."""
+        """The arguments of the coming step next to its batches, drawn once for all of them."""
         arguments: dict[str, Any] = {"flow_use": self.schedule.flow_use(self.step)}
         if arguments["flow_use"] is FlowUse.ALONE:
             return arguments
