@@ -38,8 +38,8 @@ class Components(NamedTuple):
         return self.log_joint().logsumexp(1) - self.log_weight.logsumexp(1) - constant
 
     def gate(self) -> PerSample:
-        """The share of what is learned that counts, (B,): 1 near the mixture, and 0 from √d +
-        :data:`FAR` deviations from each component on, with noise of variance :data:`BLUR`. Nothing
+        """The share of what is learned that counts, (B,): 1 near the mixture, and 0 beyond √d +
+        :data:`FAR` deviations from each component, with noise of variance :data:`BLUR`. Nothing
         is trained so far away, where slopes of the MLPs would grow.
         """
         closed, _, _ = self._closed()

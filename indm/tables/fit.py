@@ -66,8 +66,7 @@ class Validated(Descent, ABC):
 
     Args:
         held: latents (m, d) on which it is validated.
-        groups: rows of ``held`` that are one row of the table in other noise stand together, this
-            many.
+        groups: how many neighbouring rows of ``held`` are one row of the table in different noise.
 
     Subclasses have the errors of the average at the validation rows, nats (m,), and the gradients
     of a batch.
@@ -112,9 +111,7 @@ class Validated(Descent, ABC):
         return True
 
     def is_lower(self, errors: Tensor, others: Tensor) -> bool:
-        """Whether errors at the validation rows are lower than others; a row far from the rest does
-        not decide it.
-        """
+        """Whether errors at the validation rows are lower than others; no single far row decides it."""
         return bool(bounded((others - errors).numpy(), self.groups).mean() > 0)
 
     def gain(self, start: Tensor | None = None, end: Tensor | None = None) -> tuple[float, float]:
@@ -158,7 +155,6 @@ class Validated(Descent, ABC):
         self.ema.model.load_state_dict(self.best.state_dict())
 
 
-@dataclass(eq=False)
 class FlowTraining(Validated):
     """A flow of latents in training by its own likelihood, with N(0, I) behind it.
 
@@ -167,21 +163,16 @@ class FlowTraining(Validated):
         held, groups: as in :class:`Validated`.
     """
 
-    flow: Flow
-    held: Tensor
-    groups: int = 1
     kind = "flow"
     own_batch = FLOW_BATCH
     share = FLOW_SHARE
 
-    def __post_init__(self):
-        group = {"name": "flow", "params": list(self.flow.parameters()), "weight_decay": FLOW_DECAY}
-        super().__init__(
-            self.flow,
-            torch.optim.AdamW([group], FLOW_RATE, BETAS, fused=True),
-            EMA_DECAY,
-            FLOW_CLIP,
-        )
+    def __init__(self, flow: Flow, held: Tensor, groups: int = 1):
+        group = {"name": "flow", "params": list(flow.parameters()), "weight_decay": FLOW_DECAY}
+        optimizer = torch.optim.AdamW([group], FLOW_RATE, BETAS, fused=True)
+        super().__init__(flow, optimizer, EMA_DECAY, FLOW_CLIP)
+        self.held = held
+        self.groups = groups
         self.begin()
 
     @torch.no_grad()
@@ -220,7 +211,6 @@ class HeldDraws:
     question: Tensor
 
 
-@dataclass(eq=False)
 class Training(Validated):
     """A diffusion model of latents in training.
 
@@ -235,42 +225,41 @@ class Training(Validated):
         alone: share of the seconds, at most, in which the MLP of all columns trains alone.
         revives: whether a network that is dead begins anew at a lower rate.
 
-    Where the target is nearly all noise, as behind a good flow, and the rate is too high, a network
-    dies: its output becomes a constant, its hidden layers have no gradients any more, and it stays
-    so at every rate. ``spread`` is half of the change of the output when the noise changes its
-    sign, the root mean square at the noise level where it is largest. Of a dead network it is 0.
+    A network can die if its target is nearly all noise, like behind a good flow, and its rate is too
+    high: its output becomes a constant, its hidden layers get no gradients any more, and no rate
+    revives it. ``spread`` is half of the change of the output when the noise changes its sign, as a
+    root mean square at the noise level where that is largest. It is 0 for a dead network.
     """
 
-    model: INDM
-    held: Tensor
-    c_held: Tensor
-    learning_rate: float
-    weight_decay: float
-    groups: int = 1
-    base: Tensor | None = None
-    alone: float = ALONE[0]
-    revives: bool = True
-
-    def __post_init__(self):
-        group = {
-            "name": "model",
-            "params": list(self.model.parameters()),
-            "weight_decay": self.weight_decay,
-        }
-        super().__init__(
-            self.model,
-            torch.optim.AdamW([group], self.learning_rate, BETAS, fused=True),
-            EMA_DECAY,
-            CLIP,
-        )
-        self.clock = NoiseLevels(self.model.sde)
+    def __init__(
+        self,
+        model: INDM,
+        held: Tensor,
+        c_held: Tensor,
+        learning_rate: float,
+        weight_decay: float,
+        groups: int = 1,
+        base: Tensor | None = None,
+        alone: float = ALONE[0],
+        revives: bool = True,
+    ):
+        group = {"name": "model", "params": list(model.parameters()), "weight_decay": weight_decay}
+        optimizer = torch.optim.AdamW([group], learning_rate, BETAS, fused=True)
+        super().__init__(model, optimizer, EMA_DECAY, CLIP)
+        self.held = held
+        self.c_held = c_held
+        self.groups = groups
+        self.alone = alone
+        self.revives = revives
+        self.clock = NoiseLevels(model.sde)
         self._switch_columns(is_off=True)
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
-        self.draws, self.unlearned = self._held_draws(), None
+        self.draws = self._held_draws()
+        self.unlearned: Tensor | None = None
         self.loudest = 0.0
         self.revivals = 0
         self.first = copy.deepcopy(self.model.state_dict())
-        self.offset = torch.zeros(()) if self.base is None else self.base - self._bounds()
+        self.offset = torch.zeros(()) if base is None else base - self._bounds()
         self.begin()
 
     @property
@@ -352,7 +341,7 @@ class Training(Validated):
         self._denoising(self.model, z, c).backward()
         return {}
 
-    def _denoising(self, model: INDM, z: Tensor, c: Tensor, mask: Tensor | float = 1.0) -> Tensor:
+    def _denoising(self, model: Any, z: Tensor, c: Tensor, mask: Tensor | float = 1.0) -> Tensor:
         """The bound of −log p(z|c) by ``model``, up to a constant, for each column; noise is only
         where ``mask`` is 1.
         """
@@ -370,8 +359,8 @@ class Training(Validated):
     def start_columns(self) -> bool:
         """Train the MLP of single columns from here on, too; whether it was off.
 
-        It soon learns what a column adds by itself. The MLP of all columns, which learns from the
-        same errors, may then stay where it starts, at zero; so it has some time alone.
+        It soon learns what a column adds by itself. The MLP of all columns learns from the same
+        errors and may then stay at zero, where it starts. So that one first trains alone.
         """
         was_off = self.model.score.backbone.columns.is_off
         self._switch_columns(is_off=False)

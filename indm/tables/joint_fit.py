@@ -3,7 +3,7 @@
 import math
 import time
 import warnings
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -175,14 +175,15 @@ class JointFit:
         return chosen, self._posed(*masks, x[chosen], codes[chosen])
 
 
-@dataclass(eq=False)
 class JointTraining(fitting.Training):
     """A training of a :class:`MaskedMixtureMLP` on questions of all kinds; ``questions`` and
     ``one_hot`` are of ``held``.
     """
 
-    questions: Questions = field(kw_only=True)
-    one_hot: Tensor = field(kw_only=True)
+    def __init__(self, *args: Any, questions: Questions, one_hot: Tensor):
+        self.questions = questions
+        self.one_hot = one_hot
+        super().__init__(*args)
 
     def _held_draws(self) -> fitting.HeldDraws:
         asked, given, index = self.questions.masks()

@@ -152,10 +152,9 @@ def best_of(
 ) -> Law:
     """The law of the best validation among those that can be fitted before ``until``, and ``best``.
 
-    Where there is no ``best``, the first one is fitted in any case.
-
-    ``fit`` makes the law of each number of components and floor of the ``ladder``. ``validation``
-    are the arguments of its ``log_prob``, in which each row of the table stands ``draws`` times.
+    Without a ``best``, the first is fitted in any case. ``fit`` makes the law for a number of
+    components and a floor of the ``ladder``. ``validation`` are the arguments of its ``log_prob``,
+    with each row of the table ``draws`` times.
     """
     if best is None:
         best, ladder = fit(*ladder[0]), ladder[1:]
@@ -170,9 +169,8 @@ def best_of(
 
 
 def bounded(gains: Array, draws: int = 1) -> Array:
-    """The gains of rows, nats, the mean of ``draws`` each, as if they were at most
-    :data:`MOST_GAIN` up or down: a row far from all others then decides next to nothing, but the
-    tails count.
+    """Gains of rows, nats, each the mean of ``draws``, clipped to ±:data:`MOST_GAIN`: the tails count,
+    but a row far from all others decides next to nothing.
     """
     return gains.reshape(-1, draws).mean(1).clip(-MOST_GAIN, MOST_GAIN)
 

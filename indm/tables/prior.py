@@ -17,8 +17,8 @@ Array = np.ndarray
 class Prior:
     """A law of d parameters θ, whose support is a box or the image of all vectors under a map.
 
-    Below, *numbers* are θ where the support is a box. Else they are the vectors that the support's
-    map of torch takes to θ, such as stick-breaking for a simplex; and where torch has none, θ
+    Below, *numbers* are θ if the support is a box. Otherwise they are the vectors that torch's map
+    of the support takes to θ, like stick-breaking for a simplex. If torch has no map, they are θ
     without bounds.
 
     Args:
@@ -85,8 +85,8 @@ class Prior:
         return found.reshape(len(found), -1).sum(1)
 
     def within(self, theta: Array) -> Array:
-        """``theta`` (n, d) with what rounding put on an end of the box, or just outside of it,
-        inside.
+        """``theta`` (n, d) with values that rounding put on an end of the box or just outside
+        moved inside.
         """
         with np.errstate(invalid="ignore"):
             width = np.where(np.isfinite(self.high - self.low), self.high - self.low, 0)

@@ -75,8 +75,7 @@ class Plateau:
 def train(
     training: Validated, rows: Rows, n: int, batch_size: int, max_steps: int, deadline: float
 ) -> Iterator[None]:
-    """Train on ``rows`` of n until validation no longer improves; stop at each validation, to go on
-    when asked.
+    """Train on ``rows`` of n until validation no longer improves, yielding at each validation.
 
     At the first :class:`Plateau` the MLP of single columns starts, too. The rate also falls when
     the seconds are nearly over. ``training.ended`` says what ended it.
@@ -128,9 +127,9 @@ def race(
     """:func:`train` several in turn, the worst pausing after each round, and the best to its end;
     the best of them all.
 
-    Where it ends at a plateau, the best of another kind has the rest of the time, but without the
-    lead not the last part of it. Between two kinds exact densities decide. An interrupt ends the
-    race, and the best so far is kept.
+    If the best ends at a plateau, the best of another kind gets the rest of the time, and the last
+    part of it only if it leads by then. Exact densities decide between two kinds. An interrupt ends
+    the race and keeps the best so far.
     """
     now = time.perf_counter()
     seconds = deadline - now

@@ -53,7 +53,7 @@ def averaged(log_densities: Iterable[Tensor]) -> Tensor:
 
 
 def bar_of(total: int, text: str, shown: bool, unit: str = "row") -> tqdm:
-    """A bar that shows itself where the call lasts, with the time left by the rows that are done."""
+    """A bar of rows with the time left, which appears only if the call lasts."""
     options: dict[str, Any] = {"delay": DELAY, "miniters": 1, "leave": False}
     return tqdm(total=total, desc=text, unit=unit, disable=not shown, **options)
 
@@ -69,10 +69,10 @@ def integrated(
     """log of the integral over the noise of ``k`` whole numbers in each of ``n`` rows, (n,), by
     which ``bar`` moves.
 
-    ``log_density`` takes indices of rows and points of the noise (m, k), and has a value for each
-    of both. For one or two whole numbers the points are as many as the integral needs. For more,
-    and where that does not converge, it is the mean over the noise of the log, a lower bound. The
-    first batch of rows is small, so that the bar soon moves.
+    ``log_density`` takes indices of rows and points of the noise (m, k), and returns a value for
+    each pair of them. For one or two whole numbers there are as many points as the integral needs.
+    For more, or if that does not converge, the result is the mean of the log over the noise, a
+    lower bound. The first batch of rows is small, so that the bar soon moves.
     """
     found, rules = np.zeros(n), list(_noise_rules(k, draws))
     # two rules are enough for most rows
@@ -124,15 +124,15 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     """log p of the probability flow at rows of latents, to ``tol``, and an estimate of the error,
     nats (B,).
 
-    It is solved in single precision, whose rounding is a part of the estimate, but in double where
-    |log p| is so large that rounding counts. Where the network adds nothing, it is the mixture's in
-    closed form. The ODE's differs from that by what is left of the mixture at T: some 0.01 nats for
-    usual rows.
+    The ODE is solved in single precision, and the estimate includes its rounding. Rows whose
+    |log p| is so large that rounding counts are solved in double precision. If the network adds
+    nothing, log p is the mixture's, in closed form; the ODE's differs from it by what is left of
+    the mixture at T, some 0.01 nats for usual rows.
 
     Rows so far from the mixture that nothing learned counts
-    (:meth:`~indm.tables.networks.Components.gate`) have its density, too. It has a mass below
-    exp(−FAR²/2) = 2e-22 there. A row that cannot be solved in double precision either has the
-    mixture's density, and an infinite error.
+    (:meth:`~indm.tables.components.Components.gate`) have the mixture's density, too, whose mass
+    there is below exp(−FAR²/2) = 2e-22. So does a row that even double precision cannot solve; its
+    error is infinite.
     """
     require(tol > 0, "tol", tol, "positive")
     with torch.no_grad():
@@ -162,8 +162,8 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
 
 
 def log_prob_in_steps(model: nn.Module, z: Tensor, steps: int) -> Tensor:
-    """log p of latents (B,), with gradients: by the ODE in so many equal steps, or in closed form
-    where the network adds nothing.
+    """log p of latents (B,), with gradients, by the ODE in so many equal steps; in closed form if the
+    network adds nothing.
     """
     if model.score.backbone.is_mixture:
         h, log_det = model.flow(z)

@@ -1,5 +1,5 @@
-"""Numbers that summarise an observation of any shape, by a network that is trained on the
-posterior's own bound.
+"""Numbers that summarise an observation of any shape, by a network trained on the posterior's own
+bound.
 """
 
 import copy
@@ -29,8 +29,8 @@ EMBEDDED_AT_ONCE = 1_024
 
 
 class Embedded(Numbers):
-    """An observation of any shape, standardised along its first axis, that networks see through an
-    embedding, and a one.
+    """An observation of any shape, standardised along its first axis; networks see the output of an
+    embedding and a one.
     """
 
     def __init__(self, embedding: nn.Module, x: Tensor):

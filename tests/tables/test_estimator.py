@@ -645,13 +645,13 @@ def test_conditions_are_routed_pickled_and_checked(moons, coarse):
         ),
         (
             lambda: model.score_samples(X, c[:7]),
-            r"\(7,1\) and requested shape \(60,1\)",
+            r"\(7,1\) +and requested shape \(60,1\)",
         ),
         (
             lambda: model.score_samples(X, c[:59, 0]),
-            r"\(59,1\) and requested shape \(60,1\)",
+            r"\(59,1\) +and requested shape \(60,1\)",
         ),
-        (lambda: model.sample(60, c=c[:59, 0]), r"\(59,1\) and requested shape \(60,1\)"),
+        (lambda: model.sample(60, c=c[:59, 0]), r"\(59,1\) +and requested shape \(60,1\)"),
         (lambda: model.score_samples(X, np.c_[c, c]), "c must have 1 columns, as in fit, got 2"),
         (lambda: DensityEstimator(**SMALL).fit(X, c=np.full((60, 1), np.nan)), "c contains NaN"),
     ):
