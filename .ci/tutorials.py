@@ -13,7 +13,16 @@ from nbclient import NotebookClient
 from research.pretrained import in_few_colours
 
 FOLDER = Path(__file__).parents[1] / "docs" / "tutorials"
-NAMES = ("likelihood", "from-scratch", "tables", "images", "classes", "translation", "diffusion")
+NAMES = (
+    "likelihood",
+    "from-scratch",
+    "tables",
+    "simulator",
+    "images",
+    "classes",
+    "translation",
+    "diffusion",
+)
 SHORT = {  # the constants of a short run
     "STEPS": 4,
     "TABLE_STEPS": 2,

@@ -1,5 +1,4 @@
-"""The pictures of docs/likelihood.md: its three numbers as a drawing, and stated and true errors
-from records.
+"""The picture of docs/likelihood.md: stated and true errors, from records.
 
     python -m research.likelihood_figures
 
@@ -9,7 +8,6 @@ under learned noise, of the flow whose bound of most draws is lowest (discrete_l
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -65,39 +63,8 @@ def bounds(axes: Axes) -> None:
     axes.invert_yaxis()
 
 
-def numbers(axes: Axes) -> None:
-    """Bounds above the values of −log p that they bound, which differ between the SDE and the ODE."""
-    for left, right, truth, name in (
-        (-0.4, 2.4, 1.0, "SDE"),
-        (3.2, 8, 1.6, "probability-flow ODE"),
-    ):
-        axes.plot([left, right], [truth, truth], color=DATA_COLOUR)
-        axes.text(
-            (left + right) / 2, truth - 0.1, f"−log-likelihood of the {name}", ha="center", va="top"
-        )
-    for x, y, truth, colour, name in (
-        (1, 3.4, 1.0, NELBO, "NELBO"),
-        (4, 3.0, 1.6, NLL, "NLL (ODE)"),
-    ):
-        axes.annotate("", (x, truth), (x, y), arrowprops={"arrowstyle": "->", "color": "0.6"})
-        axes.plot(x, y, "o", color=colour, markersize=10)
-        axes.text(x + 0.2, y + 0.1, name)
-    fall = np.arange(6)  # log2 of the draws K; the height is a drawing, not a measurement
-    axes.plot(4 + 0.75 * fall, 1.7 + 1.3 / 1.7**fall, "o-", color=WEIGHTED, zorder=1)
-    for k in fall[1:]:
-        axes.text(4.1 + 0.75 * k, 1.8 + 1.3 / 1.7**k, f"K = {2**k}", color="0.3", size="small")
-    axes.text(5.6, 2.65, "IW-NLL, K draws")
-    axes.set(
-        xlim=(-0.6, 8.4), ylim=(0.6, 3.8), xticks=(), yticks=(), ylabel="bits/dim:\nlower is better"
-    )
-    axes.spines["bottom"].set_visible(False)
-
-
 @styled
 def main() -> None:
-    drawing = Figure(figsize=(7.5, 3))
-    numbers(drawing.subplots())
-    save_figure(drawing, FIGURES / "numbers.png")
     figure = Figure(figsize=(9, 3.6))
     left, right = figure.subplots(1, 2)
     solver(left)

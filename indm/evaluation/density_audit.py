@@ -119,7 +119,7 @@ def audit(
     r"""Check a density of any library, given as functions of arrays, and say which checks it fails.
 
     ``sample`` finds most faults: without draws of p, the normalized density of a wrong column looks
-    right. docs/foreign.md says when each check fails.
+    right. docs/audit.md says when each check fails.
 
     Args:
         log_prob: log p of (B, *event), nats, (B,). It gets tensors or NumPy arrays, in the dtype of

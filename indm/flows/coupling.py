@@ -389,7 +389,7 @@ class CouplingFlow(Compose):
             reach from −1 to 1, and 4 for vectors, which are standardised.
         max_log_scale: bound of the affine log-scales; inf leaves them free.
         start: of the 1×1 convolutions. With "identity" the whole flow starts at the identity, which
-            suits a diffusion best (docs/parts.md); "rotation" is Glow's.
+            suits a diffusion best (docs/choosing.md); "rotation" is Glow's.
         condition: (features,) that the conditioners see of a condition; () for none.
 
     Example: of images, at two scales; it starts at the identity.

@@ -18,7 +18,7 @@ from indm.names import find, name_of
 from indm.scaling import Scaling
 
 OF_DIFFUSERS = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
-# How each scheduler of diffusers is read; docs/foreign.md has this table in words. All others are
+# How each scheduler of diffusers is read; docs/adapters.md has this table in words. All others are
 # refused by name.
 SCHEDULERS = {
     "steps": (
@@ -137,7 +137,7 @@ def from_diffusers(
 
     Args:
         unet: network(x, timestep) of pixels, such as ``pipeline.unet`` of a ``DDPMPipeline``.
-        scheduler: one of the table in docs/foreign.md, by name, or any object with
+        scheduler: one of the table in docs/adapters.md, by name, or any object with
             ``alphas_cumprod``. ``clip_sample`` and ``shift`` play no part in the likelihood.
         shape: event shape; by default (in_channels, sample_size, sample_size) of the network's
             config.
@@ -244,7 +244,7 @@ def _kind_of(scheduler: Any) -> str:
         else "use from_denoiser"
     )
     raise ValueError(
-        f"scheduler must be one of the table in docs/foreign.md, got {type(scheduler).__name__}: {why}"
+        f"scheduler must be one of the table in docs/adapters.md, got {type(scheduler).__name__}: {why}"
     )
 
 
@@ -327,7 +327,7 @@ def from_torchcfm(
         shape: event shape.
         sigma: of the ``ConditionalFlowMatcher``: x_t = t x_1 + (1 − t) x_0 + σ e. One by optimal
             transport couples noise and data: its ODE holds, and nothing that needs E[n|x], see
-            docs/foreign.md.
+            docs/adapters.md.
         **options: ``scaling``, as of :func:`indm.from_diffusers`, ``eps`` (1 is at the data), and
             ``condition``: :class:`indm.Classes`, of a network with ``num_classes``.
 
