@@ -11,7 +11,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from research import pretrained, speed, weights
+from research import doors, pretrained, speed, weights
 from research.data import real_tables
 from research.markdown import in_table, with_tables
 from research.posteriors import sbibm
@@ -22,7 +22,8 @@ from research.verdict import dial, joint, lattice, losses, pays, signals, silenc
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
-PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted(folder.rglob("*.md")))]
+READMES = [ROOT / "README.md", ROOT / "examples" / "README.md"]
+PAGES = [*READMES, *(page for folder in FOLDERS for page in sorted(folder.rglob("*.md")))]
 
 
 def of(name: str, **columns: object) -> Records:
@@ -43,6 +44,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "closed": lambda name: as_it_was(RECORDS / "closed" / f"{name}.csv"),
     "answers": lambda data: answers.table(of("translation-answers", data=data)),
     "answers-family": lambda: answers.family_table(of("translation-answers")),
+    "doors": doors.shown,
+    "doors-seconds": doors.seconds,
     "speed": speed.table,
     "sample_steps": speed.sample_steps,
     "ripples": speed.ripples,

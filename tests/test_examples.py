@@ -6,7 +6,6 @@ import functools
 import importlib.util
 import inspect
 import json
-import math
 import os
 import re
 import shlex
@@ -24,6 +23,7 @@ import tutorials
 import indm
 from indm.workbench.cli.main import main, parse
 from indm.workbench.runs.folder import read_metrics
+from research import doors
 
 pytestmark = pytest.mark.filterwarnings("ignore:the run ended")  # a few steps show what is tested
 
@@ -198,28 +198,49 @@ README = (ROOT / "README.md").read_text("utf-8")
 MANUAL = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_python_of_the_readme_runs(capsys):
-    """As it stands there: the model of one's own with an untrained network, the table at a second
-    and four rows.
-    """
-    (own, loop), (table,) = (
-        re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL) for kind in ("py", "python")
-    )
-    few = [("max_seconds=60", "max_seconds=1"), ("table[400:]", "table[400:404]")]
-    for there, here in few:
-        assert table.count(there) == 1
-        table = table.replace(there, here)
-    spec = importlib.util.spec_from_file_location("denoiser", ROOT / "examples" / "denoiser.py")
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    x = example.law.sample((8,))
+FEW = {
+    "model": [
+        ("steps=2500", "steps=3"),
+        ("(1000,)", "(8,)"),
+        ("model, progress", "model, n=500, progress"),
+    ],
+    "table": [('max_steps": 1000', 'max_steps": 0'), ("4000", "600"), ("[3000:3200]", "[400:]")],
+    "simulator": [
+        ('max_steps": 1500', 'max_steps": 3'),
+        ("(5000, 2)", "(200, 2)"),
+        ("(300, 2)", "(20, 2)"),
+    ],
+}
+
+
+@pytest.mark.parametrize("door", FEW)
+def test_the_python_of_the_readme_runs(door):
+    """In three steps and on few rows, so only what it prints is the same, not the numbers."""
+    language, text = doors.programs()[door]
+    for there, here in FEW[door]:
+        assert text.count(there) == 1
+        text = text.replace(there, here)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so little training is too short
-        exec(own, {"indm": indm, "network": example.Denoiser(), "x": x})
-        exec(loop, {"indm": indm, "torch": torch, "x": x, "batches": [x, x]})
-        exec(table, {})
-    *evaluation, score = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("NLL (ODE)") for line in evaluation) and math.isfinite(float(score))
+        printed = doors.output_of(language, text)
+    assert doors.values(printed).keys() >= doors.values(doors.recorded(door)["output"]).keys()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("door", doors.programs())
+def test_the_readme_prints_what_its_programs_print(door, workplace):
+    """Within three of the errors that are printed."""
+    found = doors.values(doors.output_of(*doors.programs()[door]))
+    recorded = doors.values(doors.recorded(door)["output"])
+    assert found.keys() == recorded.keys() and len(found) >= 2
+    for name, (value, error) in recorded.items():
+        assert abs(found[name][0] - value) <= 3 * error, name
+
+
+def test_every_program_of_the_readme_has_its_output():
+    """A block of Python without a marker behind it would never be run."""
+    assert README.count("```python\n") + README.count("```sh\n") == len(doors.programs()) == 4
+    assert "```py\n" not in README
 
 
 def test_the_readme_shows_the_picture_at_the_end_of_its_tutorial():

@@ -1,6 +1,5 @@
 """Pages of the record: tables match the records, and no error stands outside markers."""
 
-import itertools
 import math
 import re
 
@@ -8,9 +7,6 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 from scipy.spatial.distance import pdist
-from sklearn.datasets import load_breast_cancer
-from sklearn.mixture import GaussianMixture
-from sklearn.preprocessing import PowerTransformer
 
 from indm.workbench.figures.plots import METHODS
 from research.markdown import ERROR, MARKED, errors_outside, in_table, with_tables
@@ -106,23 +102,3 @@ def test_readers_with_any_colour_vision_tell_the_methods_apart():
     for seen in (np.eye(3), *map(np.array, blind)):
         shown = (colours @ seen.T).clip(0, 1) ** (1 / 2.2)
         assert pdist(shown).min() > 0.15
-
-
-def test_a_mixture_behind_power_transforms_has_what_readme_says_of_the_small_table():
-    """Components and floor by the last 40 of the rows to fit; the Jacobian of the powers by
-    differences.
-    """
-    table = load_breast_cancer().data
-    units = table[:400].std(0)
-    rows, test = table[:400] / units, table[400:] / units
-    powers, step = PowerTransformer().fit(rows), 1e-6
-    slopes = (powers.transform(test + step) - powers.transform(test - step)) / (2 * step) / units
-    z = powers.transform(rows)
-
-    def fitted(setting, rows):
-        return GaussianMixture(setting[0], reg_covar=setting[1], n_init=3, random_state=0).fit(rows)
-
-    settings = itertools.product((1, 2, 3, 4), (1e-6, 1e-4, 1e-3, 1e-2))
-    best = fitted(max(settings, key=lambda one: fitted(one, z[:360]).score(z[360:])), z)
-    log_p = best.score_samples(powers.transform(test)) + np.log(slopes).sum(1)
-    assert f"has {log_p.mean():.0f} nats" in (ROOT / "README.md").read_text("utf-8")
