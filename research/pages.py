@@ -18,7 +18,7 @@ from research.posteriors import sbibm
 from research.records import RECORDS, Records
 from research.tables import fair, gaps, real, regression
 from research.translation import answers
-from research.verdict import dial, joint, lattice, losses, pays, signals, silenced
+from research.verdict import dial, instrument, joint, lattice, losses, pays, signals, silenced
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -79,6 +79,9 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-silenced-remedies": lambda: silenced.remedies_table(of("verdict-silenced")),
     "verdict-silenced-restarts": lambda: silenced.restarts_table(of("verdict-silenced")),
     "verdict-silenced-seeds": lambda: silenced.seeds_table(of("verdict-silenced")),
+    "instrument": lambda: instrument.markdown(of("instrument")),
+    "instrument-family": lambda: instrument.family(of("instrument")),
+    "instrument-recovery": lambda: instrument.recovered(of("instrument")),
     "verdict-signals": lambda: signals.markdown(of("verdict-signals")),
     "verdict-signals-family": lambda: signals.family(of("verdict-signals")),
     "verdict-pays": lambda: pays.markdown(of("verdict-pays")),

@@ -4,6 +4,7 @@
     python -m research.verdict losses ROOT     # estimators of the bound, alone; losses.md
     python -m research.verdict silenced HOME   # networks behind flows; silenced.md
     python -m research.verdict lattice HOME    # the lattice field at equal seconds; lattice.md
+    python -m research.verdict instrument      # a filter, a curve, a filter; instrument.md
 
 ``ROOT`` is the folder of ``cifar10.npz`` and ``emoji``, ``HOME`` the one of the real tables. Killed
 and started again, they go on; pays.py and dial.py have commands of their own.
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 
 from research.records import made_by
-from research.verdict import joint, lattice, losses, silenced
+from research.verdict import instrument, joint, lattice, losses, silenced
 
 
 def main() -> None:
@@ -32,6 +33,8 @@ def main() -> None:
         silenced.main(sys.argv[2:])
     elif sys.argv[1:2] == ["lattice"]:
         lattice.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["instrument"]:
+        instrument.main(sys.argv[2:])
     else:
         sys.exit(__doc__)
 
