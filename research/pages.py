@@ -18,7 +18,7 @@ from research.posteriors import sbibm
 from research.records import RECORDS, Records
 from research.tables import fair, gaps, real, regression
 from research.translation import answers
-from research.verdict import dial, instrument, joint, lattice, losses, pays, signals, silenced
+from research.verdict import dial, instrument, joint, lattice, losses, pays, silenced
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -82,8 +82,6 @@ SHOWN: dict[str, Callable[..., str]] = {
     "instrument": lambda: instrument.markdown(of("instrument")),
     "instrument-family": lambda: instrument.family(of("instrument")),
     "instrument-recovery": lambda: instrument.recovered(of("instrument")),
-    "verdict-signals": lambda: signals.markdown(of("verdict-signals")),
-    "verdict-signals-family": lambda: signals.family(of("verdict-signals")),
     "verdict-pays": lambda: pays.markdown(of("verdict-pays")),
     "verdict-pays-family": lambda: pays.family_table(of("verdict-pays")),
     "verdict-pays-behaviour": lambda: pays.behaviour_table(of("verdict-pays")),
