@@ -244,6 +244,7 @@ def test_a_component_too_narrow_for_the_first_noise_is_named():
 
 
 @pytest.mark.parametrize("levels", [False, True])
+@pytest.mark.long
 def test_pairs_and_levels_keep_the_mean_and_take_noise_from_the_gradient(levels):
     """Of a score trained for a while on points of two modes, at equal evaluations of the network."""
     torch.manual_seed(0)

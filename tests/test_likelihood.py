@@ -158,6 +158,7 @@ def test_the_error_of_the_importance_weighted_bound_is_the_mean_of_its_draws_by_
     assert bool((weighted.solver_error <= torch.from_numpy(error).amax(1) * 1.0001).all())
 
 
+@pytest.mark.long
 def test_a_network_that_is_smooth_takes_half_the_steps_and_states_an_error_that_covers():
     model = indm.from_pretrained("digits-pretrained")
     data = load_data(name="digits")

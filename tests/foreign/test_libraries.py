@@ -258,6 +258,7 @@ def test_digits_of_denoising_diffusion_pytorch(denoising_diffusion, digits):
     assert model.score.backbone.variance == "small" and model.shape == (1, SIDE, SIDE)
 
 
+@pytest.mark.long
 def test_digits_of_diffusers(ddpm, digits):
     net, scheduler = ddpm
     model = indm.from_diffusers(net, scheduler, shape=(1, SIDE, SIDE), scaling=SCALING).double()
@@ -404,6 +405,7 @@ def test_moons_of_flow_matching(name):
 
 
 @pytest.mark.parametrize("name", [pytest.param("VP", marks=pytest.mark.long), "Rectified"])
+@pytest.mark.long
 def test_moons_of_azula(name):
     schedule = getattr(library("azula.noise"), f"{name}Schedule")()
     denoiser = library("azula.denoise").KarrasDenoiser(Net((2,), unit=4.0, width=64), schedule)

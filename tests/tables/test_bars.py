@@ -76,6 +76,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize("call", CALLS)
+@pytest.mark.long
 def test_a_call_that_lasts_shows_a_bar_and_others_show_nothing(call, monkeypatch, capsys):
     kind, use, text, total = CALLS[call]
     model = fitted(kind)

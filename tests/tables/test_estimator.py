@@ -346,6 +346,7 @@ def test_a_table_has_as_many_models_as_rows_and_time_suit(rows, seconds, models)
     assert DensityEstimator(max_seconds=seconds, n_models=2)._models_for(rows) == 2
 
 
+@pytest.mark.long
 def test_models_share_the_time(moons, monkeypatch):
     _, X = moons
     ticks = itertools.count()
@@ -507,6 +508,7 @@ def test_columns_of_conditions_keep_their_order(coarse):
 
 
 @pytest.mark.parametrize("cls", [DensityEstimator, JointDensityEstimator])
+@pytest.mark.long
 def test_columns_of_few_values_are_named(cls, recwarn):
     """Not whole numbers that are declared, nor a value that most rows do not have."""
     numbers = np.random.default_rng(0)
@@ -547,6 +549,7 @@ def test_a_rate_that_is_far_too_high_leaves_the_mixture(moons):
     assert np.isfinite(model.score_samples(X[:2])).all()
 
 
+@pytest.mark.long
 def test_a_column_of_any_offset_and_unit_has_its_density(moons, coarse):
     """From 10¹⁵, whose neighbours are an eighth away, to squares that overflow or vanish."""
     X = np.round(moons[1] * [10.0, 100.0])
@@ -662,6 +665,7 @@ def test_conditions_are_routed_pickled_and_checked(moons, coarse):
 @pytest.mark.parametrize(
     "c", [np.arange(59.0), np.arange(59.0)[None], np.ones((1, 1)), np.ones((61, 1))]
 )
+@pytest.mark.long
 def test_as_many_conditions_as_rows_are_fitted(c):
     X, c_fitted, _ = conditional_table(60)
     model = DensityEstimator(**SMALL | {"max_steps": 0})
@@ -789,6 +793,7 @@ def test_errors_of_the_solver_are_asked_and_told_in_nats_of_a_row(
     )
 
 
+@pytest.mark.long
 def test_the_tolerance_of_a_row_is_asked_for(moons):
     model, X = one_of(moons[0], 0), moons[1][:2]
     fine = model.score_samples(X, tol=1e-3)
@@ -880,6 +885,7 @@ def without_solution(monkeypatch, net, least, kinds):
     monkeypatch.setattr(net, "with_divergence", broken)
 
 
+@pytest.mark.long
 def test_a_row_without_a_solution_costs_no_other(moons, monkeypatch):
     model, X = moons
     z, none = model.columns_.latents(X, np.zeros((len(X), 0))), np.zeros((len(X), 0))
@@ -937,6 +943,7 @@ def test_a_typo_among_the_conditions_does_not_decide_the_slope():
 @pytest.mark.parametrize(
     "deviation", [*(pytest.param(d, marks=pytest.mark.long) for d in (1.0, 1e-1)), 1e-3]
 )
+@pytest.mark.long
 def test_single_precision_is_within_the_stated_error(deviation):
     """Components that are narrow across the columns; of a row that is far from all it is the
     mixture's.

@@ -226,6 +226,7 @@ def test_a_row_far_from_all_others_does_not_choose_a_state():
 
 
 @pytest.mark.parametrize("n", [40, 400])
+@pytest.mark.long
 def test_the_columns_start_at_the_first_plateau_and_the_rate_falls_at_a_later_one(n, monkeypatch):
     """With few rows the batch cannot grow: the first plateau starts the columns alone."""
     monkeypatch.setattr(race, "LEAST_STEPS", 150)

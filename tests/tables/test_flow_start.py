@@ -155,6 +155,7 @@ def test_the_network_behind_a_flow_trains_on_what_the_flow_makes(fitted, monkeyp
     assert seen["variance"].numpy() == pytest.approx(4, rel=0.3)
 
 
+@pytest.mark.long
 def test_a_flow_with_a_network_behind_it_has_mass_one_draws_of_its_density_and_its_gradient(fitted):
     """The network is moved, so that it counts: by quadrature, waves of draws, and differences."""
     density = copy.deepcopy(fitted)
@@ -313,6 +314,7 @@ def on_a_ring(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:the network found nothing")
+@pytest.mark.long
 def test_the_default_behind_a_flow_finds_most_of_what_the_best_of_three_rates_finds(on_a_ring):
     default, high, low = (on_a_ring(rate)[0] for rate in (None, 2e-2, 8e-4))
     assert default > 0.8 * max(default, high, low) > 0.4

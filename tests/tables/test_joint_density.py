@@ -172,6 +172,7 @@ def test_components_of_categories_are_found():
 
 
 @pytest.mark.filterwarnings("ignore:few values", "ignore:log p is off by")  # its data
+@pytest.mark.long
 def test_scikit_learns_own_checks(coarse):
     check_estimator(
         JointDensityEstimator(**SMALL | {"max_steps": 1, "max_components": 1}), on_skip=None

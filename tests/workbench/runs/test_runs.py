@@ -156,6 +156,7 @@ def add_row(home, i):
     np.save(home / "a.npy", np.concatenate([rows, np.full((1, 8, 8), 5 * i, np.uint8)]))
 
 
+@pytest.mark.long
 def test_an_example_that_is_added_after_a_training_is_warned_of(tmp_path):
     home, run = tmp_path / "home", str(tmp_path / "run")
     home.mkdir()

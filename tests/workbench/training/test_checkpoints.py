@@ -44,6 +44,7 @@ def test_the_last_few_stay_by_their_steps(tmp_path, keep, left):
     assert steps_in(tmp_path) == sorted(left) and restored(tmp_path) == 10
 
 
+@pytest.mark.long
 def test_every_flipped_bit_is_seen_or_is_of_no_consequence(tmp_path):
     """One bit in every third byte of a state: what can be read is what was written."""
     written(tmp_path, 1)

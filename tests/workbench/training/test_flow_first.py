@@ -197,6 +197,7 @@ STOPS = (6, 9, 12)  # alone; at the switch; together
 
 
 @pytest.mark.parametrize("ends", ["by its share", "without a gain"])
+@pytest.mark.long
 def test_a_run_stopped_anywhere_goes_on_as_if_it_had_not_been(tmp_path, monkeypatch, ends):
     if ends == "without a gain":
         validate, values = Trainer.validate, {2: 2.0, 4: 1.0, 6: 3.0, 8: 3.0, 10: 3.0}
@@ -335,6 +336,7 @@ def test_a_network_that_dies_behind_its_flow_begins_anew(tmp_path):
     assert not life["is_silenced"]
 
 
+@pytest.mark.long
 def test_a_network_that_is_dead_at_every_rate_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("indm.training.REVIVALS", 0)
     with pytest.warns(UserWarning, match=r"train\.lr 1"):

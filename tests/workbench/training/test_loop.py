@@ -105,6 +105,7 @@ def test_the_final_model_may_be_that_of_the_best_validation(vectors, tmp_path):
     assert same == {"best": True, "last": False, "best/best": True}
 
 
+@pytest.mark.long
 def test_a_run_has_the_threads_of_its_recipe_and_records_them(vectors, tmp_path):
     before, seen = torch.get_num_threads(), []
     recipe = recipes.recipe(

@@ -23,6 +23,7 @@ def toys(tmp_path_factory):
     return toy_folder(home / "red", (250, 40, 20)), toy_folder(home / "blue", (20, 60, 240), seed=1)
 
 
+@pytest.mark.long
 def test_a_pair_that_was_stopped_goes_on(toys, tmp_path, monkeypatch, capsys):
     arguments = [
         "train-pair",
@@ -149,6 +150,7 @@ def test_of_a_bridge_the_command_line_decides(capsys):
     )
 
 
+@pytest.mark.long
 def test_a_recipe_that_says_nothing_of_a_bridge_needs_the_weight_of_b(tmp_path, capsys):
     own = {
         table: content for table, content in recipes.load("digits-3-8").items() if table != "bridge"

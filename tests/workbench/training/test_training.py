@@ -84,6 +84,7 @@ def test_a_run_is_whole(tmp_path):
     )
 
 
+@pytest.mark.long
 def test_bits_per_dim_in_the_metrics_are_those_of_nelbo(tmp_path):
     run = tmp_path / "run"
     summary = train(change(DIGITS, steps=2, validate_examples=360), run, progress=False)
@@ -480,6 +481,7 @@ def test_diverging_stops_before_it_saves(tmp_path):
     assert all(v.isfinite().all() for v in indm.INDM.load(run).state_dict().values())
 
 
+@pytest.mark.long
 def test_latent_mean_becomes_the_prior(tmp_path):
     recipe = DIGITS | {"sde": {"name": "ve"}}
     train(change(recipe, steps=2, latent_mean=True), tmp_path / "run", progress=False)
