@@ -24,6 +24,13 @@ class ConditionalDensity(BaseEstimator, ABC):
     Attributes:
         gains_: what each network gained over its start, nats a row, and the standard error of that;
             None where it is not known.
+
+    Example: the three estimators have these methods.
+
+        >>> from indm import DensityEstimator, JointDensityEstimator, PosteriorEstimator
+        >>> estimators = DensityEstimator, JointDensityEstimator, PosteriorEstimator
+        >>> all(issubclass(estimator, ConditionalDensity) for estimator in estimators)
+        True
     """
 
     gains_: Sequence[tuple[float, float] | None]

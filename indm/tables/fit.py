@@ -337,7 +337,8 @@ class Training(Validated):
     def _keep(self, _: nn.Module, inputs: tuple[Tensor]) -> None:
         self.hidden = inputs[0].detach()
 
-    def _gradients(self, z: Tensor, c: Tensor) -> dict[str, Tensor]:
+    def _gradients(self, *batch: Any) -> dict[str, Tensor]:
+        z, c = batch
         self._denoising(self.model, z, c).backward()
         return {}
 

@@ -210,7 +210,8 @@ class JointTraining(fitting.Training):
     def _average(self) -> nn.Module:
         return self.asked_average
 
-    def _gradients(self, z: Tensor, one_hot: Tensor, questions: Questions) -> dict[str, Tensor]:
+    def _gradients(self, *batch: Any) -> dict[str, Tensor]:
+        z, one_hot, questions = batch
         asked, given, index = questions.masks()
         model = asked_model(self.model, asked, given)
         net = model.score.backbone

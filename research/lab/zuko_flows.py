@@ -6,7 +6,6 @@ rate falls at the next one or at the end of the seconds, and the best validated 
 """
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ import zuko
 from torch import Tensor, nn
 
 from indm.tables import fit as fitting
+from indm.tables import race
 
 # share of the seconds that must be left for another training from other weights
 RESTART = 0.25
@@ -41,16 +41,13 @@ class OfZuko(nn.Module):
         return -fitting.STANDARD_SDE.prior_log_prob(h) - log_det
 
 
-@dataclass(eq=False)
 class ZukoTraining(fitting.FlowTraining):
     """The package's training of a flow, of a flow of zuko at conditions and at another rate."""
 
-    c_held: Tensor | None = None
-    rate: float = fitting.FLOW_RATE
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.rates = [self.rate for _ in self.rates]
+    def __init__(self, flow: Any, held: Tensor, c_held: Tensor, rate: float):
+        self.c_held = c_held
+        super().__init__(flow, held)
+        self.rates = [rate for _ in self.rates]
 
     @torch.no_grad()
     def _errors(self) -> Tensor:
@@ -80,8 +77,8 @@ def trained(
     while runs == 0 or until - time.perf_counter() > RESTART * seconds:
         torch.manual_seed(seed + 1000 * runs)
         flow = OfZuko(kind, z.shape[1], c.shape[1], **options)
-        one = ZukoTraining(flow, held[0], c_held=held[1], rate=rate)
-        course = fitting.train(
+        one = ZukoTraining(flow, *held, rate)
+        course = race.train(
             one, lambda i: (z[i], c[i]), len(z), fitting.FLOW_BATCH, MOST_STEPS, until
         )
         for _ in course:

@@ -50,7 +50,7 @@ def test_a_flow_has_its_rate_and_trains_again_where_it_ended(monkeypatch):
         one.best_step, one.ended = 7, "plateau"
         return iter(())
 
-    monkeypatch.setattr(zuko_flows.fitting, "train", ended)
+    monkeypatch.setattr(zuko_flows.race, "train", ended)
     counted(monkeypatch, 1.0)
     _, setting = fair.flow("nsf", 0.03, CURVED, CURVED, flows.Space(CURVED, [], 0), 0, 4.0)
     assert seen == [[0.03]] * setting["runs"] and setting["runs"] > 1 and setting["step"] == 7

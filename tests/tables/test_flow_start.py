@@ -276,10 +276,10 @@ def test_behind_a_flow_the_rate_is_lower_and_the_dead_are_revived_where_there_is
 ):
     z = torch.randn(50, 2)
     law = Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], 2)
-    density = copy.deepcopy(fitted).set_params(max_seconds=seconds)
-    data = Latents(density.columns_, rows, lambda i: (z[i], z[i, :0]), z, z[:, :0], 1, math.inf)
+    start = Start(DensityEstimator(**OPTIONS | {"max_seconds": seconds}), START.whole)
+    data = Latents(fitted.columns_, rows, lambda i: (z[i], z[i, :0]), z, z[:, :0], 1, math.inf)
     flows = indm.flows.Identity(), indm.flows.ElementwiseFlow((2,))
-    plain, behind = (density._trainings(flow, [law], data)[0] for flow in flows)
+    plain, behind = (start.trainings(flow, [law], data)[0] for flow in flows)
     assert 0.1 < behind.rates[0] / plain.rates[0] < 0.5
     assert behind.revives == plain.revives == revives
 
