@@ -476,7 +476,7 @@ def log_z_of(coupling: float) -> tuple[float, float]:
 def excess_of(table: Records, coupling: float, method: str) -> dict[int, np.ndarray]:
     """log p̃ − log q at the draws of the field, by seed."""
     rows = table.at(coupling=coupling, method=method).rows()
-    return {row["seed"]: row["excess_nats"].astype(float) for row in rows}
+    return {row["seed"]: np.array(row["excess_nats"], float) for row in rows}
 
 
 def differences(table: Records, coupling: float, method: str) -> list[tuple[float, float]]:
