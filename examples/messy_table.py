@@ -40,9 +40,13 @@ def write_messy(path: Path, n: int = 2000) -> None:
 
 def fitted(table: pd.DataFrame, steps: int) -> indm.JointDensityEstimator:
     limits = {"age": (18, 100), "joined": (-1, None), "income": (0, None), "spent": (0, None)}
-    options = {"bounds": limits, "discrete": ["age"], "spikes": {"spent": 0}}
     return indm.JointDensityEstimator(
-        **options, max_seconds=20, max_steps=steps, random_state=0
+        bounds=limits,
+        discrete=["age"],
+        spikes={"spent": 0},
+        max_seconds=20,
+        max_steps=steps,
+        random_state=0,
     ).fit(table)
 
 
