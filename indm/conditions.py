@@ -356,6 +356,7 @@ def _as_many(c: Tensor, n: int | None) -> Tensor:
     """``c`` with ``n`` rows: its own, or its only one repeated."""
     if n is None or len(c) == n:
         return c
+    require(len(c) == 1, "the rows of c", len(c), f"one for all samples, or {n}, one for each")
     return c.expand(n, *c.shape[1:])
 
 

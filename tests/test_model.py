@@ -361,8 +361,8 @@ def test_what_cannot_be_described_says_why(tmp_path):
 @pytest.mark.parametrize(
     "name, message",
     [
-        ("nowhere.nets:Mine", "no module 'nowhere' where Python looks"),
-        ("stranger.nots:Mine", "no module 'stranger.nots' where Python looks"),
+        ("nowhere.nets:Mine", "No module named 'nowhere'"),
+        ("stranger.nots:Mine", "No module named 'stranger.nots'"),
         ("stranger.nets:Widenned", "stranger.nets has no 'Widenned'; did you mean 'Widened'?"),
         ("stranger.nets:torch", "must be a class or a function, got module"),
         ("stranger.nets:torch.os.system", "must be a class or a function, got module"),

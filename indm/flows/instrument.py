@@ -18,7 +18,7 @@ from indm.tensors import Batch, PerSample, full_precision
 AT_BOUND = 0.98  # share of the bound from which a log-gain is said to stand at it
 
 
-class Filter(nn.Module):
+class CircularFilter(nn.Module):
     """A positive or complex gain for each frequency of a circle or a torus, 1 at first.
 
     A real frequency, which is its own negative (0, and half of an even size), has a positive gain. The others come in
@@ -139,8 +139,8 @@ class InstrumentFlow(ExactFlow):
         self.shape, self.bins, self.bound, self.max_log_gain = shape, bins, bound, max_log_gain
         self.torus = shape if len(shape) == 3 else (1, 1, shape[0])
         channels, *size = self.torus
-        self.first = Filter(channels, (size[0], size[1]), max_log_gain)
-        self.last = Filter(channels, (size[0], size[1]), max_log_gain)
+        self.first = CircularFilter(channels, (size[0], size[1]), max_log_gain)
+        self.last = CircularFilter(channels, (size[0], size[1]), max_log_gain)
         self.spline = SharedSpline(bins, bound)
         self.raw = nn.Parameter(torch.zeros(channels, self.spline.size))
 

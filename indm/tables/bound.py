@@ -1,7 +1,7 @@
 """A lower bound of the mean log p of rows, without an ODE."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,12 +13,9 @@ from indm.tables import solve
 from indm.tables.fit import bounds_of
 from indm.tables.rows import noisy
 
-if TYPE_CHECKING:
-    from indm.tables.estimator import DensityEstimator
-
 
 def score_bound(
-    estimator: "DensityEstimator", X: Any, c: Any, pairs: int, random_state: Any
+    estimator: Any, X: Any, c: Any, pairs: int, random_state: Any
 ) -> tuple[float, float]:
     """See :meth:`indm.DensityEstimator.score_bound`."""
     check_is_fitted(estimator)

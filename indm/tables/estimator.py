@@ -31,7 +31,7 @@ from indm.tables.fit import INTERRUPT
 from indm.tables.named import DATES, FEWEST_ROWS, problems_of, warn_of_few_values
 from indm.tables.report import check_count, check_options, ended_by, warn_of_fit, warn_of_silence
 from indm.tables.rows import Conditions, Table, far_mask, noisy
-from indm.tables.start import Fitted, Start
+from indm.tables.start import Fits, Fitted
 
 # rows up to which models are averaged: MODELS of them; as many as time allows
 FEW_ROWS, MORE_ROWS = 500, 2_000
@@ -202,7 +202,7 @@ class DensityEstimator(TableDensity, LatentDensity):
     ) -> list[Fitted]:
         """Models that are validated on different rows, each in its share of the seconds."""
         size = max(1, round(self.validation_fraction * len(table.X)))
-        start = Start(self, self._whole, self.n_conditions_)
+        start = Fits(self, self._whole, self.n_conditions_)
         order = np.arange(len(table.X))
         fits: list[Fitted] = []
         for i in range(n_models):

@@ -117,7 +117,7 @@ class Fitted(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Start:
+class Fits:
     """Fits of single models to rows of a table, of its columns that vary.
 
     Args:

@@ -30,13 +30,13 @@ from indm.tables.fit import EPS
 from indm.tables.networks import MixtureMLP
 from indm.tables.rows import Table
 from indm.tables.solve import SAMPLING_ERROR, _solved, at, latent_log_prob, start_log_prob
-from indm.tables.start import Start
+from indm.tables.start import Fits
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:the network found nothing", "ignore:max_seconds ended"
 )
 
-ONE = Start(DensityEstimator(max_components=1), np.array([], dtype=int))
+ONE = Fits(DensityEstimator(max_components=1), np.array([], dtype=int))
 SMALL = {
     "n_models": 1,
     "max_components": 2,
@@ -353,8 +353,8 @@ def test_models_share_the_time(moons, monkeypatch):
     monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
     options = SMALL | {"max_seconds": 300.0, "max_steps": 100_000, "n_models": 3}
     begun = []
-    fitted = Start.fitted
-    monkeypatch.setattr(Start, "fitted", lambda *a: (begun.append(next(ticks)), fitted(*a))[1])
+    fitted = Fits.fitted
+    monkeypatch.setattr(Fits, "fitted", lambda *a: (begun.append(next(ticks)), fitted(*a))[1])
     found = DensityEstimator(**options).fit(X)
     assert len(found.models_) == len(found.n_steps_) == len(found.gains_) == 3
     assert [start / 100 for start in begun] == pytest.approx([0, 1, 2], abs=0.2)
@@ -745,7 +745,7 @@ def test_draws_are_as_near_to_converged_ones_as_stated(bounded):
 
 def test_models_are_validated_on_different_rows(moons, monkeypatch):
     _, X = moons
-    validated, fitted = [], Start.fitted
+    validated, fitted = [], Fits.fitted
 
     def watched(self, training, validation, *rest):
         assert sorted(map(tuple, np.concatenate([training[0], validation[0]]))) == sorted(
@@ -754,7 +754,7 @@ def test_models_are_validated_on_different_rows(moons, monkeypatch):
         validated.append(set(map(tuple, validation[0])))
         return fitted(self, training, validation, *rest)
 
-    monkeypatch.setattr(Start, "fitted", watched)
+    monkeypatch.setattr(Fits, "fitted", watched)
     DensityEstimator(**SMALL | {"n_models": 3, "max_steps": 0, "validation_fraction": 0.2}).fit(X)
     assert [len(rows) for rows in validated] == [60, 60, 60] and len(set.union(*validated)) == 180
 

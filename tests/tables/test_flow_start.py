@@ -17,7 +17,7 @@ from indm.tables.fit import FlowTraining, bounds_of, flow_nats
 from indm.tables.mixture import Mixture
 from indm.tables.race import race
 from indm.tables.solve import at, latent_log_prob, start_log_prob
-from indm.tables.start import Fitted, Latents, Start
+from indm.tables.start import Fits, Fitted, Latents
 
 
 def banana(n, seed):
@@ -37,7 +37,7 @@ OPTIONS = {
     "n_models": 1,
     "batch_size": 64,
 }
-START = Start(DensityEstimator(**OPTIONS), np.array([], dtype=int))
+START = Fits(DensityEstimator(**OPTIONS), np.array([], dtype=int))
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +145,7 @@ def test_the_network_behind_a_flow_trains_on_what_the_flow_makes(fitted, monkeyp
         seen["variance"] = trainings[0].model.score.backbone.variance
         return trainings[0]
 
-    monkeypatch.setattr(Start, "race", lambda self, *arguments: raced(*arguments))
+    monkeypatch.setattr(Fits, "race", lambda self, *arguments: raced(*arguments))
     flowing.lowest = flow_nats(flowing.best, z[:100])
     _, control = START.corrected(flowing, data, 0)
     of_gaussian = 2 * (1.5 - math.log(2))  # the divergence of N(0, 4 I) and N(0, I) in two columns
@@ -276,7 +276,7 @@ def test_behind_a_flow_the_rate_is_lower_and_the_dead_are_revived_where_there_is
 ):
     z = torch.randn(50, 2)
     law = Mixture(np.ones(1), np.zeros((1, 2)), np.eye(2)[None], 2)
-    start = Start(DensityEstimator(**OPTIONS | {"max_seconds": seconds}), START.whole)
+    start = Fits(DensityEstimator(**OPTIONS | {"max_seconds": seconds}), START.whole)
     data = Latents(fitted.columns_, rows, lambda i: (z[i], z[i, :0]), z, z[:, :0], 1, math.inf)
     flows = indm.flows.Identity(), indm.flows.ElementwiseFlow((2,))
     plain, behind = (start.trainings(flow, [law], data)[0] for flow in flows)
@@ -294,14 +294,14 @@ def ring(n, seed):
 @pytest.fixture
 def on_a_ring(monkeypatch):
     """The gain of the network behind a flow that knows nothing, by the rate of the estimator."""
-    race_of = Start.race
+    race_of = Fits.race
 
     def flow_wins(density, trainings, data, max_steps):
         flowing = [one for one in trainings if one.kind == "flow"]
         return flowing[0] if flowing else race_of(density, trainings, data, max_steps)
 
     monkeypatch.setattr("indm.tables.start.MaskedFlow", indm.flows.ElementwiseFlow)
-    monkeypatch.setattr(Start, "race", flow_wins)
+    monkeypatch.setattr(Fits, "race", flow_wins)
 
     def gain_at(rate):
         options = {"max_components": 1, "max_steps": 600, "max_seconds": 1e4, "batch_size": 64}

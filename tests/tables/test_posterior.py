@@ -23,7 +23,7 @@ from indm.tables.gradients import log_prob_with_gradient
 from indm.tables.pictures import LEVELS
 from indm.tables.prior import Prior
 from indm.tables.resampling import Proposal, resampled
-from indm.tables.start import Start
+from indm.tables.start import Fits
 
 SMALL = {
     "n_models": 1,
@@ -738,7 +738,7 @@ def test_an_embedding_is_trained_with_the_posterior(coarse):
 
 def test_the_estimator_validates_on_rows_that_trained_no_embedding(monkeypatch):
     seen = {}
-    fitted, trained = Start.fitted, summaries.trained
+    fitted, trained = Fits.fitted, summaries.trained
 
     def watched(self, training, validation, *rest):
         seen["second"] = np.sort(validation[0][:, 0])
@@ -748,7 +748,7 @@ def test_the_estimator_validates_on_rows_that_trained_no_embedding(monkeypatch):
         seen["first"] = np.sort(theta[is_valid, 0])
         return trained(embedding, theta, x, is_valid, options)
 
-    monkeypatch.setattr(Start, "fitted", watched)
+    monkeypatch.setattr(Fits, "fitted", watched)
     monkeypatch.setattr(summaries, "trained", first)
     PosteriorEstimator(embedding=nn.Flatten(), **SMALL).fit(*images(50))
     assert (seen["first"] == seen["second"]).all() and len(seen["first"]) == 5

@@ -750,12 +750,14 @@ def test_arrays_that_cannot_be_used(tmp_path):
     cases = [
         ("nan.npy", {}), ("objects.npy", {}), ("complex.npy", {}), ("floats.npy", {}), ("integers.npy", {}),
         ("grey.npy", {"levels": 16}), ("grey.npy", {"key": "images"}),
-        ("vectors.npy", {"levels": 256}), ("vectors.npy", {"flip": True}), ("bare.npz", {}), ("two.npz", {}),
+        ("vectors.npy", {"levels": 256}), ("bare.npz", {}), ("two.npz", {}),
         ("two.npz", {"key": "image"}), ("missing.npy", {}), ("text.npy", {}), ("cut.npy", {}), ("", {}),
     ]  # fmt: skip
     for name, options in cases:
         with pytest.raises(ValueError, match=name or "not a file"):
             load_data("array", path=tmp_path / name, **options)
+    with pytest.raises(ValueError, match="flip must be false"):
+        load_data("array", path=tmp_path / "vectors.npy", flip=True)
     with pytest.raises(ValueError, match="7×8"):
         load_data("array", path=tmp_path / "small.npy")
     assert load_data("array", path=tmp_path / "two.npz", key="images").shape == (1, 8, 8)

@@ -191,7 +191,7 @@ def test_sides_that_do_not_fit_are_errors_before_anything_is_trained(toys, tmp_p
         "data_b must have events of shape (3, 8, 8), as data have, got (1, 8, 8)" in error
         and not out.exists()
     )
-    assert "no [data_b]" in error_of(capsys, "train-pair", "digits", "--out", out)
+    assert "[data_b]" in error_of(capsys, "train-pair", "digits", "--out", out)
     assert "two image folders or one recipe" in error_of(
         capsys, "train-pair", "a", "b", "c", "--out", out
     )
