@@ -95,7 +95,7 @@ def test_the_readme_of_the_package_index_has_the_address_where_there_is_one(tmp_
     assert len(links) == len(re.findall(r"\]\(", source))
     assert all(link.startswith(("https://", "#")) for _, link in links)
     assert ("!", "https://example.org/a/indm/raw/HEAD/docs/figures/fruits.png") in links
-    assert ("", "https://example.org/a/indm/blob/HEAD/docs/images.md") in links
+    assert ("", "https://example.org/a/indm/blob/HEAD/docs/first-hour.md") in links
 
 
 @pytest.mark.long

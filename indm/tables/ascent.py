@@ -1,16 +1,13 @@
 """The mode of a posterior: an ascent in latents from its best draw."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize
 
 from indm.tables.columns import Array
 from indm.tables.solve import bar_of
-
-if TYPE_CHECKING:
-    from indm.tables.posterior import PosteriorEstimator
 
 MODE_DRAWS, MODE_ODE_STEPS = 200, 24  # draws of which the best begins the ascent
 # most steps of the ascent; gain of a step, relative above 1 nat, that ends it
@@ -20,7 +17,7 @@ MODE_NUDGE, LEAST_SPREAD = 0.05, 1e-6
 FARTHEST = 10.0  # size of a latent in the ascent, at most
 
 
-def mode(posterior: "PosteriorEstimator", x: Any, random_state: Any) -> tuple[Array, float]:
+def mode(posterior: Any, x: Any, random_state: Any) -> tuple[Array, float]:
     """See :meth:`indm.PosteriorEstimator.mode`."""
     posterior._check_box()
     rows, _ = posterior._observed(x)
@@ -34,7 +31,7 @@ def mode(posterior: "PosteriorEstimator", x: Any, random_state: Any) -> tuple[Ar
     return both[values.argmax()], float(values.max())
 
 
-def _ascended(posterior: "PosteriorEstimator", start: Array, draws: Array, c: Array) -> Array:
+def _ascended(posterior: Any, start: Array, draws: Array, c: Array) -> Array:
     """θ (d,) of a local maximum, from ``start``; ``draws`` (n, d) have the scale of its steps."""
     density = posterior._density
     columns, varies = density.columns_, density.varies_

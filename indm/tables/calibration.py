@@ -5,7 +5,7 @@ by TARP.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from scipy.stats import chisquare
@@ -13,9 +13,6 @@ from sklearn.utils import check_consistent_length, check_random_state
 
 from indm.tables.columns import Array
 from indm.tables.pictures import plot_calibration
-
-if TYPE_CHECKING:
-    from indm.tables.posterior import PosteriorEstimator
 
 MOST_BINS, LEAST_IN_BIN = 10, 10  # bins of the test of uniformity, at most; ranks in each, at least
 
@@ -147,9 +144,7 @@ class Calibration:
         plot_calibration(self, path, names)
 
 
-def calibrated(
-    posterior: "PosteriorEstimator", theta: Any, x: Any, n: int, random_state: Any
-) -> Calibration:
+def calibrated(posterior: Any, theta: Any, x: Any, n: int, random_state: Any) -> Calibration:
     """See :meth:`indm.PosteriorEstimator.calibration`."""
     theta = posterior._parameters(theta)
     rows, _ = posterior._observed(x)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state
@@ -13,14 +13,11 @@ from indm.tables import solve
 from indm.tables.columns import Array
 from indm.tables.encoding import are_missing
 
-if TYPE_CHECKING:
-    from indm.tables.joint import JointDensityEstimator
-
 # rows drawn for ranges before the draw is given up, or 100 for each row asked for
 MOST_DRAWN = 50_000
 
 
-def conditional(estimator: "JointDensityEstimator", given: Mapping[Any, Any]) -> "Conditional":
+def conditional(estimator: Any, given: Mapping[Any, Any]) -> "Conditional":
     """The density of all columns that are not ``given``: ``{"age": 30}``, by index or name.
 
     A pair is a range of numbers, ends included: ``{"age": (30, 40), "income": (None, 1e5)}``.
@@ -54,7 +51,7 @@ class Conditional:
     of columns by index.
     """
 
-    estimator: "JointDensityEstimator"
+    estimator: Any
     row: Array
     ranges: Mapping[int, Any]
 

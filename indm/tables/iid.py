@@ -1,7 +1,7 @@
 """The posterior at several observations of one θ, from posteriors at each of them."""
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sklearn.covariance import OAS
@@ -10,14 +10,11 @@ from sklearn.utils import check_random_state
 from indm.tables.columns import Array
 from indm.tables.resampling import Proposal, resampled
 
-if TYPE_CHECKING:
-    from indm.tables.posterior import PosteriorEstimator
-
 START_DRAWS = 256  # draws of the posterior of one observation, for the first proposal
 POOR = 0.1  # effective draws, as a share of those asked for, below which there is a warning
 
 
-def log_prob_iid(posterior: "PosteriorEstimator", theta: Array, c: Array) -> Array:
+def log_prob_iid(posterior: Any, theta: Array, c: Array) -> Array:
     """The log density of the prior's numbers ``theta`` (n, d) at all of c (m, k), up to a constant,
     nats (n,).
     """
@@ -30,9 +27,7 @@ def log_prob_iid(posterior: "PosteriorEstimator", theta: Array, c: Array) -> Arr
     return np.where(np.isfinite(each).all(1) & np.isfinite(log_prior), total, -np.inf)
 
 
-def sample_iid(
-    posterior: "PosteriorEstimator", n: int, xs: Any, random_state: Any
-) -> tuple[Array, float]:
+def sample_iid(posterior: Any, n: int, xs: Any, random_state: Any) -> tuple[Array, float]:
     """See :meth:`indm.PosteriorEstimator.sample_iid`."""
     rows, _ = posterior._observed(xs)
     c = posterior._familiar(rows)
@@ -60,7 +55,7 @@ def sample_iid(
     return posterior.prior_.parameters(posterior._from_latents(draws)), effective
 
 
-def product(posterior: "PosteriorEstimator", c: Array, rng: np.random.RandomState) -> Proposal:
+def product(posterior: Any, c: Array, rng: np.random.RandomState) -> Proposal:
     """The product of Gaussians with the moments of each posterior, over all but one of the prior's,
     in latents.
     """

@@ -1,6 +1,6 @@
 """Missing entries of a table filled by draws, and odd entries found, by a joint density."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from sklearn.utils import check_random_state
@@ -11,11 +11,8 @@ from indm.tables.encoding import are_missing
 from indm.tables.named import is_frame
 from indm.tables.report import check_count
 
-if TYPE_CHECKING:
-    from indm.tables.joint import JointDensityEstimator
 
-
-def imputed(estimator: "JointDensityEstimator", X: Any, n: int | None, random_state: Any) -> Any:
+def imputed(estimator: Any, X: Any, n: int | None, random_state: Any) -> Any:
     """See :meth:`indm.JointDensityEstimator.impute`."""
     check_is_fitted(estimator)
     copies = 1 if n is None else n
@@ -32,7 +29,7 @@ def imputed(estimator: "JointDensityEstimator", X: Any, n: int | None, random_st
     return tables[0] if n is None else tables
 
 
-def log_prob_cells(estimator: "JointDensityEstimator", table: Any, tol: float) -> Array:
+def log_prob_cells(estimator: Any, table: Any, tol: float) -> Array:
     """See :meth:`indm.JointDensityEstimator.log_prob_cells`."""
     check_is_fitted(estimator)
     X = estimator._validated(table, reset=False)

@@ -2,23 +2,18 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 from scipy.stats import kstwo
 
 from indm.files import atomic
 
-if TYPE_CHECKING:
-    from indm.tables.calibration import Calibration
-
 LEVELS = np.linspace(0, 1, 101)  # levels at which the figure draws its curves
 BAND = 0.95  # share of calibrated curves that stay in the band at all levels
 
 
-def plot_calibration(
-    calibration: "Calibration", path: str | Path, names: Sequence[str] | None
-) -> None:
+def plot_calibration(calibration: Any, path: str | Path, names: Sequence[str] | None) -> None:
     """See :meth:`indm.tables.calibration.Calibration.plot`."""
     from matplotlib.figure import Figure  # imported here: it takes a second
 
