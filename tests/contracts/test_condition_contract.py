@@ -48,7 +48,7 @@ def test_one_condition_is_that_of_all(case):
         condition(condition.rows(c[0], 3)),
         condition(condition.rows(c, 1)).expand(3, *condition.seen_shape),
     )
-    with pytest.raises(RuntimeError, match="size"):
+    with pytest.raises(ValueError, match="the rows of c"):
         condition.rows(draws(condition, 2), 5)
 
 
