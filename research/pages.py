@@ -18,7 +18,7 @@ from research.posteriors import sbibm
 from research.records import RECORDS, Records
 from research.tables import fair, gaps, real, regression
 from research.translation import answers
-from research.verdict import dial, instrument, joint, lattice, losses, pays, silenced
+from research.verdict import dial, heard, instrument, joint, lattice, losses, pays, silenced
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -66,6 +66,8 @@ SHOWN: dict[str, Callable[..., str]] = {
     "gallery": pretrained.gallery,
     "cell": lambda *arguments: cell(*arguments),
     "verdict-joint": lambda: joint.markdown(of("verdict-joint")),
+    "verdict-heard": lambda: heard.markdown(of("verdict-heard")),
+    "verdict-heard-differences": lambda: heard.differences(of("verdict-heard")),
     "verdict-joint-deviations": lambda: joint.deviation_table(of("verdict-joint-deviations")),
     "weights-summary": lambda: weights.summary_table(of("weights").rows()),
     "weights-overstatement": lambda: weights.overstatement_table(of("weights").rows()),

@@ -1,6 +1,7 @@
 """The study's commands.
 
     python -m research.verdict joint           # laws of known density, alone; joint.md
+    python -m research.verdict heard           # the same with networks that begin anew; joint.md
     python -m research.verdict losses ROOT     # estimators of the bound, alone; losses.md
     python -m research.verdict silenced HOME   # networks behind flows; silenced.md
     python -m research.verdict lattice HOME    # the lattice field at equal seconds; lattice.md
@@ -14,7 +15,7 @@ import sys
 from pathlib import Path
 
 from research.records import made_by
-from research.verdict import instrument, joint, lattice, losses, silenced
+from research.verdict import heard, instrument, joint, lattice, losses, silenced
 
 
 def main() -> None:
@@ -25,6 +26,8 @@ def main() -> None:
             joint.DEVIATIONS.at(seed=seed).kept(
                 lambda seed=seed: {"deviations": joint.deviations(seed)} | made_by(seed)
             )
+    elif sys.argv[1:] == ["heard"]:
+        heard.main()
     elif sys.argv[1:2] == ["losses"]:
         root = Path(sys.argv[2])
         for job in losses.jobs():

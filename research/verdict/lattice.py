@@ -24,30 +24,27 @@ from indm.flows import Compose, CouplingFlow, Flow
 from indm.nets import Zero
 from indm.score import ScoreModel
 from indm.tables import fit
-from indm.training import DEAD, course, size_and_spread
+from indm.training import course
 from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
 from research.verdict import field
 from research.verdict.silenced import (
-    CHECKS,
-    FALL,
     FLOW_ROWS,
     PLACES,
     ROWS,
     SDE,
-    WARMUP,
     Attempt,
     Bound,
     Joined,
     Loss,
     Rows,
-    Watch,
     bound_loss,
     descent_of,
     field_rows,
     mapped,
     mean_and_error,
+    restarted,
     step,
 )
 
@@ -227,30 +224,18 @@ def network_fitted(
 ) -> tuple[ScoreModel, int, float]:
     """Train a network behind a flow that stays as it is, on latents of the rows and their negatives.
 
-    Where it is dead at one of :data:`CHECKS` looks, a new one begins at a third of the rate.
-
     Returns:
         the averaged score, the steps of the last network, and its rate.
     """
     x = torch.cat([rows.train[0], -rows.train[0]])
     latents = mapped(flow, (x, torch.zeros(len(x), 0)))[0], torch.zeros(len(x), 0)
-    looked_at, watch, last = latents[0][:: len(x) // LOOKED_AT], Watch(), 0.0
 
     def begun(rate: float) -> Attempt:
         attempt = Attempt(field.Torus(), latents, rate, ROWS)
         attempt.loss = turned(attempt.loss, has_signs=False)
         return attempt
 
-    attempt = begun(rate)
-    for share in course(deadline=watch() + seconds, clock=watch):
-        attempt.step(share)
-        if share - last < 1 / CHECKS:
-            continue
-        last = share
-        with watch:
-            _, spread = size_and_spread(attempt.model.score, looked_at)
-        if spread < DEAD and attempt.descent.step > WARMUP and share < 1 - FALL:
-            attempt = begun(attempt.rate / 3)
+    attempt = restarted(begun, rate, latents[0][:: len(x) // LOOKED_AT], seconds)
     return attempt.descent.ema.model.score, attempt.descent.step, attempt.rate
 
 

@@ -37,7 +37,14 @@ from indm.tables.columns import to_line
 from indm.tables.layers import SmoothMLP
 from indm.tables.mixture import best_mixture
 from indm.tensors import event_sum
-from indm.training import CELLS, Descent, NoiseLevels, course, learning_rate_factor
+from indm.training import (
+    CELLS,
+    Descent,
+    NoiseLevels,
+    course,
+    learning_rate_factor,
+    size_and_spread,
+)
 from indm.workbench.figures.plots import COLOURS, save_figure, styled
 from research.data import real_tables
 from research.lab.seeds import over_seeds
@@ -461,6 +468,25 @@ class Check(NamedTuple):
     @property
     def is_heard(self) -> bool:
         return self.gain > 2 * self.error
+
+
+def restarted(begun: Callable[[float], Attempt], rate: float, z: Tensor, seconds: float) -> Attempt:
+    """The last of the attempts of so many processor seconds, without those of the looks.
+
+    Where the network is dead at rows z at one of :data:`CHECKS` looks, another attempt begins at a
+    third of the rate, as in the package.
+    """
+    watch, last, attempt = Watch(), 0.0, begun(rate)
+    for share in course(deadline=watch() + seconds, clock=watch):
+        attempt.step(share)
+        if share - last < 1 / CHECKS:
+            continue
+        last = share
+        with watch:
+            _, spread = size_and_spread(attempt.model.score, z)
+        if spread < DEAD and attempt.descent.step > WARMUP and share < 1 - FALL:
+            attempt = begun(attempt.rate / 3)
+    return attempt
 
 
 @dataclass(frozen=True)
