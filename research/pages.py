@@ -81,9 +81,12 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-silenced-remedies": lambda: silenced.remedies_table(of("verdict-silenced")),
     "verdict-silenced-restarts": lambda: silenced.restarts_table(of("verdict-silenced")),
     "verdict-silenced-seeds": lambda: silenced.seeds_table(of("verdict-silenced")),
-    "instrument": lambda: instrument.markdown(of("instrument")),
-    "instrument-family": lambda: instrument.family(of("instrument")),
-    "instrument-recovery": lambda: instrument.recovered(of("instrument")),
+    "instrument": lambda variant: instrument.markdown(of("instrument"), spaces_in(variant)),
+    "instrument-each": lambda variant: instrument.each(of("instrument"), spaces_in(variant)),
+    "instrument-family": lambda variant: instrument.family(of("instrument"), spaces_in(variant)),
+    "instrument-recovery": lambda variant: instrument.recovered(
+        of("instrument"), spaces_in(variant)
+    ),
     "verdict-pays": lambda: pays.markdown(of("verdict-pays")),
     "verdict-pays-family": lambda: pays.family_table(of("verdict-pays")),
     "verdict-pays-behaviour": lambda: pays.behaviour_table(of("verdict-pays")),
@@ -120,6 +123,10 @@ def cell(*arguments: str) -> str:
 
 def spaced(words: str) -> str:
     return words.replace(" ", "_")
+
+
+def spaces_in(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,7 @@ from research.networks.circle import Convolutions
 from research.records import RECORDS, Records, Row, made_by
 
 SEARCH, TABLE = Records(RECORDS / "instrument-search.csv"), Records(RECORDS / "instrument.csv")
-FIGURE = RECORDS.parent / "figures" / "instrument.png"
+FIGURE = Path(__file__).parents[2] / "docs" / "figures" / "instrument.png"
 POINTS, HOLD, LEAVE, SPREAD = 32, 3, 0.25, 0.3  # least time of a level; chance to leave it; noise
 INSTRUMENTS, SEEDS = (0, 1, 2, 3, 4), (0, 1, 2)
 TUNED = 6.0  # processor seconds of a trial of the search
@@ -558,7 +559,7 @@ def main(arguments: Sequence[str]) -> None:
                 job(title, number, name, seed)
 
 
-def markdown(table: Records, title: str = "20 s") -> str:
+def markdown(table: Records, title: str) -> str:
     """Gaps in nats of a signal: mean and error over the pairs of instrument and seed."""
     rows = []
     for name in (*MAIN, "INDM's front, chain", *OTHERS):
@@ -573,7 +574,20 @@ def markdown(table: Records, title: str = "20 s") -> str:
     return in_table("method", "trainings", "gap, nats", "rates of network and flow", rows=rows)
 
 
-def family(table: Records, title: str = "20 s") -> str:
+def each(table: Records, title: str) -> str:
+    """Gaps of each instrument, nats: means over its seeds."""
+    rows = []
+    for name in (*MAIN, "INDM's front, chain"):
+        cells = []
+        for number in INSTRUMENTS:
+            found = table.at(variant=title, method=name, instrument=number).rows()
+            gaps = [row["gap"] for row in found]
+            cells.append(format(sum(gaps) / len(gaps), ".2f") if gaps else "")
+        rows.append((name, *cells))
+    return in_table("method", *(f"instrument {number}" for number in INSTRUMENTS), rows=rows)
+
+
+def family(table: Records, title: str) -> str:
     """INDM − its rivals by pairs of instrument and seed, and Holm's p in the planned family."""
     names, made = (*FRONT_RIVALS, *BEHIND_RIVALS), {}
     for other in names:
@@ -594,7 +608,7 @@ def family(table: Records, title: str = "20 s") -> str:
     )
 
 
-def recovered(table: Records, title: str = "20 s") -> str:
+def recovered(table: Records, title: str) -> str:
     """Errors of the fronts."""
     measures = ("a2_log", "a2_phase", "a1_log", "a1_phase", "curve")
     rows = []
@@ -616,18 +630,18 @@ def recovered(table: Records, title: str = "20 s") -> str:
 
 
 @styled
-def figure(table: Records, title: str = "20 s") -> Figure:
+def figure(table: Records, title: str = "60 s") -> Figure:
     """The true and the recovered instrument of the first INDM."""
     (row,) = table.at(variant=title, method="INDM", instrument=0, seed=0).rows()
     shown = row["shown"]
     drawn = Figure(figsize=(9, 2.8), layout="constrained")
-    axes = drawn.subplots(1, 3)
-    for place, name in ((0, "log"), (1, "phase")):
+    log_gain, phase, curve = drawn.subplots(1, 3)
+    for axis, name in ((log_gain, "log"), (phase, "phase")):
         for values, style, who in zip(shown[name], ("-", "o"), ("true", "learned"), strict=True):
-            axes[place].plot(values, style, color=COLOURS[style == "o"], label=who, ms=3)
-        axes[place].set(xlabel="frequency", ylabel=f"{name} of A₂'s gain")
-    axes[2].plot(shown["v"], shown["true"], "-", color=COLOURS[0], label="true")
-    axes[2].plot(shown["v"], shown["found"], "o", color=COLOURS[1], label="learned", ms=3)
-    axes[2].set(xlabel="v", ylabel="curve φ(v)")
-    axes[0].legend()
+            axis.plot(values, style, color=COLOURS[style == "o"], label=who, ms=3)
+    log_gain.set(xlabel="frequency", ylabel="last filter, log-gain")
+    phase.set(xlabel="frequency", ylabel="last filter, phase")
+    curve.plot(shown["v"], shown["true"], "-", color=COLOURS[0], label="true")
+    curve.plot(shown["v"], shown["found"], "o", color=COLOURS[1], label="learned", ms=3)
+    curve.set(xlabel="input of the curve", ylabel="its output")
     return drawn

@@ -108,15 +108,16 @@ def test_all_is_made_once_and_shown(tmp_path, monkeypatch):
     small = {
         "SEARCH": search, "TABLE": table, "TUNED": 0.02, "TEST": 32, "VALID": 16, "TIMES": 1,
         "INSTRUMENTS": (0, 1), "SEEDS": (0,), "RATES": (1e-3,), "FLOW_RATES": (1e-2,),
-        "VARIANTS": {"20 s": instrument.Variant(seconds=0.04)},
+        "VARIANTS": {"60 s": instrument.Variant(seconds=0.04)},
     }  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(instrument, name, value)
-    instrument.main([])
+    instrument.main(["60 s"])
     assert len(table.rows()) == 2 * 7 + 5
     monkeypatch.setattr(instrument, "run", lambda *arguments: 1 / 0)
-    instrument.main([])
-    assert len(instrument.family(table).splitlines()) == 2 + 6
-    assert "| oracle |" in instrument.markdown(table)
-    assert "| INDM |" in instrument.recovered(table)
+    instrument.main(["60 s"])
+    assert len(instrument.family(table, "60 s").splitlines()) == 2 + 6
+    assert "| oracle |" in instrument.markdown(table, "60 s")
+    assert "| INDM |" in instrument.recovered(table, "60 s")
+    assert instrument.each(table, "60 s").count("| INDM") == 2
     instrument.figure(table)
