@@ -4,8 +4,8 @@
     make records                        # writes the output into the README
 
 A program of the README is a block of Python, or of ``indm`` commands, that a marker
-``<!-- table doors:NAME -->`` follows. An example is one whose output ``examples/README.md`` shows
-between such markers. A row in ``records/doors.csv`` belongs to the text of its program: a changed
+``<!-- table doors:NAME -->`` follows. An example is one whose output ``examples/README.md`` or
+``docs/expectations.md`` shows between such markers. A row in ``records/doors.csv`` belongs to the text of its program: a changed
 program is run again.
 """
 
@@ -27,6 +27,7 @@ from research.records import RECORDS, Records, Row, made_by
 
 ROOT = Path(__file__).parents[1]
 README, EXAMPLES = ROOT / "README.md", ROOT / "examples"
+PAGES = (EXAMPLES / "README.md", ROOT / "docs" / "expectations.md")
 SHOWN = re.compile(r"<!-- table doors:(\w+) -->")
 PROGRAM = re.compile(r"```(python|sh)\n([^`]*)```\n\n<!-- table doors:(\w+) -->")
 NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
@@ -45,8 +46,8 @@ def programs() -> dict[str, tuple[str, str]]:
 
 
 def examples() -> dict[str, tuple[str, str]]:
-    """The same of the examples whose output their page shows."""
-    names = SHOWN.findall((EXAMPLES / "README.md").read_text("utf-8"))
+    """The same of the examples whose output a page shows."""
+    names = [name for page in PAGES for name in SHOWN.findall(page.read_text("utf-8"))]
     return {name: ("example", (EXAMPLES / f"{name}.py").read_text("utf-8")) for name in names}
 
 
