@@ -50,6 +50,12 @@ SAME_GAIN = 0.005  # bits/dim by which two descriptions do not differ
 WIDEST = 3.0  # log of the ratio by which sigma_data may be off
 # unit squares that a fit of three coefficients removes, at most: χ² of 3
 TAKEN = 3 + SIGNIFICANT * 6**0.5
+# the verdict on a loss for which no description was found
+UNEXPLAINED = (
+    "it was trained too little there, or for other data than these, or with noise coupled to the data, or as none of "
+    "these descriptions says. If the noise was coupled, the likelihood of the probability flow and its samples hold, "
+    "the NELBO is loose, and SDE samplers, inpainting and classification do not apply"
+)
 # x, the network's view of c, levels log(σ/α), rows at a time
 Asked = tuple[Tensor, tuple[Tensor, ...], Tensor, int]
 
@@ -140,40 +146,47 @@ def check_denoiser(
     order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))
     most = min(max(2, len(raw) // 2), max(ROWS, ENTRIES // math.prod(model.shape)))
     ours, others = order[:most], order[len(raw) // 2 :][:MOST_FITTED]
-    start, width = model.sde.clock_span()[0], model.sde.log_snr_range() / NOISE_LEVELS
-    first = [(0.0, unit)] if (unit := reconstruction_units(model)) else []
-    parts = [(width * (i + 0.5), width) for i in range(NOISE_LEVELS)]
-    clock, widths = torch.tensor(first + parts).double().T
-    # bits/dim for a unit of error at each level
-    levels, bits = 0.5 * (start + clock), 0.5 * widths / math.log(2)
+    levels, bits = _levels_and_bits(model)
     with evaluation_mode(model):
         x, rest = (from_data(model, raw[rows], generator=generator)[0] for rows in (ours, others))
         score = unguided(model).given(c, rows=ours).score
         check_gradient(score, x)
         asked = (x, context_of(score), levels, batch_size)
-        errors, by_row, least = _errors_and_bounds(denoiser, asked, GaussianReference.fit(rest))
-        error, linear = errors[denoiser.predicts], by_row.mean(1)
-        possible, noise = torch.minimum(least, linear), SIGNIFICANT * error.std(1) / len(x) ** 0.5
-        above = (torch.minimum(possible, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
-        possible[:-1] = torch.minimum(
-            possible[:-1], (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1]
-        )
-        lost = bits * (error.mean(1) - possible).clamp_min(0)
+        by_row, of_linear, least = _errors_and_bounds(denoiser, asked, GaussianReference.fit(rest))
+        errors = {kind: error.mean(1) for kind, error in by_row.items()}
+        linear, error = of_linear.mean(1), errors[denoiser.predicts]
+        possible = _least_possible(levels, by_row[denoiser.predicts], torch.minimum(least, linear))
+        lost = bits * (error - possible).clamp_min(0)
         few = _few(asked)
         fit = _fit_of_times(denoiser, few, bits)
-        best, tried = None, 0
+        best = _Best()
         if lost.sum() >= TRIED or fit.gain >= FITTED:
-            best, tried = _best(denoiser, few, bits, fit)
-    verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, fit.gain, best, tried)
-    return DenoiserCheck(
-        levels,
-        {k: v.mean(1) for k, v in errors.items()},
-        linear,
-        lost,
-        denoiser.predicts,
-        verdict,
-        wrong,
-    )
+            best = _best(denoiser, few, bits, fit)
+    verdict, wrong = _Findings(levels, lost, error / linear, fit.gain, best).verdict()
+    return DenoiserCheck(levels, errors, linear, lost, denoiser.predicts, verdict, wrong)
+
+
+def _levels_and_bits(model: Model) -> tuple[Tensor, Tensor]:
+    """The levels log(σ/α) of a check, and the bits/dim that a unit of error costs at each."""
+    start, width = model.sde.clock_span()[0], model.sde.log_snr_range() / NOISE_LEVELS
+    unit = reconstruction_units(model)
+    first = [(0.0, unit)] if unit else []
+    parts = [(width * (i + 0.5), width) for i in range(NOISE_LEVELS)]
+    clock, widths = torch.tensor(first + parts).double().T
+    return 0.5 * (start + clock), 0.5 * widths / math.log(2)
+
+
+def _least_possible(levels: Tensor, error: Tensor, bound: Tensor) -> Tensor:
+    """A bound of the least possible error, (levels,): ``bound``, and Stam's inequality at the next
+    level.
+
+    ``error``, (levels, rows), of the network bounds it at that level; three standard errors are
+    added.
+    """
+    noise = SIGNIFICANT * error.std(1) / error.shape[1] ** 0.5
+    above = (torch.minimum(bound, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
+    by_stam = (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1]
+    return torch.cat([torch.minimum(bound[:-1], by_stam), bound[-1:]])
 
 
 def denoiser_of(model: Model) -> Any:
@@ -430,15 +443,26 @@ def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float)
     ]
 
 
-def _best(
-    denoiser: Any, asked: Asked, bits: Tensor, fit: _Times
-) -> tuple[tuple[_Other, float] | None, int]:
-    """The best of other descriptions with what its network gains at other times, and how many were
-    tried.
+@dataclass(frozen=True)
+class _Best:
+    """The best of other descriptions.
 
-    ``bits`` are those of a unit of error at each level. At the least noise paths differ too much to
-    be compared, so only other predictions count there. Where the best one can still gain, the
-    schedules near to that are tried, too.
+    Attributes:
+        other: the description; None if none is better.
+        left: bits/dim that its network still gains at other times.
+        tried: how many descriptions were tried.
+    """
+
+    other: _Other | None = None
+    left: float = 0.0
+    tried: int = 0
+
+
+def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> _Best:
+    """The best of other descriptions; ``bits`` are those of a unit of error at each level.
+
+    At the least noise paths differ too much to be compared, so only other predictions count there.
+    If the best one gains at other times, the schedules near to those are tried, too.
     """
     errors = _errors(denoiser, asked, PREDICTIONS)
     given = errors.pop(denoiser.predicts)
@@ -466,7 +490,7 @@ def _best(
     compare(_others(denoiser, asked, bits, fit))
     best = _first_of_best(found)
     if best is None:
-        return None, len(found)
+        return _Best(tried=len(found))
     left = left_by(best)
     if left.gain >= FITTED and best.scale == 1:
         also = "" if best.denoiser.predicts == denoiser.predicts else f"{best.words} and "
@@ -476,7 +500,7 @@ def _best(
         better = _first_of_best(found)
         if better is not None and better.gain > best.gain:
             best, left = better, left_by(better)
-    return (best, left.gain), len(found)
+    return _Best(best, left.gain, len(found))
 
 
 def _first_of_best(others: list[_Other]) -> _Other | None:
@@ -487,52 +511,75 @@ def _first_of_best(others: list[_Other]) -> _Other | None:
     )
 
 
-def _verdict(
-    levels: Tensor,
-    lost: Tensor,
-    ratio: Tensor,
-    by_times: float,
-    best: tuple[_Other, float] | None,
-    tried: int,
-) -> tuple[str, bool]:
-    """A sentence that follows from the rows, and whether something is wrong."""
-    total, on_clock, where = (
-        lost.sum().item(),
-        lost[-NOISE_LEVELS:].sum().item(),
-        lost >= 0.5 * lost.max(),
-    )
-    is_fitted = by_times >= FITTED  # at other times the network is better
-    if total < TRIED and not is_fitted and ratio.max() < WEAK:
-        return "nothing looks wrong", False
-    noise = ", ".join(f"{noise:.2g}" for noise in levels[where].exp().tolist())
-    text = f"loses at least {max(total, by_times):.2g} bits/dim, most at σ/α = {noise}"
-    if (worst := ratio[where].max().item()) > WEAK:
-        text += f", where its error is up to {worst:.2g} times that of the best linear predictor"
-    words, gain, left = (best[0].words, best[0].gain, best[1]) if best else ("", 0.0, 0.0)
-    rest = max(on_clock, by_times) - gain
-    explains = gain >= max(FITTED, EXPLAINED * total, by_times - FITTED) and left < max(
-        FITTED, LEFT * gain
-    )
-    if explains and rest <= max(TRIED, min(REST * on_clock, max(LOST, OF_MUCH * on_clock))):
-        return (
-            f"{words} fits the network better, by {gain:.2g} bits/dim: as described it {text}",
-            True,
-        )
-    if gain >= TRIED:
-        text += f"; the best of {tried} other descriptions, {words}, loses {gain:.2g} bits/dim less"
-    elif tried:
-        text += f"; none of {tried} other descriptions loses {TRIED} bits/dim less"
-    if is_fitted:
-        text += f"; asked at other times it loses {by_times:.2g} bits/dim less"
-    if is_fitted and by_times >= EXPLAINED * total:
-        return (
-            f"the network {text}: path is not that of its training, or it was trained too little",
-            True,
-        )
-    if total < LOST and not is_fitted:
-        return f"the description looks right, but the network {text}", False
-    return (
-        f"the network {text}: it was trained too little there, or for other data than these, or with noise coupled to "
-        "the data, or as none of these descriptions says. If the noise was coupled, the likelihood of the probability "
-        "flow and its samples hold, the NELBO is loose, and SDE samplers, inpainting and classification do not apply"
-    ), True
+@dataclass(frozen=True)
+class _Findings:
+    """What a check found, of which :meth:`verdict` makes a sentence.
+
+    Attributes:
+        levels: log(σ/α), (levels,).
+        lost: bits/dim that the network loses at least at each level, (levels,).
+        ratio: its error divided by the linear predictor's, (levels,).
+        by_times: bits/dim that it gains at other times.
+        best: the best of other descriptions.
+    """
+
+    levels: Tensor
+    lost: Tensor
+    ratio: Tensor
+    by_times: float
+    best: _Best
+
+    def verdict(self) -> tuple[str, bool]:
+        """A sentence that follows from the rows, and whether something is wrong."""
+        total = self.lost.sum().item()
+        gains_by_times = self.by_times >= FITTED
+        if total < TRIED and not gains_by_times and self.ratio.max() < WEAK:
+            return "nothing looks wrong", False
+        losses = self.losses()
+        other = self.best.other
+        if other is not None and self.is_explained_by(other):
+            better = f"{other.words} fits the network better, by {other.gain:.2g} bits/dim"
+            return f"{better}: as described it {losses}", True
+        text = losses + self.alternatives()
+        if gains_by_times and self.by_times >= EXPLAINED * total:
+            return (
+                f"the network {text}: path is not that of its training, or it was trained too little",
+                True,
+            )
+        if total < LOST and not gains_by_times:
+            return f"the description looks right, but the network {text}", False
+        return f"the network {text}: {UNEXPLAINED}", True
+
+    def losses(self) -> str:
+        """How much the network loses, and at which noise most."""
+        most = self.lost >= 0.5 * self.lost.max()
+        noise = ", ".join(f"{noise:.2g}" for noise in self.levels[most].exp().tolist())
+        total = max(self.lost.sum().item(), self.by_times)
+        text = f"loses at least {total:.2g} bits/dim, most at σ/α = {noise}"
+        worst = self.ratio[most].max().item()
+        if worst > WEAK:
+            text += (
+                f", where its error is up to {worst:.2g} times that of the best linear predictor"
+            )
+        return text
+
+    def is_explained_by(self, other: _Other) -> bool:
+        """Whether ``other`` gains most of the loss, and leaves little on the clock and by times."""
+        total, on_clock = self.lost.sum().item(), self.lost[-NOISE_LEVELS:].sum().item()
+        gains_enough = other.gain >= max(FITTED, EXPLAINED * total, self.by_times - FITTED)
+        fits_in_time = self.best.left < max(FITTED, LEFT * other.gain)
+        rest = max(on_clock, self.by_times) - other.gain
+        allowed = max(TRIED, min(REST * on_clock, max(LOST, OF_MUCH * on_clock)))
+        return gains_enough and fits_in_time and rest <= allowed
+
+    def alternatives(self) -> str:
+        """What other descriptions and other times gain."""
+        best, text = self.best, ""
+        if best.other is not None and best.other.gain >= TRIED:
+            words = f"{best.other.words}, loses {best.other.gain:.2g} bits/dim less"
+            text = f"; the best of {best.tried} other descriptions, {words}"
+        elif best.tried:
+            text = f"; none of {best.tried} other descriptions loses {TRIED} bits/dim less"
+        if self.by_times >= FITTED:
+            text += f"; asked at other times it loses {self.by_times:.2g} bits/dim less"
+        return text
