@@ -146,7 +146,7 @@ def load(source: str | Path) -> Tables:
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
-        tables = files.toml(files.text(path, largest=files.LARGEST_TOML))
+        tables = tomllib.loads(files.text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in tables.items():
@@ -328,7 +328,7 @@ def literal(value) -> str:
 def value_of(text: str):
     """``text`` as TOML reads a value, or as a string where it is not TOML."""
     try:
-        value = files.toml(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except ValueError:
         return text
     return value if isinstance(value, bool | int | float | str | list | dict) else text
