@@ -109,8 +109,8 @@ class InstrumentFlow(ExactFlow):
     Args:
         shape: event shape, (D,) or (C, H, W). Each channel has filters and a curve of its own.
         bins, bound: of the spline, as of :class:`CouplingFlow`; outside of [−bound, bound] the curve is a line.
-        max_log_gain: bound of the log-gains. Where data have no power at a frequency, because a filter vanishes there,
-            the log-gain moves to the bound, and training warns of it (:meth:`at_bounds`).
+        max_log_gain: bound of the log-gains, positive and finite. If data have no power at a frequency, because a
+            filter vanishes there, the log-gain moves to the bound, and training warns of it (:meth:`at_bounds`).
 
     Example: it starts at the identity, with an instrument that does nothing.
 
@@ -133,8 +133,6 @@ class InstrumentFlow(ExactFlow):
         super().__init__()
         shape = tuple(shape)
         require(len(shape) in (1, 3), "shape", shape, "(D,) for signals or (C, H, W) for images")
-        fits = 0 < max_log_gain < math.inf
-        require(fits, "max_log_gain", max_log_gain, "positive and finite", "3 is usual")
         bound = usual_bound(shape) if bound is None else bound
         self.shape, self.bins, self.bound, self.max_log_gain = shape, bins, bound, max_log_gain
         self.torus = shape if len(shape) == 3 else (1, 1, shape[0])
@@ -208,9 +206,8 @@ class InstrumentFlow(ExactFlow):
         return torch.polar(torch.ones_like(angle), angle)
 
     def _check(self, x: Tensor) -> None:
-        """ValueError for another shape, whose transform might fit, and for complex numbers."""
+        """ValueError for another shape, whose transform might fit."""
         require(x.shape[1:] == self.shape, "x", tuple(x.shape), f"of event shape {self.shape}")
-        require(not x.is_complex(), "x", x.dtype, "real numbers")
 
     @staticmethod
     def _rows(y: Tensor) -> Tensor:
