@@ -1,11 +1,11 @@
-r"""The description of a network trained elsewhere, judged by its denoising error on data.
+r"""Checks of a network trained elsewhere: its denoising error on data shows a wrong description.
 
-An error e = E‖n − n̂‖²/d that is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w
-costs the NELBO ½ Δ w nats a dimension; at the least noise it costs another ½ Δ, by the
-reconstruction term. Three errors bound the least possible one from above: the error of the best
-linear predictor, the error of the best combination a f + b x_τ + c of output and input, and what a
-level with more noise allows: as Λ falls, log(e/(1 − e)) rises at most as fast, by Stam's inequality
-for the Fisher information (1 − e)/σ² of x_0 + σ n.
+If the error e = E‖n − n̂‖²/d is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w, the
+NELBO is larger by ½ Δ w nats a dimension; at the least noise it is larger by another ½ Δ, by the
+reconstruction term. The least possible error has three upper bounds: the error of the best linear
+predictor, the error of the best combination a f + b x_τ + c of output and input, and one from a
+level with more noise. For the latter, log(e/(1 − e)) rises at most as fast as Λ falls, by Stam's
+inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
 """
 
 import math
@@ -31,24 +31,24 @@ from indm.score import context_of, described, unguided
 from indm.tensors import evaluation_mode, randn_like
 
 ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
-AT_ONCE = 2**12  # numbers of data that a network is asked for at once, at least, in comparisons
-# at least, at least for other descriptions, at most for the linear fit
+AT_ONCE = 2**12  # least numbers of data in a call of the network, in comparisons
+# rows: at least, at least for other descriptions, and at most for the linear fit
 ROWS, OTHERS, MOST_FITTED = 256, 32, 10_000
 # bits/dim from which a loss is a finding, and from which other descriptions are tried
 LOST, TRIED = 0.05, 0.02
-# bits/dim that other times may gain: the estimate on a few levels may be short of 0.02
+# bits/dim that other times may gain; the estimate from a few levels may be less than 0.02
 FITTED = 0.015
-EXPLAINED = 0.5  # share of the loss that another description explains at least, if it is named
-# shares of the loss beyond the least noise, and of one above 1 bit/dim, that it may leave
+EXPLAINED = 0.5  # least share of the loss that a named description explains
+# shares of the loss beyond the least noise, and of a loss above 1 bit/dim, that it may leave
 REST, OF_MUCH = 0.2, 0.05
 WEAK = 1.5  # ratio of a level's error to the linear predictor's from which it is mentioned
-SIGNIFICANT = 3.0  # standard errors by which an estimate may be off
-# of log(σ/α), at which the network is asked for the noise of a level
+SIGNIFICANT = 3.0  # standard errors by which an estimate may be wrong
+# distances in log(σ/α) of other times that are tried for a level
 OFFSETS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 LEFT = 0.02  # share of its gain that a description may still gain at other times
-SAME_GAIN = 0.005  # bits/dim by which two descriptions do not differ
-WIDEST = 3.0  # log of the ratio by which sigma_data may be off
-# unit squares that a fit of three coefficients removes, at most: χ² of 3
+SAME_GAIN = 0.005  # bits/dim within which two descriptions are equally good
+WIDEST = 3.0  # log of the largest ratio of a fitted sigma_data to the given one
+# most unit squares that a fit of three coefficients removes: χ² of 3
 TAKEN = 3 + SIGNIFICANT * 6**0.5
 # the verdict on a loss for which no description was found
 UNEXPLAINED = (
@@ -65,16 +65,15 @@ class DenoiserCheck:
     """The error of a denoiser on data, by noise level.
 
     Attributes:
-        levels: log(σ/α), (levels,): eight, evenly on the clock, and before them the least one, if
-            the reconstruction uses the network there.
-        errors: for each kind of prediction that the network could have made, E‖n − n̂‖²/d at each
-            level, (levels,).
+        levels: log(σ/α), (levels,): eight, evenly on the clock; before them the least one, if the
+            reconstruction uses the network there.
+        errors: E‖n − n̂‖²/d at each level, (levels,), by kind of prediction.
         linear: error of the best linear predictor of these data, (levels,).
-        lost: bits per dimension that the network loses at least at each level, (levels,).
-        predicts: the kind that the model was given.
+        lost: least loss of the network at each level, bits per dimension, (levels,).
+        predicts: the kind of prediction in the description.
         verdict: a sentence that follows from the rows.
         wrong: whether the network loses 0.05 bits per dimension or more, or another description
-            fits it better. Where it is False, no monotone curve of the network's time in log(σ/α)
+            fits it better. If it is False, no monotone curve of the network's time in log(σ/α)
             gains 0.02 bits per dimension.
 
     Example:
@@ -113,25 +112,27 @@ def check_denoiser(
     batch_size: int = 64,
     generator=None,
 ) -> DenoiserCheck:
-    r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what
-    looks wrong.
+    r"""Check the description of a model of :func:`indm.from_denoiser` by its denoising error on data.
 
-    The network is also asked at other times, up to a factor of e^3.2 of σ/α away: a wrong schedule
-    is found by what the best monotone curve of times gains. If that is much, or if 0.02 bits per
-    dimension are lost, other predictions, paths, schedules (usual and fitted ones that are near to
-    the best times), scalings and values of ``sigma_data`` are tried with the same noise.
-    :func:`indm.evaluate` calls this once, warns if the verdict is ``wrong``, and prints it.
+    The network is also called at other times, up to a factor e^3.2 of σ/α away: the best monotone
+    curve of times shows a wrong schedule by its gain. If that is large, or if 0.02 bits per
+    dimension are lost, other predictions, paths, schedules near to the best times, scalings and
+    values of ``sigma_data`` are tried with the same noise. :func:`indm.evaluate` calls this once,
+    warns if the description is ``wrong``, and prints the verdict.
 
     Args:
-        model: what :func:`indm.from_denoiser` made; else a ValueError.
-        raw: data in data units. The network is asked at half of them, of images at most 256; the
-            rest gives "linear". Other times take 13 evaluations at each level of 32 images, or of
-            8,192 numbers where that is more rows.
-        c: their conditions, of a model that has one.
-        batch_size: rows at a time, at other times 4,096 numbers where that is more.
-        generator: of noise of grey levels.
+        model: what :func:`indm.from_denoiser` made.
+        raw: data in data units, at least 2 rows. The network is called at half of them, at most at
+            256 images; the rest gives "linear". Other times take 13 evaluations at each level, of
+            32 images or 8,192 numbers, whichever are more rows.
+        c: their conditions, for a model that has one.
+        batch_size: rows at a time; 4,096 numbers if that is more, at other times.
+        generator: for the noise of grey levels.
 
-    Example: v = 0 is exact for N(0, I), and is said to be the noise.
+    Raises:
+        ValueError: another model, or fewer rows.
+
+    Example: v = 0 is exact for N(0, I), and is described as the noise here.
 
         >>> import indm
         >>> model = indm.from_denoiser(lambda x, tau: 0 * x, predicts="noise", path="linear", shape=(2,))
@@ -190,7 +191,7 @@ def _least_possible(levels: Tensor, error: Tensor, bound: Tensor) -> Tensor:
 
 
 def denoiser_of(model: Model) -> Any:
-    """The network of a model of :func:`indm.from_denoiser`; ValueError where it is another one."""
+    """The network of a model of :func:`indm.from_denoiser`; ValueError for another model."""
     if (network := described(model.score)) is None:
         raise ValueError(
             f"model must come from from_denoiser, got one with {type(model.score).__name__}"
@@ -201,8 +202,9 @@ def denoiser_of(model: Model) -> Any:
 def _outputs(
     denoiser: Any, asked: Asked, scale: float = 1.0, shift: float = 0.0
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """Number of the level, rows, noise, x_τ, τ and output, of ``scale`` x + ``shift``, on one noise
-    for all.
+    """Number of the level, rows, noise, x_τ, τ and output, for ``scale`` x + ``shift``.
+
+    The noise is the same in every call.
     """
     x, seen, levels, batch_size = asked
     generator = torch.Generator(x.device).manual_seed(0)
@@ -240,15 +242,13 @@ def _mean_square(error: Tensor) -> Tensor:
 def _errors_and_bounds(
     denoiser: Any, asked: Asked, reference: GaussianReference
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Errors of all predictions, that of the linear predictor, (levels, rows), and what a f + b x +
-    c attains.
+    """Errors of all predictions and of the linear predictor, (levels, rows), and the least error of
+    a f + b x_τ + c.
     """
     x, _, levels, _ = asked
     errors = {kind: torch.zeros(len(levels), len(x)).double() for kind in PREDICTIONS}
-    linear, products = (
-        torch.zeros(len(levels), len(x)).double(),
-        torch.zeros(len(levels), 4, 4).double(),
-    )
+    linear = torch.zeros(len(levels), len(x)).double()
+    products = torch.zeros(len(levels), 4, 4).double()
     for i, rows, noise, x_tau, tau, f in _outputs(denoiser, asked):
         z, r = x[rows], math.exp(2 * levels[i].item())
         off = {kind: denoiser.noise_from(kind, f, x_tau, tau) - noise for kind in PREDICTIONS}
@@ -267,28 +267,22 @@ def _errors_and_bounds(
 
 
 def _few(asked: Asked) -> Asked:
-    """As many rows as comparisons of descriptions need: the first ones, several times where there
-    are too few.
-    """
+    """The first rows, as many as comparisons need; they are repeated if there are too few."""
     x, seen, levels, batch_size = asked
     rows = torch.arange(max(OTHERS, ENTRIES // x[0].numel())) % len(x)
-    return (
-        x[rows],
-        tuple(part[rows] for part in seen),
-        levels,
-        max(batch_size, AT_ONCE // x[0].numel()),
-    )
+    batch_size = max(batch_size, AT_ONCE // x[0].numel())
+    return x[rows], tuple(part[rows] for part in seen), levels, batch_size
 
 
 @dataclass(frozen=True)
 class _Times:
-    """The times at which a network errs least at each part of the clock.
+    """The times of least error in each part of the clock.
 
     Attributes:
         gain: bits/dim by which the network is better there, on rows that did not choose the times.
-        levels: log(σ/α) of the middle of each part, (parts,).
+        levels: log(σ/α) in the middle of each part, (parts,).
         asked: log(σ/α) at which the path has the best time, (parts,).
-        curvature: bits/dim for a unit of (asked − best)², (parts,); 0 where it is not known.
+        curvature: bits/dim for a unit of (asked − best)², (parts,); 0 if it is not known.
     """
 
     gain: float
@@ -326,9 +320,7 @@ def _fit_of_times(
 
 
 def _later(denoiser: Any, offset: float) -> Callable[[Tensor], Tensor]:
-    """The network's time at log(σ/α) + ``offset``, for the time of its path at log(σ/α), within the
-    path's range.
-    """
+    """The network's time at log(σ/α) + ``offset``, within the range of its path."""
     path = denoiser.noises
     low, high = sorted(path.range)
 
@@ -340,9 +332,7 @@ def _later(denoiser: Any, offset: float) -> Callable[[Tensor], Tensor]:
 
 
 def _monotone(costs: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
-    """The numbers of the offsets of least total cost, one a level, with which level + offset never
-    falls.
-    """
+    """The indices of the offsets of least total cost for which level + offset never falls."""
     asked = levels + offsets[:, None]
     total, before = costs[:, 0], []
     for i in range(1, len(levels)):
@@ -357,8 +347,8 @@ def _monotone(costs: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
 
 
 def _lowest(costs: Tensor, offsets: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-    """Offset and curvature at the lowest point of the parabola through the ``best`` cost and those
-    next to it.
+    """Offset and curvature at the minimum of the parabola through the ``best`` cost and its
+    neighbours.
     """
     middle, columns = best.clamp(1, len(offsets) - 2), torch.arange(len(best))
     at = torch.stack([offsets[middle + i] for i in (-1, 0, 1)])
@@ -367,17 +357,13 @@ def _lowest(costs: Tensor, offsets: Tensor, best: Tensor) -> tuple[Tensor, Tenso
     curvature = (slopes[1] - slopes[0]) / (at[2] - at[0])
     lowest = 0.5 * (at[0] + at[1]) - 0.5 * slopes[0] / curvature
     is_inside = (curvature > 0) & (best == middle) & lowest.isfinite()
-    lowest = torch.where(
-        is_inside, torch.minimum(torch.maximum(lowest, at[0]), at[2]), offsets[best]
-    )
-    return lowest, torch.where(is_inside, curvature, 0.0)
+    within = torch.minimum(torch.maximum(lowest, at[0]), at[2])
+    return torch.where(is_inside, within, offsets[best]), torch.where(is_inside, curvature, 0.0)
 
 
 @dataclass(frozen=True)
 class _Other:
-    """Another description in words, with its network, scaling and shift of x, and the bits/dim that
-    it gains.
-    """
+    """Another description: its network, the scaling and shift of x, and its gain in bits/dim."""
 
     words: str
     denoiser: Any
@@ -387,7 +373,7 @@ class _Other:
 
 
 def _others(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> Iterator[_Other]:
-    """What a user may have meant, the usual first."""
+    """Other descriptions that a user may have meant, the usual ones first."""
     x = asked[0]
     std = x.std().item() or 1.0
     for sigma_data in _values_of_sigma_data(denoiser, asked, bits, std):
@@ -406,7 +392,7 @@ def _others(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> Iterator[
 
 
 def _schedules(denoiser: Any, fit: _Times) -> Iterator[_Other]:
-    """The schedules that are nearest to the best times of a network of a table of steps."""
+    """The schedules nearest to the best times of a network with a table of steps."""
     path = denoiser.noises
     if path.is_table:
         count = round(path.range[1]) + 1
@@ -418,14 +404,12 @@ def _schedules(denoiser: Any, fit: _Times) -> Iterator[_Other]:
 
 
 def _time_of(other: Path, path: Path) -> Callable[[Tensor], Tensor]:
-    """The step of one table for a step of another at the same noise level, or its nearest one."""
+    """The step of one table that has the noise level of a step of another, or the nearest."""
     return lambda tau: other.time(path.level(tau).clamp(*other.whole_levels()[[0, -1]].tolist()))
 
 
 def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float) -> list[float]:
-    """Usual values of EDM's ``sigma_data``, and the one that fits the network best; none of a
-    network without it.
-    """
+    """Usual values of EDM's ``sigma_data``, and the best one; none for a network without it."""
     if denoiser.sigma_data is None:
         return []
 
@@ -437,10 +421,8 @@ def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float)
     found = minimize_scalar(
         cost, bounds=(centre - WIDEST, centre + WIDEST), method="bounded", options={"xatol": 0.005}
     )
-    best = float(f"{math.exp(found.x):.3g}")
-    return [
-        value for value in (0.5, 1.0, float(f"{std:.3g}"), best) if value != denoiser.sigma_data
-    ]
+    values = (0.5, 1.0, float(f"{std:.3g}"), float(f"{math.exp(found.x):.3g}"))
+    return [value for value in values if value != denoiser.sigma_data]
 
 
 @dataclass(frozen=True)
@@ -479,9 +461,8 @@ def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> _Best:
         for other in others:
             # networks may not accept such a call
             with suppress(IndexError, RuntimeError, ValueError):
-                gain = bits * (
-                    given - _error(other.denoiser, asked, other.scale, other.shift)
-                ).mean(1)
+                error = _error(other.denoiser, asked, other.scale, other.shift)
+                gain = bits * (given - error).mean(1)
                 found.append(replace(other, gain=gain[-NOISE_LEVELS:].sum().item()))
 
     def left_by(other: _Other) -> _Times:
@@ -506,9 +487,9 @@ def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> _Best:
 def _first_of_best(others: list[_Other]) -> _Other | None:
     """The first description that gains as much as the best one; None if none gains."""
     highest = max((other.gain for other in others if math.isfinite(other.gain)), default=0.0)
-    return next(
-        (other for other in others if highest > 0 and other.gain >= highest - SAME_GAIN), None
-    )
+    if highest <= 0:
+        return None
+    return next(other for other in others if other.gain >= highest - SAME_GAIN)
 
 
 @dataclass(frozen=True)
