@@ -190,8 +190,7 @@ def png(width, height, extra=b""):
     )
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("side", [10_000, 13_000, 10**6, 2**31 - 1])
+@pytest.mark.parametrize("side", [14_000, 10**6, 2**31 - 1])
 def test_an_image_that_claims_much_is_refused_by_its_header(tmp_path, side):
     (tmp_path / "a.png").write_bytes(png(side, side))
     with pytest.raises(ValueError, match="limit of"):

@@ -6,10 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pandas
 import psutil
-import pyarrow
 import pytest
 import torch
-from pyarrow import parquet
 
 from indm.files import untrusted
 from indm.workbench.data.arrays import names_of, read_columns, read_events
@@ -93,7 +91,6 @@ def test_numbers_that_single_precision_rounds_away_are_refused(tmp_path):
         ("a,b\n1,2\n3,4,5\n", "cannot be read as a table"),
         ("a,b\n3,4,5\n", "first column must have a name"),
         ("x,y\n1,2\n3\n", "column 'y' .* nan in row 2"),
-        ("x,y\n", "holds no rows of numbers"),
         ("", "cannot be read as a table"),
     ],
 )
@@ -113,7 +110,7 @@ def test_a_table_is_data(tmp_path):
     whole = written(tmp_path / "w.csv", [["a", "b"], *([i % 4, i % 3] for i in range(30))])
     assert load_data("array", path=whole, levels=4).scaling.levels == 4
     assert read_events(whole, 4).dtype == torch.uint8
-    for options in ({"key": "a"}, {"x": "d"}, {"x": "a", "c": "a"}):
+    for options in ({"x": "d"}, {"x": "a", "c": "a"}):
         with pytest.raises(ValueError, match=r"t\.csv"):
             load_data("array", path=table, **options)
 
@@ -135,7 +132,7 @@ def test_of_a_parquet_file_only_the_columns_that_are_named_are_read(tmp_path):
     assert x.tolist() == [[1.5, 0.0], [2.0, 1.0], [3.0, 2.0]] and c is None
     assert read_columns(tmp_path / "a.parquet", ("a",), ("b",))[1].tolist() == [0, 1, 2]
     for columns in (("word",), ("none",)):
-        with pytest.raises(ValueError, match=rf"a\.parquet.*'{columns[0]}'"):
+        with pytest.raises(ValueError, match=rf"a\.parquet.*{columns[0]}"):
             read_columns(tmp_path / "a.parquet", columns)
 
 
@@ -163,24 +160,12 @@ GROUPS = {  # by the version of the interface: the groups of the process, and th
 
 
 @pytest.mark.parametrize("which", GROUPS)
-def test_what_a_parquet_file_claims_is_held_against_the_limit_of_a_container(
-    which, tmp_path, monkeypatch
-):
-    """A file of some kB holds ten million zeros, or one long word ten million times."""
+def test_what_a_table_claims_is_held_against_the_limit_of_a_container(which, tmp_path, monkeypatch):
     limited(monkeypatch, tmp_path, *GROUPS[which], free=60_000_000)
-    n = 10_000_000
-    zeros = pyarrow.table({"x": pyarrow.array(np.zeros(n, np.float32))})
-    codes = pyarrow.array(np.zeros(n // 100, np.int32))
-    words = pyarrow.DictionaryArray.from_arrays(codes, ["w" * 1000])
-    small = pyarrow.table({"x": pyarrow.array(np.zeros(n // 100, np.float32)), "c": words})
-    for name, table in (("zeros", zeros), ("words", small)):
-        parquet.write_table(table, tmp_path / f"{name}.parquet")
-        assert (tmp_path / f"{name}.parquet").stat().st_size < 100_000
-    with pytest.raises(ValueError, match=r"zeros.parquet .* claims 320,"):
-        read_columns(tmp_path / "zeros.parquet")
-    assert len(read_columns(tmp_path / "words.parquet", ("x",))[0]) == n // 100
-    with pytest.raises(MemoryError, match="claims 400,000,000 bytes"):
-        read_columns(tmp_path / "words.parquet", ("x",), ("c",))
+    with (tmp_path / "t.csv").open("wb") as file:
+        file.truncate(40_000_000)
+    with pytest.raises(ValueError, match="it claims 80,000,000 bytes"):
+        read_table(tmp_path / "t.csv")
 
 
 def test_a_table_larger_than_memory_is_refused_before_it_is_read(tmp_path):
