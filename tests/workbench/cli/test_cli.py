@@ -239,10 +239,6 @@ def test_a_picture_of_samples_is_of_those_beside_it(run, tmp_path):
     old = (tmp_path / "samples.png").read_bytes()
     drawing = Drawing(n=4, steps=2, seed=1)
     with pytest.raises(
-        ValueError, match=r"out must be a folder, got .*mine\.csv, the name of a file"
-    ):
-        samples_module.draw(run, drawing, tmp_path / "mine.csv", progress=False)
-    with pytest.raises(
         ValueError, match=r"already holds samples\.json, samples\.npz, samples\.png"
     ):
         samples_module.draw(run, drawing, tmp_path, progress=False)
@@ -509,8 +505,7 @@ def workplace(run, tmp_path_factory):
         # keys of a recipe: unknown, of another type, out of range
         ("train digits --train.setps 3", "steps"), ("train setps.toml", "steps"),
         ("train digits --train.steps 1.5", "train.steps"), ("train digits --train.betas [0.9]", "train.betas"),
-        ("train digits --train.batch_size 0", "train.batch_size"), ("train digits --train.objective nll", "'mle'"),
-        (f"train digits --train.seed {10**20}", "train.seed"), (f"sample trained --seed {10**20}", "seed"),
+        ("train digits --train.batch_size 0", "train.batch_size"), ("train digits --train.objective nll", "mle"),
         ("evaluate trained --overwrite --repeats 1", "evaluate.repeats"),
         ("evaluate trained --overwrite --eps 1e-6", "eps"), ("sample trained --sampler dmp++", "sampler"),
         ("sample trained --sampler ode --sampler.tol nan", "tol"),
