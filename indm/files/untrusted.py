@@ -127,51 +127,8 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
         ) from error
 
 
-# ── Memory ────────────────────────────────────────────────────────────────────────────────────────
-
-
-# Linux's control groups of this process
-PROCESS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-FILES_OF_LIMITS = {
-    "": ("memory.max", "memory.current"),
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-}
-
-
 def check_memory(claimed: int) -> None:
-    """MemoryError if ``claimed`` bytes are more than this process can have."""
-    free = free_memory()
+    """MemoryError if ``claimed`` bytes are more than the free memory of this machine."""
+    free = psutil.virtual_memory().available
     if claimed > free:
-        raise MemoryError(
-            f"it claims {claimed:,} bytes, and this process can have {free:,} bytes of memory"
-        )
-
-
-def free_memory() -> int:
-    """Bytes of memory that this process can have, by the machine and by its control groups."""
-    return max(0, min([psutil.virtual_memory().available, *_left_in_groups()]))
-
-
-def _left_in_groups() -> Iterator[int]:
-    """Bytes left to each control group of this process, by both versions of Linux's interface."""
-    try:
-        lines = PROCESS.read_text().splitlines()
-    except OSError:  # another system
-        return
-    for line in lines:
-        _, kind, place = line.split(":", 2)
-        if kind not in FILES_OF_LIMITS:
-            continue
-        limit, used = FILES_OF_LIMITS[kind]
-        home = CGROUPS / kind
-        group = home / place.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(home):
-                break
-            with suppress(OSError, ValueError):  # no such file, or "max", which is no limit
-                left = int((folder / limit).read_text()) - int((folder / used).read_text())
-                stated = dict(
-                    row.split() for row in (folder / "memory.stat").read_text().splitlines()
-                )
-                # pages of files are given back when memory is short
-                yield left + int(stated["inactive_file"])
+        raise MemoryError(f"it claims {claimed:,} bytes, and {free:,} bytes of memory are free")

@@ -460,6 +460,16 @@ def initialize_actnorms(flow: Flow, x: Batch) -> None:
             hook.remove()
 
 
+def rows_of_channels(x: Tensor) -> Tensor:
+    """The entries of each channel of a batch, (C, N)."""
+    return x.transpose(0, 1).flatten(1)
+
+
+def batch_of_channels(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`rows_of_channels` for a batch ``like`` the result."""
+    return rows.unflatten(1, (len(like), *like.shape[2:])).transpose(0, 1)
+
+
 class SharedSpline(RationalQuadratic):
     """The spline with the same parameters in a whole row: y (G, N), raw parameters (G, size)."""
 
@@ -526,12 +536,12 @@ class ElementwiseFlow(ExactFlow):
         """The entries that share a spline, (G, N)."""
         if self.shared == "none":
             return x.flatten(1).T
-        return x.transpose(0, 1).flatten(1) if self.shared == "channel" else x.reshape(1, -1)
+        return rows_of_channels(x) if self.shared == "channel" else x.reshape(1, -1)
 
     def _batch(self, rows: Tensor, like: Tensor) -> Tensor:
         """The rows that :meth:`_rows` made of ``like``, as a batch again."""
         if self.shared == "none":
             return rows.T.reshape(like.shape)
         if self.shared == "channel":
-            return rows.unflatten(1, (len(like), *like.shape[2:])).transpose(0, 1)
+            return batch_of_channels(rows, like)
         return rows.view(like.shape)

@@ -1,8 +1,9 @@
 """The instrument: a filter, a curve and a filter, the same for all examples.
 
-Recorded signals have passed through such a chain: a microphone, a compander and a room; an optic, a tone curve and a
-sharpening. A histogram cannot undo it, because the last filter hides the curve from the marginals, and whitening cannot
-undo it, because the curve hides the first filter from the covariances.
+Recorded signals have passed through such a chain: a microphone, a compander and a room; or a lens,
+a tone curve and a sharpening. A histogram cannot undo it, because the last filter hides the curve
+from the marginals. Whitening cannot undo it, because the curve hides the first filter from the
+covariances.
 """
 
 import math
@@ -12,7 +13,12 @@ from torch import Tensor, nn
 
 from indm.checks import require
 from indm.flows.base import ExactFlow
-from indm.flows.coupling import SharedSpline, usual_bound
+from indm.flows.coupling import (
+    SharedSpline,
+    batch_of_channels,
+    rows_of_channels,
+    usual_bound,
+)
 from indm.tensors import Batch, PerSample, full_precision
 
 AT_BOUND = 0.98  # share of the bound from which a log-gain is said to stand at it
@@ -148,16 +154,16 @@ class InstrumentFlow(ExactFlow):
         self._check(x)
         with full_precision(x.device):
             y = self.first(x.unflatten(1, self.torus) if x.ndim == 2 else x)
-            z, log_slope = self.spline(self._rows(y), self.raw)
-            z = self.last(self._batch(z, y)).reshape(x.shape)
-            log_det = self._batch(log_slope, y).flatten(1).sum(1)
+            z, log_slope = self.spline(rows_of_channels(y), self.raw)
+            z = self.last(batch_of_channels(z, y)).reshape(x.shape)
+            log_det = batch_of_channels(log_slope, y).flatten(1).sum(1)
             return z, log_det + self.first.log_det() + self.last.log_det()
 
     def inverse_step(self, z: Batch) -> Batch:
         self._check(z)
         with full_precision(z.device):
             y = self.last(z.unflatten(1, self.torus) if z.ndim == 2 else z, inverted=True)
-            x = self._batch(self.spline.inverse(self._rows(y), self.raw), y)
+            x = batch_of_channels(self.spline.inverse(rows_of_channels(y), self.raw), y)
             return self.first(x, inverted=True).reshape(z.shape)
 
     @property
@@ -208,13 +214,3 @@ class InstrumentFlow(ExactFlow):
     def _check(self, x: Tensor) -> None:
         """ValueError for another shape, whose transform might fit."""
         require(x.shape[1:] == self.shape, "x", tuple(x.shape), f"of event shape {self.shape}")
-
-    @staticmethod
-    def _rows(y: Tensor) -> Tensor:
-        """The entries of each channel, (C, N)."""
-        return y.transpose(0, 1).flatten(1)
-
-    @staticmethod
-    def _batch(rows: Tensor, like: Tensor) -> Tensor:
-        """The rows that :meth:`_rows` made of ``like``, as a batch again."""
-        return rows.unflatten(1, (len(like), *like.shape[2:])).transpose(0, 1)

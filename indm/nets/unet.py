@@ -230,16 +230,14 @@ class UNet(Backbone):
         level: PerSample,
         c: Tensor | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
-        """The output for images ``z`` at log noise levels ``level`` = log(σ/α), (B,), and
-        conditions ``c``.
-        """
+        """The output for images ``z`` at levels log(σ/α), (B,), and conditions ``c``."""
         height, width = z.shape[2:]
         embedding = self.embedding(level)
         z = with_waves(z, self.fourier)
-        h = self.stem(
-            F.pad(z, (0, -width % self.multiple, 0, -height % self.multiple)).contiguous()
-        )
-        if (c := seen(self, c, z)) is not None:
+        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        h = self.stem(F.pad(z, padding).contiguous())
+        c = seen(self, c, z)
+        if c is not None:
             embedding, h = self.condition_input(c, embedding, h)
         skips = []
         for i, stages in enumerate(self.encoder):

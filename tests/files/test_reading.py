@@ -112,7 +112,7 @@ def test_a_bomb_is_not_unpacked(tmp_path, monkeypatch):
         psutil, "virtual_memory", lambda: SimpleNamespace(total=2**40, available=23_999_000)
     )
     with pytest.raises(
-        ValueError, match=r"claims 24,000,384 bytes, and this process can have 23,999,000 bytes"
+        ValueError, match=r"claims 24,000,384 bytes, and 23,999,000 bytes of memory are free"
     ):
         load_data("array", path=tmp_path / "large.npz")
 

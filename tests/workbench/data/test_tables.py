@@ -1,15 +1,12 @@
 """Tables in files, as pandas reads them; and what they may claim of memory."""
 
 import csv
-from types import SimpleNamespace
 
 import numpy as np
 import pandas
-import psutil
 import pytest
 import torch
 
-from indm.files import untrusted
 from indm.workbench.data.arrays import names_of, read_columns, read_events
 from indm.workbench.data.base import as_data, load_data, stack
 
@@ -134,38 +131,6 @@ def test_of_a_parquet_file_only_the_columns_that_are_named_are_read(tmp_path):
     for columns in (("word",), ("none",)):
         with pytest.raises(ValueError, match=rf"a\.parquet.*{columns[0]}"):
             read_columns(tmp_path / "a.parquet", columns)
-
-
-def limited(monkeypatch, tmp_path, group, files, free):
-    """The control groups of this process leave it ``free`` bytes, of a machine with plenty."""
-    process, groups = tmp_path / "cgroup", tmp_path / "groups"
-    process.write_text(group)
-    for name, content in files.items():
-        (groups / name).parent.mkdir(parents=True, exist_ok=True)
-        (groups / name).write_text(content)
-    monkeypatch.setattr(untrusted, "PROCESS", process)
-    monkeypatch.setattr(untrusted, "CGROUPS", groups)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=2**40))
-    assert untrusted.free_memory() == free
-
-
-STAT = "anon 5\ninactive_file 1000\n"
-GROUPS = {  # by the version of the interface: the groups of the process, and their files
-    "second": ("0::/a/b\n", {"a/memory.max": "60000000", "a/memory.current": "1000", "a/memory.stat": STAT,
-                             "a/b/memory.max": "max", "a/b/memory.current": "1000", "a/b/memory.stat": STAT}),
-    "root": ("0::/elsewhere\n", {"memory.max": "60000000", "memory.current": "1000", "memory.stat": STAT}),
-    "first": ("4:memory:/a\n1:cpu:/\n", {"memory/a/memory.limit_in_bytes": "60000000",
-                                         "memory/a/memory.usage_in_bytes": "1000", "memory/a/memory.stat": STAT}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("which", GROUPS)
-def test_what_a_table_claims_is_held_against_the_limit_of_a_container(which, tmp_path, monkeypatch):
-    limited(monkeypatch, tmp_path, *GROUPS[which], free=60_000_000)
-    with (tmp_path / "t.csv").open("wb") as file:
-        file.truncate(40_000_000)
-    with pytest.raises(ValueError, match="it claims 80,000,000 bytes"):
-        read_table(tmp_path / "t.csv")
 
 
 def test_a_table_larger_than_memory_is_refused_before_it_is_read(tmp_path):
