@@ -92,7 +92,7 @@ class Builder:
             file = gr.File(label="Image", file_types=sorted(IMAGE_SUFFIXES), height=150)
             count = len(side.test or ())
             have, label = count > 0, "or the test image of number"
-            limits = {"minimum": 0, "maximum": max(0, count - 1)}
+            limits: Any = {"minimum": 0, "maximum": max(0, count - 1)}
             index = gr.Number(0 if have else None, label=label, precision=0, visible=have, **limits)
             start = requests.preview(side, Source(None, 0)) if have else None
             shown = image_field("Image, as the model sees it", height=180, value=start)

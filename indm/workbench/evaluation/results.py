@@ -162,8 +162,8 @@ def measures_of(options: Evaluation) -> list[Measure]:
     }
     measures: list[Measure] = [Bound(times=options.times)]
     if options.nll_examples:
-        chosen = {"each": options.each, "mean_error": options.mean_error}
-        measures.append(NLL(examples=options.nll_examples, **chosen, **solver))
+        mean: dict[str, Any] = {"each": options.each, "mean_error": options.mean_error}
+        measures.append(NLL(examples=options.nll_examples, **mean, **solver))
     if options.draws:
         measures.append(WeightedNLL(examples=options.iw_examples, draws=options.draws, **solver))
     if options.ancestral:

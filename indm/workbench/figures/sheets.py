@@ -5,6 +5,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -179,7 +180,7 @@ def samples_picture(panels: Mapping[str, Tensor | str], levels: int, colours: Co
             plots.dots(axes, samples, name, colours.get(name, DATA_COLOUR))
             continue
         why = samples if isinstance(samples, str) else "single numbers: no picture of points"
-        place = {"ha": "center", "va": "center", "transform": axes.transAxes}
+        place: Any = {"ha": "center", "va": "center", "transform": axes.transAxes}
         axes.text(0.5, 0.5, textwrap.fill(why, 32), color="0.35", **place)
         axes.set(title=name, xticks=[], yticks=[])
     return plots.rendered(figure)
