@@ -96,9 +96,7 @@ SEQUENCES = (tuple, list, collections.abc.Sequence)
 
 
 def check_call(part: Any, argument: str, *names: str) -> None:
-    """ValueError unless ``part``, the value of ``argument``, can be called with the arguments
-    ``names``.
-    """
+    """ValueError unless ``part``, the ``argument`` of a call, takes the arguments ``names``."""
     try:
         signature = inspect.signature(getattr(part, "forward", part))
     except (TypeError, ValueError):  # a function in C, without a signature
@@ -175,9 +173,7 @@ def check_arguments(
 
 
 def _check_value(key: str, value: object, hint: Any) -> None:
-    """ValueError unless ``value`` is of the type ``hint`` and, if it is not None, holds each
-    :class:`Must` in it.
-    """
+    """ValueError unless ``value`` is of the type ``hint`` and meets each :class:`Must` in it."""
     require(_is_a(value, hint), key, value, type_words(hint))
     if value is None:
         return
@@ -217,9 +213,7 @@ def hints_of(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str,
 
 
 def _is_a(value: object, hint: Any) -> bool:
-    """Whether ``value`` is of that type. Whole numbers are numbers, bools are not, and a list may
-    stand for a tuple.
-    """
+    """Whether ``value`` is of that type; bools are no numbers, and lists may stand for tuples."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _is_a(value, inner[0])

@@ -159,9 +159,7 @@ def _sampler(model: Model, sampler: str | type[Sampler] | Sampler) -> Sampler:
 
 
 def _rows(model: Any, observed: Any, mask: Any, n: int) -> tuple[Tensor, Tensor]:
-    """The data of each draw, with zeros where entries are missing, and where they are; both (n,
-    *event).
-    """
+    """The data of each draw, 0 where missing, and where they are missing; both (n, *event)."""
     device, shape = model.scaling.scale.device, (n, *model.shape)
     missing = torch.as_tensor(mask, device=device).expand(shape)
     raw = torch.where(missing, 0, torch.as_tensor(observed, device=device).expand(shape))

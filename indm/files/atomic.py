@@ -24,8 +24,7 @@ def whole(path: Path, write: Write) -> None:
 
 
 def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
-    """Write files under other names; when all are complete, remove the ``old`` files and rename the
-    new ones in order.
+    """Write files under other names, remove the ``old`` files, and rename the new ones in order.
 
     Folders are made if needed. If writing fails, the old files stay and no new one is left.
 

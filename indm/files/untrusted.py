@@ -46,9 +46,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file with one a line. Lines without one, such as a cut-off last line, are
-    skipped.
-    """
+    """The objects in a file with one a line; other lines, such as a cut-off one, are skipped."""
     found = []
     with _reading(path, "lines of JSON"):
         for line in text(path, "replace").splitlines():

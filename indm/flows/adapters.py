@@ -6,8 +6,8 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from indm.flows.base import TOLERANCE, Certificate, Flow, measured_certificate
-from indm.tensors import Batch, PerSample, expand_like, full_precision
+from indm.flows.base import TOLERANCE, Certificate, Flow, Mapped, measured_certificate
+from indm.tensors import Batch, expand_like, full_precision
 
 
 class ForeignFlow(Flow):
@@ -48,9 +48,7 @@ class ForeignFlow(Flow):
     def to_data(self, z: Tensor) -> Tensor:
         """The library's h⁻¹(z)."""
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         with full_precision(x.device):
             z, log_det = self.to_latent(x)
         if z.shape != x.shape:

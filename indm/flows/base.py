@@ -13,6 +13,7 @@ from indm.tensors import Batch, PerSample, double, evaluation_mode, event_size, 
 # Of max|h(x) − z|/max(1, max|z|). Rounding in single precision leaves as much if h expands
 # twentyfold. It is a hundredth of half a grey level of 256.
 TOLERANCE = 5e-5
+Mapped = tuple[Batch, PerSample]  # z and log|det ∂z/∂x|
 # x, residual, iterations, converged, see Flow.solve_inverse
 Certificate = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -94,9 +95,7 @@ class Flow(Constrained, ABC):
     inverse_is_formula = False
 
     @abstractmethod
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         """z = h(x) and log|det ∂z/∂x| in nats, (B,); ``generator`` feeds what is random."""
 
     def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -105,8 +104,7 @@ class Flow(Constrained, ABC):
 
     @abstractmethod
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
-        """The inverse with its certificate: x, residual, iterations, converged, all but the first
-        (B,).
+        """The inverse x with its certificate: residual, iterations and converged, each (B,).
 
         The residual is max|h(x) − z| over one sample's entries, relative to max(1, max|z|);
         ``converged`` says where it is at most ``tol``. No gradient flows through an iterative
@@ -149,9 +147,7 @@ class Flow(Constrained, ABC):
         return []
 
     def check_density(self, purpose: str) -> None:
-        """ValueError if this flow or a flow in it gives no log|det| of one map, as ``purpose``
-        needs.
-        """
+        """ValueError if a flow in it has no log|det| of one map, which ``purpose`` needs."""
         for part in self.modules():
             if isinstance(part, Flow) and not part.has_log_det:
                 raise ValueError(
@@ -210,9 +206,7 @@ class Identity(ExactFlow):
     is_identity = True
     is_elementwise = True
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         return x, x.new_zeros(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Batch:
@@ -244,9 +238,7 @@ class Frozen(Flow):
         self.is_elementwise = flow.is_elementwise
         self.inverse_is_formula = flow.inverse_is_formula
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         with torch.no_grad():
             return self.flow.latent(x, generator=generator), x.new_zeros(x.shape[0])
 
@@ -278,9 +270,7 @@ class Compose(Flow):
         self.is_elementwise = all(flow.is_elementwise for flow in flows)
         self.inverse_is_formula = all(flow.inverse_is_formula for flow in flows)
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         log_det = x.new_zeros(x.shape[0])
         for flow in self.flows:
             x, step = flow(x, generator=generator)
@@ -380,9 +370,7 @@ class ActNorm(ExactFlow):
         self.log_scale.copy_(-std.clamp_min(1e-6).log())
         self.shift.copy_(-mean * self.log_scale.exp())
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         z = self._per_channel(self.log_scale.exp(), x) * x + self._per_channel(self.shift, x)
         return z, (self.log_scale.sum() * (event_size(x) // self.channels)).expand(x.shape[0])
 

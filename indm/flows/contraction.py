@@ -19,8 +19,7 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ExactLogDet:
-    """log|det(I + J)| by the dense Jacobian, for small d: d products and a d × d determinant a
-    sample.
+    """log|det(I + J)| by the dense Jacobian, with d products and a d × d determinant a sample.
 
     Example: of the map x ↦ x + x A, whose determinant is 2 · 3.
 
@@ -46,8 +45,9 @@ class ExactLogDet:
 
 @dataclass(frozen=True)
 class PowerSeries:
-    r"""An unbiased estimate of log|det(I + J)|: Hutchinson probes of the power series, cut by
-    Russian roulette, with the Neumann gradient.
+    r"""An unbiased estimate of log|det(I + J)| by its power series.
+
+    It uses Hutchinson probes, Russian roulette and the Neumann gradient.
 
     .. math:: \log|\det(I+J)| = \sum_{k\ge1} \tfrac{(-1)^{k+1}}{k} \mathrm{tr} J^k, \qquad
               \partial \log|\det(I+J)| = \mathrm{tr}\Big(\sum_{k\ge0} (-J)^k \, \partial J\Big)
@@ -219,9 +219,7 @@ class _Active:
         self.x = image
 
     def anderson_step(self, image: Tensor, f: Tensor, memory: int) -> None:
-        """x ← the combination of past images with the least combined residual, or ``image`` if
-        that has not helped.
-        """
+        """x ← the combination of past images with the least residual, if that has helped so far."""
         flat, has_history = self.x.flatten(1), self.changes.flatten(1).any(1)
         # a Banach step counts, whatever the norm
         better = (f.norm(dim=1) < self.old_f.norm(dim=1)) | ~has_history

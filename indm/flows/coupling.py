@@ -23,10 +23,11 @@ from indm.flows.base import (
     Compose,
     ExactFlow,
     Flow,
+    Mapped,
     Squeeze,
     Unsqueeze,
 )
-from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
+from indm.tensors import Batch, event_size, expand_like, full_precision, zeroed
 
 TransformName = Literal["affine", "spline"]
 StartName = Literal["identity", "rotation"]
@@ -247,9 +248,7 @@ class Coupling(Conditioned, ExactFlow):
     def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
         return torch.cat([moved, kept] if self.flip else [kept, moved], dim=1)
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         kept, moved = self._halves(x)
         moved, log_slope = self.transform(moved, self.conditioner(kept, self.seen(kept)))
         return self._join(kept, moved), log_slope.flatten(1).sum(1)
@@ -304,9 +303,7 @@ class InvertibleLinear(ExactFlow):
         upper = self.off_diagonal.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
         return self.off_diagonal.tril(-1) + torch.eye(self.channels).to(upper), upper
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         with full_precision(x.device):
             lower, upper = self._factors()
             z = torch.einsum("ij,bj...->bi...", self.permutation @ lower @ upper, x)
@@ -341,9 +338,7 @@ class SecondHalf(Flow):
         super().__init__()
         self.flow, self.inverse_is_formula = flow, flow.inverse_is_formula
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         left, right = x.tensor_split([x.shape[1] // 2], dim=1)
         z, log_det = self.flow(right, generator=generator)
         return torch.cat([left, z], dim=1), log_det
@@ -523,9 +518,7 @@ class ElementwiseFlow(ExactFlow):
         self.spline = SharedSpline(bins, bound)
         self.raw = nn.Parameter(torch.zeros(groups[shared], self.spline.size))
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         z, log_slope = self.spline(self._rows(x), self.raw)
         return self._batch(z, x), self._batch(log_slope, x).flatten(1).sum(1)
 

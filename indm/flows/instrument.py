@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from indm.checks import require
-from indm.flows.base import ExactFlow
+from indm.flows.base import ExactFlow, Mapped
 from indm.flows.coupling import (
     SharedSpline,
     batch_of_channels,
     rows_of_channels,
     usual_bound,
 )
-from indm.tensors import Batch, PerSample, full_precision
+from indm.tensors import Batch, full_precision
 
 AT_BOUND = 0.98  # share of the bound from which a log-gain is said to stand at it
 
@@ -148,9 +148,7 @@ class InstrumentFlow(ExactFlow):
         self.spline = SharedSpline(bins, bound)
         self.raw = nn.Parameter(torch.zeros(channels, self.spline.size))
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         self._check(x)
         with full_precision(x.device):
             y = self.first(x.unflatten(1, self.torus) if x.ndim == 2 else x)

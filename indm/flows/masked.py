@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from indm.checks import check_counts, require
 from indm.conditions import Conditioned, features_of
-from indm.flows.base import Compose, ExactFlow
+from indm.flows.base import Compose, ExactFlow, Mapped
 from indm.flows.coupling import Affine, Transform, TransformName, transform_of, usual_bound
-from indm.tensors import Batch, PerSample, zeroed
+from indm.tensors import Batch, zeroed
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,7 @@ class Chained:
 
 
 class MaskedLinear(nn.Linear):
-    """A dense layer in which a unit of degree i sees inputs of degree at most i, or below i if
-    ``strict``.
-    """
+    """A dense layer whose units of degree i see inputs of degree ≤ i, or < i if ``strict``."""
 
     def __init__(self, inputs: Tensor, outputs: Tensor, strict: bool = False):
         super().__init__(len(inputs), len(outputs))
@@ -99,9 +97,7 @@ class MaskedStep(Conditioned, ExactFlow):
             h = layer(F.silu(h))
         return self.output(F.silu(h)).unflatten(1, (self.transform.size, -1))
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         z, log_slope = self.transform(x, self._raw(x))
         return z, log_slope.sum(1)
 

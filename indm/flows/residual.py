@@ -21,12 +21,13 @@ from indm.flows.base import (
     Compose,
     Constrained,
     Flow,
+    Mapped,
     Squeeze,
     Unsqueeze,
     magnitude,
 )
 from indm.flows.contraction import ExactLogDet, PowerSeries, fixed_point
-from indm.tensors import Batch, PerSample, full_precision, image_or_vector, zeroed
+from indm.tensors import Batch, full_precision, image_or_vector, zeroed
 
 # Activations of slope at most 1, by name: φ(v) = value(ωv)/ω with its derivative slope(ωv), and ω.
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float]] = {
@@ -321,9 +322,7 @@ class ResidualBlock(Conditioned, Flow):
 
         return estimator(jvp, vjp, x, generator)
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         weights = self._weights()
         estimator = self.training_log_det if self.training else self.evaluation_log_det
         rows = estimator.rows(len(x), generator, x.device)

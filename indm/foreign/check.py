@@ -178,8 +178,7 @@ def _levels_and_bits(model: Model) -> tuple[Tensor, Tensor]:
 
 
 def _least_possible(levels: Tensor, error: Tensor, bound: Tensor) -> Tensor:
-    """A bound of the least possible error, (levels,): ``bound``, and Stam's inequality at the next
-    level.
+    """The least possible error, (levels,), by ``bound`` and by Stam's inequality at the next level.
 
     ``error``, (levels, rows), of the network bounds it at that level; three standard errors are
     added.
@@ -242,9 +241,7 @@ def _mean_square(error: Tensor) -> Tensor:
 def _errors_and_bounds(
     denoiser: Any, asked: Asked, reference: GaussianReference
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Errors of all predictions and of the linear predictor, (levels, rows), and the least error of
-    a f + b x_τ + c.
-    """
+    """Errors by prediction, of the linear predictor, (levels, rows), and of a f + b x_τ + c."""
     x, _, levels, _ = asked
     errors = {kind: torch.zeros(len(levels), len(x)).double() for kind in PREDICTIONS}
     linear = torch.zeros(len(levels), len(x)).double()
@@ -347,9 +344,7 @@ def _monotone(costs: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
 
 
 def _lowest(costs: Tensor, offsets: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-    """Offset and curvature at the minimum of the parabola through the ``best`` cost and its
-    neighbours.
-    """
+    """Offset and curvature of the minimum, by the parabola through the ``best`` cost."""
     middle, columns = best.clamp(1, len(offsets) - 2), torch.arange(len(best))
     at = torch.stack([offsets[middle + i] for i in (-1, 0, 1)])
     value = torch.stack([costs[middle + i, columns] for i in (-1, 0, 1)])

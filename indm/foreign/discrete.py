@@ -110,9 +110,7 @@ def discrete_nelbo(
 
 
 def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Tensor:
-    """The probability of each step k ≥ 1, (K − 1,): its share of the bound under ``reference``, and
-    a tenth by its length.
-    """
+    """The probability of each step k ≥ 1, by its share of the bound under ``reference``."""
     law = GaussianReference.standard(x[:1]) if reference is None else reference
     variance, r = double(law.variance), (2 * levels[1:, None]).exp()
     clock = 2 * levels.diff()

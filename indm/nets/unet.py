@@ -114,17 +114,13 @@ class Stage(nn.Module):
 
 
 def inputs_down(channels: int, widths: Sequence[int], blocks: int) -> list[list[int]]:
-    """The input channels of each block on the way down, level by level: those of the block before
-    it.
-    """
+    """The input channels of each block on the way down, by level."""
     before = [channels, *widths[:-1]]
     return [[b] + [w] * (blocks - 1) for b, w in zip(before, widths, strict=True)]
 
 
 def inputs_up(widths: Sequence[int], blocks: int) -> list[list[int]]:
-    """The input channels of each block on the way up, level by level: the block before it and one
-    skip connection.
-    """
+    """The input channels of each block on the way up, by level, with one skip connection each."""
     below = [*widths[1:], widths[-1]]
     return [[b + w] + [2 * w] * (blocks - 1) for b, w in zip(below, widths, strict=True)]
 

@@ -127,9 +127,7 @@ class Reader:
         return sorted({int(match[1]) for match in map(pattern.match, self.state) if match})
 
     def take(self, key: str, like: Tensor) -> Tensor | None:
-        """The tensor ``key``; None if it is missing or not of the shape of ``like``, which is a
-        problem.
-        """
+        """The tensor ``key``; None and a problem unless it has the shape of ``like``."""
         self.unused.discard(key)
         value = self.state.get(key)
         if value is None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm import tensors
-from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
+from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Mapped
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import (
     ActivationName,
@@ -143,9 +143,7 @@ class Interleaved(ExactFlow):
         super().__init__()
         self.flow = flow
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         z, log_det = self.flow(torch.cat([x[:, 0::2], x[:, 1::2]], dim=1), generator=generator)
         return self._back(z), log_det
 

@@ -21,9 +21,7 @@ DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130,
 
 @dataclass(kw_only=True)
 class Common(ABC):
-    """Options of every command. A command is a dataclass of its options with
-    ``run() -> exit status``.
-    """
+    """Options of every command, which is a dataclass with ``run() -> exit status``."""
 
     tables: ClassVar[tuple[str, ...]] = ()
     """Tables of flags ``--table.key value`` and ``--table name``, see

@@ -135,9 +135,7 @@ def flags(options: type) -> Iterator[str]:
 
 
 def flag_of(error: Exception, command: Common | None) -> str:
-    """What to add to an error on the command line: the flag of its argument, or a package to trust
-    or install.
-    """
+    """The flag of the argument in an error, or the package to trust or to install; "" without."""
     if isinstance(error, names.Untrusted):
         return f" (--trust {error.package})"
     if isinstance(error, ModuleNotFoundError):

@@ -209,10 +209,7 @@ class ImageOptions(DividedLoader):
         classes: Sequence[str] = (),
         groups: Sequence[str] = (),
     ) -> Data:
-        """The data set of ``images``; for ``labels``, ``classes`` and ``groups`` see
-        :func:`~indm.workbench.data.base.condition_fields` and
-        :func:`~indm.workbench.data.base.split_groups`.
-        """
+        """The data set of ``images``, with the labels and groups of each if there are any."""
         shape = (self.channels or (3 if in_colour(images) else 1), *self.sides)
         parts = self.divided(len(images), groups, labels)
         sets = {

@@ -123,9 +123,7 @@ class CIFAR10(Downloaded):
         return Data(name="cifar10", scaling=scaling, flip=self.flip, notes=notes, **fields)
 
     def read(self) -> tuple[Tensor, Tensor, int, str]:
-        """Images (N, 3, 32, 32), labels (N,), the number of training images, which come first, and
-        their source.
-        """
+        """Images (N, 3, 32, 32), labels (N,), how many are for training, and the source."""
         from torchvision import datasets as torchvision
 
         train, test = (

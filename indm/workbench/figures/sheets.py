@@ -124,11 +124,11 @@ def _band(
             pen.text((x + room / 2, top + height / 2), why, "black", FONT, "mm", align="center")
             continue
         for k, word in enumerate(panel.tops):
-            at = x + left + (k + 0.5) * pixels.shape[1] / panel.columns, start - 3
-            pen.text(at, word, "black", FONT, "md")
+            middle = x + left + (k + 0.5) * pixels.shape[1] / panel.columns
+            pen.text((middle, start - 3), word, "black", FONT, "md")
         for k, word in enumerate(panel.rows):
-            at = x + left - GAP // 2, start + (k + 0.5) * height / len(panel.rows)
-            pen.text(at, word, "black", FONT, "rm")
+            middle = start + (k + 0.5) * height / len(panel.rows)
+            pen.text((x + left - GAP // 2, middle), word, "black", FONT, "rm")
         paper.paste(Image.fromarray(pixels), (x + left, start))
     return np.array(paper)
 

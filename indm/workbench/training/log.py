@@ -69,9 +69,7 @@ class MetricsLog:
         return [line for line in lines if line["step"] <= self.trainer.step]
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Add the terms of one step, see
-        :meth:`indm.workbench.training.trainer.Trainer.train_step`.
-        """
+        """Add the terms of one step of the trainer."""
         self.unread.append(terms)
         counts = terms["skipped"] <= 0
         for name, term in terms.items():  # without waiting for the device

@@ -242,9 +242,7 @@ def loop(
 
 
 def save(trainer: Trainer, saved: Checkpoints, log: MetricsLog) -> None:
-    """Save the run, unless its last steps were skipped, from which training might not go on.
-    Collective.
-    """
+    """Save the run, unless its last steps were skipped. Collective."""
     if not log.in_row:
         saved.save(trainer, log.state())
 

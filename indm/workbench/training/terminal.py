@@ -32,9 +32,7 @@ def terminal_penalty(law: DrawLaw, weight: float) -> Penalty:
 def terminal_law(
     model: nn.Module, data: Data, second: Data | None, device: torch.device
 ) -> DrawLaw:
-    """The wanted law of x_T, in model units: ``second`` data, or the Gaussian with the moments of
-    ``data``.
-    """
+    """The law of x_T in model units: of ``second``, or a Gaussian with the moments of ``data``."""
     if second is None:
         return normal_law(_without_gradient(model, stack(data.train, MOST_IN_MEMORY).to(device)))
     raw = stack(second.train, MOST_IN_MEMORY)

@@ -147,9 +147,7 @@ class Translation:
             return None
 
     def each(self, raw: Num[Tensor, "batch *event"]) -> list[Translated | RuntimeError]:
-        """The translations of examples in data units; if the batch fails, of each alone, or its
-        error.
-        """
+        """The translations of examples; if the batch fails, each alone, or its error."""
         try:
             return [*self.translated(raw)]
         except RuntimeError as error:
@@ -230,9 +228,7 @@ def result_path(out: Path, item: Item) -> Path:
 
 
 def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) -> None:
-    """ValueError if a result in ``out``, or a picture in its folders ``beside``, would replace a
-    source.
-    """
+    """ValueError if a result in ``out``, or in its folders ``beside``, would replace a source."""
     results = {out / REPORT, out / f"{SHEET}.png"}
     for item in items:
         results.add(result_path(out, item))
