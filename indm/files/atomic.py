@@ -1,7 +1,6 @@
 """Atomic writing: a file is written under another name in its folder, and then renamed."""
 
 import csv
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -15,7 +14,6 @@ from torch import Tensor
 
 Write = Callable[[Path], object]  # makes a file of that name
 HALF_WRITTEN = ".*.new"  # pattern of the files that a killed process leaves behind
-LONGEST = 64  # bytes of a name that the file beside it repeats
 
 
 def whole(path: Path, write: Write) -> None:
@@ -47,10 +45,8 @@ def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """The name under which ``path`` is written first; a long name is hashed, to keep it short."""
-    encoded = os.fsencode(path.name)
-    name = path.name if len(encoded) <= LONGEST else hashlib.sha256(encoded).hexdigest()
-    return path.with_name(f".{name}.new")
+    """The name under which ``path`` is written first."""
+    return path.with_name(f".{path.name}.new")
 
 
 def _write_beside(path: Path, beside: Path, write: Write) -> None:

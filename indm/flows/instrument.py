@@ -96,27 +96,33 @@ class CircularFilter(nn.Module):
 
 
 class InstrumentFlow(ExactFlow):
-    """A filter, a monotone spline and a filter: z = G ψ(F x), signals on a circle, images on a torus.
+    """A filter, a monotone spline and a filter, z = G ψ(F x): the inverse of an instrument.
 
-    It undoes an instrument x = A₂ φ(A₁ u) that is common to all examples, with u = z. log|det| and inverse are exact
-    and cost two Fourier transforms a filter. It starts at the identity. A signal of 64 points has 175 parameters.
+    The instrument x = A₂ φ(A₁ u), with u = z, is the same for all examples. Signals lie on a circle,
+    images on a torus. log|det| and inverse are exact and cost two Fourier transforms a filter. It
+    starts at the identity. A signal of 64 points has 175 parameters.
 
-    The attribute ``gain`` and the method ``curve`` give the instrument, in a convention for what x leaves free:
+    The attribute ``gain`` and the method ``curve`` give the instrument. Data determine it up to
 
-    - *scale*: A₁ → aA₁ and φ(·) → φ(·/a) is the same instrument, and so is φ → bφ with A₂ → A₂/b. The gains of each
-      filter have the geometric mean 1 over all frequencies; the curve has the scales.
-    - *sign*: the gains at frequency 0 are positive, and φ increases. Gains at half of the sampling rate are positive
-      up to the delay. An instrument of the other sign is found after x is multiplied by −1.
-    - *delay*: A₁ → A₁S and A₂ → S⁻¹A₂ is the same instrument for a shift S. The largest entry of A₂'s response to an
-      impulse is at place 0. A₁ has the rest; where the law of u is stationary, u has a free delay of its own.
-    - *phase*: a Gaussian u that is stationary on the circle says nothing of A₁'s phases, which then stay 0 up to the
-      delay: the flow alone, trained by `flow_loss`, finds |A₁| only. A diffusion behind it finds the phases too.
+    - *scale*: A₁ → aA₁ with φ(·) → φ(·/a) is the same instrument, and so is φ → bφ with A₂ → A₂/b.
+      Here the gains of each filter have the geometric mean 1 over all frequencies, and the curve
+      has the scales.
+    - *sign*: the gains at frequency 0 are positive, and φ increases. Gains at half of the sampling
+      rate are positive up to the delay. For an instrument of the other sign, multiply x by −1.
+    - *delay*: A₁ → A₁S with A₂ → S⁻¹A₂ is the same instrument for a shift S. Here the largest entry
+      of A₂'s response to an impulse is at place 0. If the law of u is stationary, u has a free
+      delay of its own.
+    - *phase*: a stationary Gaussian u on the circle does not determine the phases of A₁, which then
+      stay 0 up to the delay. The flow alone, trained by `flow_loss`, only finds |A₁|. A diffusion
+      behind it also finds the phases.
 
     Args:
         shape: event shape, (D,) or (C, H, W). Each channel has filters and a curve of its own.
-        bins, bound: of the spline, as of :class:`CouplingFlow`; outside of [−bound, bound] the curve is a line.
-        max_log_gain: bound of the log-gains, positive and finite. If data have no power at a frequency, because a
-            filter vanishes there, the log-gain moves to the bound, and training warns of it (:meth:`at_bounds`).
+        bins, bound: of the spline, see :class:`CouplingFlow`; outside of [−bound, bound] the curve
+            is a line.
+        max_log_gain: bound of the log-gains, positive and finite. If data have no power at a
+            frequency, the log-gain moves to the bound, and training warns of it
+            (:meth:`at_bounds`).
 
     Example: it starts at the identity, with an instrument that does nothing.
 

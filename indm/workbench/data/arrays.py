@@ -13,7 +13,7 @@ from torch import Tensor
 from indm.checks import brief, nearest, reason
 from indm.files import check_plain, untrusted
 from indm.files.untrusted import check_memory
-from indm.workbench.data.base import Data, DividedLoader
+from indm.workbench.data.base import Data, DividedLoader, as_data
 from indm.workbench.data.examples import OnDemand, are_lost, grey_levels, in_words_lost
 
 if TYPE_CHECKING:
@@ -63,8 +63,19 @@ class ArrayFile(DividedLoader):
             array, conditions = _with_conditions(
                 place, self.key, self.levels, x, c, self.read_csv, self.header
             )
-        given = False if conditions is None else conditions
-        data = self.as_data(array, name="array", levels=self.levels, where=self.path, c=given)
+        data = as_data(
+            array,
+            name="array",
+            levels=self.levels,
+            valid=self.valid,
+            test=self.test,
+            seed=self.seed,
+            limit=self.limit,
+            centered=self.centered,
+            flip=self.flip,
+            c=False if conditions is None else conditions,
+            where=self.path,
+        )
         note = f"read from {self.path}" + (f", key {self.key}" if self.key else "")
         return replace(data, notes=[note, *data.notes])
 

@@ -180,19 +180,6 @@ class DividedLoader(Loader):
             return split_groups(groups, labels, **sizes, seed=self.seed, limit=self.limit)
         return split(n, **sizes, seed=self.seed, limit=self.limit)
 
-    def as_data(self, source: Any, **more: Any) -> Data:
-        """:func:`as_data` with these options."""
-        return as_data(
-            source,
-            valid=self.valid,
-            test=self.test,
-            seed=self.seed,
-            limit=self.limit,
-            centered=self.centered,
-            flip=self.flip,
-            **more,
-        )
-
 
 def split(
     n: int, *, valid: int, test: int = 0, seed: int = 0, limit: int | None = None

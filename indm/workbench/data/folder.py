@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from indm.checks import nearest, reason, require
+from indm.checks import reason, require
 from indm.files import check_plain
 from indm.workbench.data.base import Data
 from indm.workbench.data.images import IMAGE_SUFFIXES, ImageOptions
@@ -127,23 +127,17 @@ class Datasets(ImageOptions):
     """The column of the condition: class labels, numbers or words; none by default."""
 
     def data(self) -> Data:
-        rows = self.rows()
         import datasets
 
-        for name in (self.x, self.c):
-            if name and name not in rows.column_names:
-                raise ValueError(
-                    f"{self.path} has no column {name!r}{nearest(name, rows.column_names)}"
-                )
+        rows = self.rows().select_columns([name for name in (self.x, self.c) if name])
         kind = type(rows.features[self.x]).__name__
         require(kind == "Image", "data.x", self.x, f"a column of images, not of {kind}")
         c = self.conditions(rows) if self.c else ()
         stored = rows.select_columns([self.x]).cast_column(self.x, datasets.Image(decode=False))
         images = [Row(stored, self.x, position) for position in range(len(stored))]
+        fingerprint = fingerprint_of_column(stored, self.x)
         notes = [f"{len(rows)} images of {self.path}"]
-        return self.data_of(
-            "datasets", self.path, images, fingerprint_of_column(stored, self.x), notes, c
-        )
+        return self.data_of("datasets", self.path, images, fingerprint, notes, c)
 
     def rows(self) -> Any:
         """The rows of the split, as the library has them."""

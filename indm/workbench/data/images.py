@@ -67,18 +67,13 @@ def _kind(image: Image.Image) -> str:
     return "L" if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I") else "RGB"
 
 
-def read_kind(source: Source) -> str:
-    """Whether an image is grey ("L") or "RGB", by its header alone."""
-    with _opened(source) as image:
-        return _kind(image)
-
-
 def in_colour(images: Sequence[Source]) -> bool:
     """Whether any of :data:`LOOKED_AT` images is in colour, by their headers."""
     kinds = set()
     for index in np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int).tolist():
-        with contextlib.suppress(ValueError, OSError):  # it will be replaced when it is decoded
-            kinds.add(read_kind(images[index]))
+        # one that cannot be read will be replaced
+        with contextlib.suppress(ValueError, OSError), _opened(images[index]) as image:
+            kinds.add(_kind(image))
     return "RGB" in kinds
 
 
