@@ -120,7 +120,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-# ── Fixed points: each sample has its own history, its own safeguard and its own stop ─────────────
+# ── Fixed points: each sample has its own history, its own safeguard and its own stop
 
 
 @torch.no_grad()

@@ -212,14 +212,10 @@ class NCSNpp(Backbone):
     Its :class:`~indm.PublishedScore` calls it with the level 999 t for the noise under VP and
     sub-VP, and with σ_t for the score under VE.
 
-    ============
-    ============================================================================================
-    DDPM++        all defaults; with VP or sub-VP
-    NCSN++        embedding="fourier", fir=(1, 3, 3, 1), input_pyramid="residual",
-                  scale_by_sigma=True, centered=False, on data in [0, 1]; with VE
-    "deep"        blocks=8
-    ============
-    ============================================================================================
+    - DDPM++ has all defaults; with VP or sub-VP.
+    - NCSN++ has embedding="fourier", fir=(1, 3, 3, 1), input_pyramid="residual",
+      scale_by_sigma=True and centered=False, on data in [0, 1]; with VE.
+    - "deep" ones have blocks=8.
 
     Args:
         shape: (channels, height, width); both sides divisible by 2^(levels − 1).

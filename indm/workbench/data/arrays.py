@@ -149,7 +149,7 @@ def _read_array(path: Path, key: str | None) -> np.ndarray:
     return untrusted.array(path, key)
 
 
-# ── Tables ────────────────────────────────────────────────────────────────────────────────────────
+# ── Tables
 
 
 def read_columns(

@@ -141,7 +141,7 @@ def stack(dataset: Examples, n: int | None = None) -> Tensor:
     return torch.stack([dataset[i] for i in range(len(dataset))[:n]])
 
 
-# ── Options and splits ────────────────────────────────────────────────────────────────────────────
+# ── Options and splits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,7 +299,7 @@ def condition_fields(
     return fields
 
 
-# ── Anything as data ──────────────────────────────────────────────────────────────────────────────
+# ── Anything as data
 
 
 def as_data(
@@ -463,7 +463,7 @@ def _divided_before(
     )
 
 
-# ── By name ───────────────────────────────────────────────────────────────────────────────────────
+# ── By name
 
 SHARED = {  # options of as_data, for data sets that return no Data
     name: parameter.annotation

@@ -147,7 +147,7 @@ def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tup
     return np.ascontiguousarray(array, dtype=np.uint8 if levels <= 256 else np.int32), levels
 
 
-# ── Data sets ─────────────────────────────────────────────────────────────────────────────────────
+# ── Data sets
 
 
 @runtime_checkable
@@ -268,7 +268,7 @@ class Paired(Dataset):
         return collate(items), self.c[indices]
 
 
-# ── Batches ───────────────────────────────────────────────────────────────────────────────────────
+# ── Batches
 
 
 def flip_horizontally(raw: Num[Tensor, "batch c h w"]) -> Tensor:

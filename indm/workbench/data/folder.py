@@ -100,7 +100,7 @@ def class_of(file: Path, folder: Path, names: Sequence[str]) -> str:
     return next((name for name in names if below.is_relative_to(name)), below.parts[0])
 
 
-# ── The library ``datasets`` ──────────────────────────────────────────────────────────────────────
+# ── The library ``datasets``
 
 
 @dataclass(frozen=True, kw_only=True)

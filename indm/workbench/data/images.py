@@ -160,7 +160,7 @@ def pixels_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
 
 
-# ── As data ───────────────────────────────────────────────────────────────────────────────────────
+# ── As data
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -315,7 +315,7 @@ def value_of(text: str):
     return value if isinstance(value, bool | int | float | str | list | dict) else text
 
 
-# ── Paths of data ─────────────────────────────────────────────────────────────────────────────────
+# ── Paths of data
 
 
 def absolute(tables: AnyTables) -> Tables:

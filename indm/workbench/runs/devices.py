@@ -99,7 +99,7 @@ def peak_memory_mib() -> float:
     return psutil.Process().memory_info().rss / 2**20  # elsewhere, the memory now
 
 
-# ── Several processes ─────────────────────────────────────────────────────────────────────────────
+# ── Several processes
 
 
 def by_main_process(decide: Callable[[], T]) -> T:
@@ -142,7 +142,7 @@ def run_lock(run: Path, name: str = LOCK) -> Iterator[None]:
         yield
 
 
-# ── Signals ───────────────────────────────────────────────────────────────────────────────────────
+# ── Signals
 
 
 @contextmanager

@@ -33,7 +33,7 @@ from indm.workbench.training.terminal import terminal_law, terminal_penalty, wit
 from indm.workbench.training.trainer import Parts
 from indm.workbench.training.validation import Validation
 
-# ── The recipe ────────────────────────────────────────────────────────────────────────────────────
+# ── The recipe
 
 
 def make_recipe(
@@ -114,7 +114,7 @@ def _without_none(value: Any) -> Any:
     return [_without_none(part) for part in value] if isinstance(value, list) else value
 
 
-# ── The parts ─────────────────────────────────────────────────────────────────────────────────────
+# ── The parts
 
 
 def read(

@@ -93,7 +93,7 @@ class Trainer(Descent):
         """The share of the budget that is spent; the run is over at 1."""
         return self.schedule.progress(self.step)
 
-    # ── Steps ─────────────────────────────────────────────────────────────────────────────────────
+    # ── Steps
 
     def steps(self) -> Iterator[tuple[dict[str, Tensor], float]]:
         """Train until the budget is spent, one step at a time, from the present step on.
@@ -182,7 +182,7 @@ class Trainer(Descent):
         stopping, self.schedule.place.seconds = total.tolist()
         return stopping > 0
 
-    # ── Validation ────────────────────────────────────────────────────────────────────────────────
+    # ── Validation
 
     def validate(self) -> dict[str, Any]:
         """The validation of the averaged model. Collective."""
@@ -201,7 +201,7 @@ class Trainer(Descent):
         elif self.revival is not None and self.schedule.factor(self.step) == 1:
             self.revival.look(self, self.schedule.place.life)
 
-    # ── State ─────────────────────────────────────────────────────────────────────────────────────
+    # ── State
 
     def state(self) -> dict[str, Any]:
         """The state for :meth:`load`, with which the run continues exactly. Collective."""

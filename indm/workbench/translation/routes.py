@@ -107,7 +107,7 @@ def found_in(sources: Sequence[Path]) -> list[tuple[Path, str]]:
     return found
 
 
-# ── Runs and routes ───────────────────────────────────────────────────────────────────────────────
+# ── Runs and routes
 
 
 @dataclass(frozen=True)
