@@ -116,9 +116,8 @@ def check_denoiser(
 
     The network is also called at other times, up to a factor e^3.2 of σ/α away: the best monotone
     curve of times shows a wrong schedule by its gain. If that is large, or if 0.02 bits per
-    dimension are lost, other predictions, paths, schedules near to the best times, scalings and
-    values of ``sigma_data`` are tried with the same noise. :func:`indm.evaluate` calls this once,
-    warns if the description is ``wrong``, and prints the verdict.
+    dimension are lost, other predictions, paths, schedules, scalings and values of ``sigma_data``
+    are tried. :func:`indm.evaluate` calls this once, and warns if the description is ``wrong``.
 
     Args:
         model: what :func:`indm.from_denoiser` made.
@@ -273,19 +272,12 @@ def _few(asked: Asked) -> Asked:
 
 @dataclass(frozen=True)
 class _Times:
-    """The times of least error in each part of the clock.
+    """The times of least error in each part of the clock."""
 
-    Attributes:
-        gain: bits/dim by which the network is better there, on rows that did not choose the times.
-        levels: log(σ/α) in the middle of each part, (parts,).
-        asked: log(σ/α) at which the path has the best time, (parts,).
-        curvature: bits/dim for a unit of (asked − best)², (parts,); 0 if it is not known.
-    """
-
-    gain: float
-    levels: Tensor
-    asked: Tensor
-    curvature: Tensor
+    gain: float  # bits/dim of these times, on rows that did not choose them
+    levels: Tensor  # log(σ/α) in the middle of each part, (parts,)
+    asked: Tensor  # log(σ/α) at which the path has the best time, (parts,)
+    curvature: Tensor  # bits/dim for a unit of (asked − best)², (parts,); 0 if it is not known
 
 
 def _fit_of_times(
@@ -422,17 +414,11 @@ def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float)
 
 @dataclass(frozen=True)
 class _Best:
-    """The best of other descriptions.
-
-    Attributes:
-        other: the description; None if none is better.
-        left: bits/dim that its network still gains at other times.
-        tried: how many descriptions were tried.
-    """
+    """The best of other descriptions; None if none is better."""
 
     other: _Other | None = None
-    left: float = 0.0
-    tried: int = 0
+    left: float = 0.0  # bits/dim that its network still gains at other times
+    tried: int = 0  # descriptions
 
 
 def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> _Best:
@@ -489,21 +475,13 @@ def _first_of_best(others: list[_Other]) -> _Other | None:
 
 @dataclass(frozen=True)
 class _Findings:
-    """What a check found, of which :meth:`verdict` makes a sentence.
+    """The findings of a check, and their :meth:`verdict`."""
 
-    Attributes:
-        levels: log(σ/α), (levels,).
-        lost: bits/dim that the network loses at least at each level, (levels,).
-        ratio: its error divided by the linear predictor's, (levels,).
-        by_times: bits/dim that it gains at other times.
-        best: the best of other descriptions.
-    """
-
-    levels: Tensor
-    lost: Tensor
-    ratio: Tensor
-    by_times: float
-    best: _Best
+    levels: Tensor  # log(σ/α), (levels,)
+    lost: Tensor  # least loss of the network at each level, bits/dim, (levels,)
+    ratio: Tensor  # its error divided by the linear predictor's, (levels,)
+    by_times: float  # bits/dim that it gains at other times
+    best: _Best  # of other descriptions
 
     def verdict(self) -> tuple[str, bool]:
         """A sentence that follows from the rows, and whether something is wrong."""

@@ -100,8 +100,7 @@ class Train(TrainsRecipe):
     explains the keys of [train]; the keys of a part are in the reference on the site.
 
     Ctrl-C finishes the step, saves, and prints the command that continues, such as "indm train
-    runs/digits --resume". "indm train digits --dry-run > mine.toml" writes a recipe to start your
-    own from.
+    runs/digits --resume". "indm train digits --dry-run > mine.toml" writes a recipe to change.
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
