@@ -1,5 +1,4 @@
-"""Words for error messages, and the one checker: of options, of the arguments of parts, of foreign
-settings.
+"""Words for error messages, and the checker of options and of the arguments of parts.
 
 A failure is a ``ValueError`` that names the option, its value, a value that works, and the nearest
 name that exists.
@@ -27,21 +26,22 @@ FEW_VALUES, ROWS_PER_VALUE = 64, 10
 
 
 def one_line(text: object) -> str:
-    """``text`` on one line, escape sequences shown: names of files may hold newlines and terminal
-    commands.
+    """``text`` on one line, with escape sequences shown.
+
+    Names of files may hold newlines and commands of a terminal.
     """
     words = " ".join(str(text).split())
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in words)
 
 
 def brief(value: object) -> str:
-    """The beginning of ``value``, on one line: what a file holds may be of any length."""
+    """The beginning of ``value``, on one line."""
     text = one_line(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
 
 
 def listed(problems: Sequence[object]) -> str:
-    """The first :data:`MOST_LISTED` of them, each as in :func:`brief`, and how many more there are."""
+    """The first :data:`MOST_LISTED` problems, each as in :func:`brief`, and the number of others."""
     more = len(problems) - MOST_LISTED
     return "; ".join(map(brief, problems[:MOST_LISTED])) + (
         f"; and {more} more" if more > 0 else ""
@@ -49,13 +49,11 @@ def listed(problems: Sequence[object]) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The message of an error, on one line; decoders raise errors of all kinds, some of them
-    without a message.
-    """
+    """The message of an error on one line, or its type if it has none."""
     message = one_line(error)[:300]
-    return (
-        f"{message} is missing" if isinstance(error, KeyError) else message or type(error).__name__
-    )
+    if isinstance(error, KeyError):
+        return f"{message} is missing"
+    return message or type(error).__name__
 
 
 def counted(number: int, thing: str) -> str:
@@ -64,15 +62,10 @@ def counted(number: int, thing: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[object]) -> str:
-    """«; did you mean 'x'?» where a known word is near, leading dashes apart, else nothing."""
+    """«; did you mean 'x'?» if a known word is near, apart from leading dashes; else ""."""
     names = {str(name).lstrip("-"): str(name) for name in known}
-    return next(
-        (
-            f"; did you mean {names[near]!r}?"
-            for near in get_close_matches(word.lstrip("-"), names, n=1)
-        ),
-        "",
-    )
+    near = get_close_matches(word.lstrip("-"), names, n=1)
+    return f"; did you mean {names[near[0]]!r}?" if near else ""
 
 
 def nearest(word: str, known: Iterable[object]) -> str:
@@ -82,9 +75,7 @@ def nearest(word: str, known: Iterable[object]) -> str:
 
 
 def few_values(columns: Mapping[str, Any]) -> str:
-    """Words that name the columns, arrays of numbers, of few values that each stand in many rows;
-    "" of none.
-    """
+    """A warning that names the columns of few values, each in many rows; "" if there are none."""
     import numpy as np  # not needed by `indm list`, which starts faster without it
 
     few = [
@@ -97,8 +88,6 @@ def few_values(columns: Mapping[str, Any]) -> str:
     return named if few else ""
 
 
-# whole numbers that torch takes for a size, and for a seed
-LARGEST_SIZE, LARGEST_SEED = 2**31 - 1, 2**63 - 1
 WORDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a string", dict: "a table",
     list: "a list", tuple: "a list", Path: "a path",
@@ -107,9 +96,7 @@ SEQUENCES = (tuple, list, collections.abc.Sequence)
 
 
 def check_call(part: Any, argument: str, *names: str) -> None:
-    """ValueError unless ``part``, the value of ``argument``, can be called with values for
-    ``names``, in this order.
-    """
+    """ValueError unless ``part``, the ``argument`` of a call, takes the arguments ``names``."""
     try:
         signature = inspect.signature(getattr(part, "forward", part))
     except (TypeError, ValueError):  # a function in C, without a signature
@@ -157,18 +144,19 @@ def check_arguments(
     given_later: Collection[str] = (),
     more: Mapping[str, object] = types.MappingProxyType({}),
 ) -> None:
-    """ValueError for an unknown name, a value that its annotation does not allow, or a missing
-    argument of a call.
-
-    This one function checks options and the arguments of parts, wherever they come from.
+    """Check the arguments of a call by their annotations.
 
     Args:
-        target: what is called; where it takes ``**options``, any name is accepted.
+        target: what is called; if it takes ``**options``, any name is accepted.
         values: its arguments by name.
-        table, what: of the values and the target in messages: "flow" and "flow 'coupling'"; table
-            may be "".
+        table, what: names of the values and of the target in messages, such as "flow" and "flow
+            'coupling'"; table may be "".
         given_later: parameters that the caller fills in.
         more: further names that are accepted, with their types.
+
+    Raises:
+        ValueError: an unknown name, a value that its annotation does not allow, or a missing
+            argument.
     """
     parameters = arguments_of(target)
     hints = dict(more) | hints_of(target, parameters)
@@ -185,18 +173,13 @@ def check_arguments(
 
 
 def _check_value(key: str, value: object, hint: Any) -> None:
-    """ValueError unless ``value`` is of the type ``hint`` and holds each :class:`Must` in it; None
-    needs no more.
-    """
+    """ValueError unless ``value`` is of the type ``hint`` and meets each :class:`Must` in it."""
     require(_is_a(value, hint), key, value, type_words(hint))
     if value is None:
         return
     for note in getattr(hint, "__metadata__", ()):
         if isinstance(note, Must):
             require(note.holds(value), key, value, note.words)
-    if isinstance(value, int) and not _is_a(0.5, hint):  # what takes fractions is no size
-        most = LARGEST_SEED if key.endswith("seed") else LARGEST_SIZE
-        require(abs(value) <= most, key, value, f"within ±{most:,}")
 
 
 def as_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,9 +204,7 @@ def takes_any_name(target: Callable[..., Any]) -> bool:
 
 
 def hints_of(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str, object]:
-    """The types of the parameters; annotations that cannot be resolved stay text, which is not
-    checked.
-    """
+    """The types of the parameters. Annotations that cannot be resolved stay text."""
     annotations = {name: p.annotation for name, p in inspect.signature(target).parameters.items()}
     function: Any = target.__init__ if isinstance(target, type) else target  # type: ignore[misc]
     with contextlib.suppress(NameError, TypeError, AttributeError):
@@ -232,9 +213,7 @@ def hints_of(target: Callable[..., Any], parameters: Iterable[str]) -> dict[str,
 
 
 def _is_a(value: object, hint: Any) -> bool:
-    """Whether ``value`` is of that type: a whole number is a number, a bool is none, a list is as
-    good as a tuple.
-    """
+    """Whether ``value`` is of that type; bools are no numbers, and lists may stand for tuples."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Annotated:
         return _is_a(value, inner[0])
@@ -243,15 +222,11 @@ def _is_a(value: object, hint: Any) -> bool:
     if origin is Literal:
         return value in inner
     if origin in SEQUENCES:
+        if not isinstance(value, list | tuple):
+            return False
         if len(inner) > 1 and inner[-1] is not ...:
-            return (
-                isinstance(value, list | tuple)
-                and len(value) == len(inner)
-                and all(map(_is_a, value, inner))
-            )
-        return isinstance(value, list | tuple) and all(
-            _is_a(part, inner[0]) for part in value if inner
-        )
+            return len(value) == len(inner) and all(map(_is_a, value, inner))
+        return all(_is_a(part, inner[0]) for part in value if inner)
     if hint is float:
         return isinstance(value, int | float) and not isinstance(value, bool)
     if hint in (list, tuple):

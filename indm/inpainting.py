@@ -1,5 +1,6 @@
-r"""The missing entries of x given the others, by a trained model of p(x): moment-matching posterior
-sampling (MMPS).
+r"""Inpainting: the missing entries of x given the observed ones, by a trained model of p(x).
+
+The method is moment-matching posterior sampling (MMPS).
 
 Let y = A z_0 be the latents of the observed entries. Tweedie's formulas give the moments of z_0
 given z_t,
@@ -11,8 +12,8 @@ and p(z_0|z_t) ≈ N(D, V) gives the mean of z_0 given y, too:
 
 .. math:: E[z_0|z_t, y] = D + V A^\top (A V A^\top)^{-1} (y - A D).
 
-A sampler then takes the score of p(z_t|y) that belongs to this mean. For Gaussian latents it is
-exact; else it becomes exact as t → 0. A product with V is one reverse pass of the network.
+The score of p(z_t|y) follows from this mean, and a sampler uses it. It is exact for Gaussian
+latents, and becomes exact for others as t → 0. A product with V is one reverse pass of the network.
 
 Source: Rozet et al. 2024, "Learning Diffusion Priors from Observations by Expectation
 Maximization", §4.2, https://arxiv.org/abs/2405.13712.
@@ -43,13 +44,14 @@ from indm.tensors import (
 
 # noise in each step corrects what the approximation did in earlier ones
 INPAINTING_SAMPLER = "sde-dpm++2m"
-# residual that is left, as a share of y − A D; most products with V
+# the residual of the solution, as a fraction of y − A D; most products with V
 RESIDUAL_TOLERANCE, MOST_PRODUCTS = 0.03, 8
 
 
 class ObservedScore(nn.Module):
-    r"""∇log p(z_t|y) = (α_t E[z_0|z_t, y] − z_t)/σ_t², called like the ``score`` of p(z_t); ``y``
-    is observed where it is not ``missing``.
+    r"""∇log p(z_t|y) = (α_t E[z_0|z_t, y] − z_t)/σ_t², called like the ``score`` of p(z_t).
+
+    Entries of ``y`` are observed where ``missing`` is False.
     """
 
     def __init__(self, score: nn.Module, y: Batch, missing: Tensor):
@@ -98,21 +100,19 @@ def inpaint(
     generator: torch.Generator | None = None,
     progress: bool = False,
 ) -> Shaped[Tensor, "n *event"]:
-    """Draw the missing entries of data given the others, by a model that was trained without
-    missing ones.
+    """Draw missing entries of data given the observed ones, by a model of complete data.
 
-    The flow must be one of each entry by itself, as that of images is by default, or the identity.
-    Grey levels get the noise of the model, anew in each draw.
+    The flow must be elementwise, like the default one of images, or the identity. Each draw adds
+    new dequantization noise to observed grey levels.
 
     Args:
         model: an INDM.
         observed: data in data units: an event, or (n, *event).
-        mask: True where an entry is missing; it is broadcast against ``observed``.
+        mask: True where an entry is missing; it is broadcast to the draws.
         n: how many draws.
-        c, guidance: as of :func:`indm.sample`.
-        sampler: one with fixed steps; those without noise (``stochastic``) gave worse draws of
-            digits.
-        steps: time steps, each with up to 10 passes of the network; default: as of
+        c, guidance: see :func:`indm.sample`.
+        sampler: those without noise (``stochastic``) gave worse digits, and "ode" is slow.
+        steps: time steps, each with up to 10 passes of the network; default: as in
             :func:`indm.sample`.
         batch_size: draws at a time.
 
@@ -120,8 +120,8 @@ def inpaint(
         Data in data units, (n, *event), with the observed entries as they were.
 
     Raises:
-        ValueError: a flow that mixes entries, data or a mask of another shape, observed values that
-            are not finite or no grey levels, or a sampler that chooses its own steps.
+        ValueError: a flow that mixes entries, or observed values that are not finite or no grey
+            levels.
 
     Source: see :mod:`indm.inpainting`.
 
@@ -136,52 +136,30 @@ def inpaint(
     """
     steps = default_steps(model) if steps is None else steps
     check_counts(n=n, steps=steps)
-    name = type(model.flow).__name__
-    require(
-        model.flow.is_elementwise,
-        "flow",
-        name,
-        "one of each entry by itself",
-        "elementwise and identity are",
-    )
+    require(model.flow.is_elementwise, "flow", type(model.flow).__name__, "elementwise or identity")
     sampler = make_sampler(sampler)
-    require(
-        not sampler.adaptive,
-        "sampler",
-        sampler,
-        "one with fixed steps",
-        f"{INPAINTING_SAMPLER!r} is the default",
-    )
-    raw, missing = _rows(observed, model, n), _rows(mask, model, n)
-    raw = torch.where(missing, 0, raw)
-    levels = model.scaling.levels
-    if levels is not None and (
-        raw.is_floating_point() or not 0 <= int(raw.min()) <= int(raw.max()) < levels
-    ):
-        raise ValueError(
-            f"observed must be integers from 0 to {levels - 1}, got {raw.dtype} up to {raw.max()}"
-        )
-    largest = raw.abs().max().item()
-    require(
-        math.isfinite(largest),
-        "observed",
-        largest,
-        "finite where mask is False",
-        "mask such entries",
-    )
-    parts = []
+    raw, missing = _rows(model, observed, mask, n)
+    draws = []
     with evaluation_mode(model):
         batches = prior_batches(model, n, c, batch_size, generator, progress, guidance=guidance)
         for (part, z_T), rows in zip(batches, torch.arange(n).split(batch_size), strict=True):
             y = part.flow.latent(from_data(part, raw[rows], generator=generator)[0])
             given = with_parts(part, {"score": ObservedScore(part.score, y, missing[rows])})
             z, _ = solve_latent(given, z_T, sampler, steps, generator=generator, progress=progress)
-            parts.append(
-                torch.where(missing[rows], model.scaling.to_data(part.decode(z)), raw[rows])
-            )
-    return torch.cat(parts)
+            drawn = model.scaling.to_data(part.decode(z))
+            draws.append(torch.where(missing[rows], drawn, raw[rows]))
+    return torch.cat(draws)
 
 
-def _rows(given: Any, model: Any, n: int) -> Tensor:
-    """An event for each of ``n`` draws."""
-    return torch.as_tensor(given, device=model.scaling.scale.device).expand(n, *model.shape)
+def _rows(model: Any, observed: Any, mask: Any, n: int) -> tuple[Tensor, Tensor]:
+    """The data of each draw, 0 where missing, and where they are missing; both (n, *event)."""
+    device, shape = model.scaling.scale.device, (n, *model.shape)
+    missing = torch.as_tensor(mask, device=device).expand(shape)
+    raw = torch.where(missing, 0, torch.as_tensor(observed, device=device).expand(shape))
+    largest, levels = raw.abs().max().item(), model.scaling.levels
+    require(math.isfinite(largest), "observed", largest, "finite where mask is False")
+    if levels is not None:
+        is_grey = not raw.is_floating_point() and int(raw.min()) >= 0 and largest < levels
+        got = f"{raw.dtype} from {raw.min()} to {raw.max()}"
+        require(is_grey, "observed", got, f"integers from 0 to {levels - 1}")
+    return raw, missing

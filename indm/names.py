@@ -1,9 +1,8 @@
 """Parts by name: flows, SDEs, networks and the rest, from this package or any other.
 
 :func:`register` names a part of this package, and the entry points of the group ``indm.parts`` name
-those of installed packages. Any other name is ``"package.module:Name"``. Names also stand in files
-that others wrote, so code outside this package is imported only inside :func:`trust`. Nothing is
-imported before it is asked for.
+parts of installed packages. Any other name is ``"package.module:Name"``. A file that somebody else
+wrote may contain names, too, so code outside this package is imported only inside :func:`trust`.
 """
 
 import importlib
@@ -32,7 +31,7 @@ _trusted: ContextVar[frozenset[str]] = ContextVar("trusted", default=frozenset()
 
 
 class Untrusted(ValueError):
-    """A name asks for code of a ``package`` that the user has not said to trust."""
+    """The error for a name of code in a ``package`` that the user does not trust."""
 
     def __init__(self, message: str, package: str):
         super().__init__(message)
@@ -41,8 +40,7 @@ class Untrusted(ValueError):
 
 @contextmanager
 def trust(*packages: str) -> Iterator[None]:
-    """Inside, names may ask for code of these top-level packages: reading a model can then import
-    and run it.
+    """Allow names of code in these top-level packages: reading a model can then import and run it.
 
     >>> with trust("torch"):
     ...     find("net", "torch.nn:Identity").__name__
@@ -56,27 +54,15 @@ def trust(*packages: str) -> Iterator[None]:
 
 
 def register(kind: str, name: str, place: str) -> None:
-    """Give a part of this package, at ``place`` = ``"module:Name"``, a name. It is imported on
-    first use.
-    """
-    if name in BUILT_IN[kind]:
-        raise ValueError(f"{kind} {name!r} is already {BUILT_IN[kind][name]}, got {place}")
+    """Name the part of this package at ``place`` = ``"module:Name"``. It is imported on first use."""
     BUILT_IN[kind][name] = place
 
 
 def installed(kind: str) -> dict[str, str]:
-    """Name and place of each part of that kind in the entry points of installed packages."""
-    parts: dict[str, str] = {}
-    for entry in importlib.metadata.entry_points(group=ENTRY_POINTS):
-        of, _, name = entry.name.partition(".")
-        if of != kind:
-            continue
-        if parts.get(name, entry.value) != entry.value:
-            raise ValueError(
-                f"{kind} {name!r} stands for two parts, {parts[name]} and {entry.value}: give the place"
-            )
-        parts[name] = entry.value
-    return parts
+    """The parts of that kind in the entry points of installed packages, place by name."""
+    entries = importlib.metadata.entry_points(group=ENTRY_POINTS)
+    named = [(*entry.name.partition(".")[::2], entry.value) for entry in entries]
+    return {name: place for of, name, place in named if of == kind}
 
 
 def is_outside(name: object) -> bool:
@@ -85,9 +71,7 @@ def is_outside(name: object) -> bool:
 
 
 def outside_places(name: str) -> list[str]:
-    """The code outside this package for which ``name`` may ask, of whichever kind, as
-    ``"package.module:Name"``.
-    """
+    """The places outside this package that ``name`` may stand for, as a part of any kind."""
     if is_outside(name):
         return [name]
     if not name or any(name in known for known in BUILT_IN.values()):
@@ -96,17 +80,18 @@ def outside_places(name: str) -> list[str]:
 
 
 def place_of(kind: str, name: Any) -> Any:
-    """``"package.module:Name"`` for the name of an installed part of that kind; anything else as it
-    is.
-    """
+    """The place of an installed part of that kind; any other ``name`` as it is."""
     if not isinstance(name, str) or name in BUILT_IN.get(kind, {}) or is_outside(name):
         return name
     return installed(kind).get(name, name)
 
 
 def find(kind: str, name: Any) -> Any:
-    """The part of that kind, most often a class, by a built-in or installed name,
-    ``"package.module:Name"``, or as the class itself.
+    """The part of that kind, most often a class.
+
+    Args:
+        kind: a key of :data:`BUILT_IN`.
+        name: a built-in or installed name, ``"package.module:Name"``, or the class itself.
 
     Raises:
         Untrusted: code outside this package that is not trusted, see :func:`trust`.
@@ -153,7 +138,7 @@ def _package(place: str) -> str:
 
 
 def _check_trusted(package: str, why: str) -> None:
-    """Untrusted where ``package`` is not trusted; ``why`` it must be."""
+    """Untrusted unless ``package`` is trusted; ``why`` begins the message."""
     if package not in _trusted.get():
         so_far = f"; trusted so far: {', '.join(sorted(_trusted.get()))}" if _trusted.get() else ""
         message = f"{why} {package!r}: if you trust that package, allow it by indm.trust({package!r}){so_far}"
@@ -161,11 +146,9 @@ def _check_trusted(package: str, why: str) -> None:
 
 
 def check_made(kind: str, name: str, part: Any, *classes: type) -> None:
-    """ValueError unless ``part`` is one of the ``classes``, or a function that says by its
-    annotation to return one.
+    """ValueError unless ``part`` is one of the ``classes``, or a function annotated to return one.
 
-    A trusted library may hold functions that run any command, and a file gives their arguments.
-    Objectives get none.
+    A trusted library may have functions that run any command, and a file gives their arguments.
     """
     made = part if isinstance(part, type) else hints_of(part, ["return"]).get("return")
     each = get_args(made) if get_origin(made) is tuple else [made]
@@ -180,9 +163,7 @@ def check_made(kind: str, name: str, part: Any, *classes: type) -> None:
 
 
 def name_of(kind: str, part: Any) -> str:
-    """The name by which :func:`find` finds ``part``; ValueError where nothing could import it.
-    Scripts are modules, too.
-    """
+    """The name by which :func:`find` finds ``part``; ValueError if it cannot be imported."""
     module = part.__module__
     if module == "__main__":  # none where Python was started without a script
         file = getattr(sys.modules["__main__"], "__file__", None)

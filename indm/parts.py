@@ -1,4 +1,4 @@
-"""The names of the built-in parts, of the method and of each house. A new part has one line here."""
+"""The names of the built-in parts. A new part needs one line here."""
 
 from indm.names import register
 

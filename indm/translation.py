@@ -1,15 +1,13 @@
-r"""Unpaired translation: data of A become data of B along probability flows, learned without any
-pairs.
+r"""Unpaired translation of data of A to data of B, along probability flows.
 
 - *Two models* (:func:`two_models`): x_A → h_A → the probability-flow ODE of A from ε to T → the ODE
   of B back to ε → h_B⁻¹ → x_B. With identity flows it is DDIB, https://arxiv.org/abs/2203.08382. A
   and B may be classes of one model.
 - *SDEdit* (:func:`sdedit`): noise up to some t, then the probability flow of a model of B down.
-- *One bridge* (:func:`bridge`): one INDM was trained so that its diffusion starts in A and ends in
-  B.
+- *One bridge* (:func:`bridge`): an INDM whose diffusion was trained to start in A and end in B.
 
 Each is a :class:`Route`: h at its start, legs on the latent, h⁻¹ at its end. A deterministic route
-is invertible up to the solver's error, and up to the learned noise that it takes away at its end
+is invertible up to the solver's error and the learned noise that is removed at its end
 (:attr:`Arrival.end`).
 """
 
@@ -32,20 +30,18 @@ from indm.sampling import follow_flow
 from indm.sde.linear import LinearSDE
 from indm.tensors import evaluation_mode, expand_like, noisy, randn_like
 
-# evaluations one way; of grey images a cycle was then mostly off by less than a tenth of a level
+# evaluations one way, with which cycles of grey images were mostly off by less than 0.1 levels
 STEPS = 120
-# noise of latents at which noisy data have the slope of their log p: at ε a trained score was too
-# inexact
+# noise of latents at which the slope of log p is taken: at ε a trained score was too inexact
 NEAR = 0.1
 Direction = Literal["forward", "backward"]
 
 
 @dataclass(frozen=True)
 class Leg:
-    """The probability flow of ``model`` from time ``start`` to ``end``; with ``noise``, its forward
-    SDE.
+    """The probability flow of ``model`` from ``start`` to ``end``; with ``noise``, the forward SDE.
 
-    A model of p(x|c) is at ``c``; its ``guidance`` leads ``away_from`` another c, see
+    A model of p(x|c) is taken at ``c``, with ``guidance`` ``away_from`` another c, see
     :meth:`indm.INDM.given`.
     """
 
@@ -58,28 +54,25 @@ class Leg:
     away_from: Any = None
 
     def of(self, n: int) -> "Leg":
-        """This leg for ``n`` samples: the model at their conditions."""
+        """This leg for ``n`` samples, with the model at their conditions."""
         model = self.model.given(self.c, n, guidance=self.guidance, away_from=self.away_from)
         return replace(self, model=model, c=None, guidance=1.0, away_from=None)
 
     def times(self, frames: int) -> list[float]:
-        """``frames`` times with both ends, equally spaced in log SNR: data and noise are alike in
-        the middle.
-        """
+        """``frames`` times with both ends, equally spaced in log SNR."""
         clock = torch.linspace(*self.log_snrs, frames, dtype=torch.float64)
         return [self.start, *self.model.sde.time(clock)[1:-1].tolist(), self.end]
 
     @property
     def log_snrs(self) -> tuple[float, float]:
-        """At its ends."""
-        start, end = self.model.sde.log_snr(
-            torch.tensor([self.start, self.end], dtype=torch.float64)
-        ).tolist()
+        """The log SNR at both ends."""
+        ends = torch.tensor([self.start, self.end], dtype=torch.float64)
+        start, end = self.model.sde.log_snr(ends).tolist()
         return start, end
 
     @property
     def length(self) -> float:
-        """On the clock −log SNR."""
+        """The length on the clock −log SNR."""
         start, end = self.log_snrs
         return abs(end - start)
 
@@ -90,10 +83,9 @@ class Arrival:
 
     Attributes:
         x: (B, *event), in units of the last leg's model.
-        end: the start of the way back: x, but for a bridge whose noise was taken away.
+        end: the start of the way back: x, or for a bridge x before its noise was removed.
         nfe: evaluations of a score, for the sample that took the most.
-        frames: h⁻¹(z_t) of each leg at the times asked for, (B, frames, *event), each in units of
-            its leg's model.
+        frames: h⁻¹(z_t) at times of each leg, (B, frames, *event), in units of the leg's model.
     """
 
     x: Float[Tensor, "batch *event"]
@@ -104,16 +96,16 @@ class Arrival:
 
 @dataclass(frozen=True)
 class Route:
-    """x → h of the first leg's model → the legs → h⁻¹ of the last leg's model.
+    """A way from A to B: h of the first leg's model, the legs, and h⁻¹ of the last leg's model.
 
     Attributes:
         legs: each begins at the time at which the one before ends.
         steps: equal steps in −log SNR over all legs, one evaluation each.
-        tol: as many steps as an error of this size takes instead, see
+        tol: take as many steps as an error of this size needs instead, see
             :func:`indm.sampling.follow_flow`.
-        noise: deviations of the noise in the x_0 and the x_T of a bridge that was trained with
-            some. A route that begins there adds it, see :meth:`translate`; one that ends there
-            takes it away by :func:`without_noise`.
+        noise: deviations of the noise in x_0 and x_T with which a bridge was trained. A route that
+            begins there adds the noise, see :meth:`translate`; one that ends there removes it by
+            :func:`without_noise`.
     """
 
     legs: tuple[Leg, ...]
@@ -122,39 +114,28 @@ class Route:
     noise: tuple[float, float] = (0.0, 0.0)
 
     def __post_init__(self):
-        is_pair = (
-            isinstance(self.noise, tuple | list) and len(self.noise) == 2 and min(self.noise) >= 0
-        )
-        require(
-            is_pair,
-            "noise",
-            self.noise,
-            "the deviations at x_0 and at x_T, 0 or more each",
-            "take (0.1, 0.1)",
-        )
         legs = len(self.legs)
-        require(
-            self.steps >= legs, "steps", self.steps, f"at least {legs}, one a leg", f"take {STEPS}"
-        )
+        require(self.steps >= legs, "steps", self.steps, f"at least {legs}, one a leg")
         fits = self.tol is None or 0 < self.tol < math.inf
-        require(fits, "tol", self.tol, "positive and finite, or None for equal steps", "take 1e-4")
+        require(fits, "tol", self.tol, "positive and finite, or None for equal steps")
         for leg in self.legs:
             if leg.c is None:
-                leg.of(1)  # an error where its model needs c
+                leg.of(1)  # an error if its model needs c
             leg.model.flow.check_density("a translation")
 
     @property
     def models(self) -> tuple[INDM, INDM]:
-        """The model in whose data the route begins, and the one in whose data it ends."""
+        """The models of the data at the start and at the end."""
         return self.legs[0].model, self.legs[-1].model
 
     @torch.no_grad()
     def source(
         self, raw: Shaped[Tensor, "batch *event"], seed: int = 0
     ) -> Float[Tensor, "batch *event"]:
-        """``raw`` data as the route begins with them, in units of the first model: of two models
-        the middles of grey levels, of a bridge with its noise, the same for an image in every
-        batch, by ``seed`` and its own pixels.
+        """``raw`` data at the start of the route, in units of the first model.
+
+        With two models they are the middles of grey levels. With a bridge they have its noise,
+        which depends on ``seed`` and on the pixels of the image alone, and not on the batch.
         """
         model = self.models[0]
         check_raw(model, raw)
@@ -180,13 +161,13 @@ class Route:
         frames: int = 0,
         generator: torch.Generator | None = None,
     ) -> Arrival:
-        """``raw`` data along the route, from :meth:`source` on; arguments as of :meth:`follow`.
+        """Translate ``raw`` data: :meth:`follow` from :meth:`source` on.
 
-        A bridge that begins with noise goes twice, with n and with −n, as most of n would come
-        through: x and frames are the means of both, ``nfe`` counts both, and ``end`` is the end
-        with n.
+        A bridge that begins with noise n is followed twice, with n and −n, because most of n would
+        be left at the end. x and frames are the means of both, ``nfe`` counts both, and ``end`` is
+        the end with n.
 
-        Example: N(0, I) stays what it is, and the noise is gone.
+        Example: N(0, I) is not changed, and the noise is gone.
 
             >>> import indm
             >>> way = bridge(indm.build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (2,)), noise=(0.5, 0.0))
@@ -198,26 +179,23 @@ class Route:
         there = self.follow(x, frames=frames, generator=generator)
         if not self.noise_at(self.legs[0].start) or any(leg.noise for leg in self.legs):
             return there
-        other = self.follow(
-            2 * self.models[0].scaling.centre(raw.to(x.device)).to(x) - x, frames=frames
-        )
-        means = {
-            name: (getattr(there, name) + getattr(other, name)) / 2 for name in ("x", "frames")
-        }
+        middles = self.models[0].scaling.centre(raw.to(x.device)).to(x)
+        other = self.follow(2 * middles - x, frames=frames)
+        means = {"x": (there.x + other.x) / 2, "frames": (there.frames + other.frames) / 2}
         return replace(there, nfe=there.nfe + other.nfe, **means)
 
     @property
     def is_bridge(self) -> bool:
-        """Whether it leads through one model, from one end of its diffusion to the other."""
+        """Whether it leads from one end of the diffusion of a model to the other."""
         return len(self.legs) == 1
 
     def noise_at(self, t: float) -> float:
-        """Deviation of the noise in x_t, where that is an end."""
+        """The deviation of the noise in x_t; 0 between the ends."""
         sde = self.models[0].sde
         return {sde.eps: self.noise[0], sde.T: self.noise[1]}.get(t, 0.0)
 
     def back(self) -> "Route":
-        """The reverse route, along the probability flows; ValueError where a leg has noise."""
+        """The reverse route, along the probability flows; ValueError if a leg has noise."""
         if any(leg.noise for leg in self.legs):
             raise ValueError("there is no way back along noise: a stochastic route has no cycle")
         legs = tuple(replace(leg, start=leg.end, end=leg.start) for leg in reversed(self.legs))
@@ -230,18 +208,22 @@ class Route:
         frames: int = 0,
         generator: torch.Generator | None = None,
     ) -> Arrival:
-        """Take ``x``, in units of the first model, along the route, with ``generator`` for legs
-        with noise.
+        """Take ``x`` along the route.
 
-        ``frames`` pictures are taken of each leg, including its ends: 0 for none, else at least 2.
-        RuntimeError where an inverse of a flow did not converge, or the solver did not arrive.
+        Args:
+            x: in units of the first model.
+            frames: pictures of each leg, including its ends: 0 for none, else at least 2.
+            generator: for legs with noise.
+
+        Raises:
+            ValueError: another shape.
+            RuntimeError: an inverse of a flow did not converge, or the solver did not arrive.
         """
         first, last = self.models
         if tuple(x.shape[1:]) != first.shape:
             raise ValueError(
                 f"x must be a batch of events of shape {first.shape}, got {tuple(x.shape)}"
             )
-        require(frames != 1 and frames >= 0, "frames", frames, "0 for none or at least 2")
         with evaluation_mode(first), evaluation_mode(last):
             at_c = replace(self, legs=tuple(leg.of(len(x)) for leg in self.legs))
             start = at_c.models[0].encode(x)[0] * _rest(first.sde, self.legs[0].start, x)
@@ -251,7 +233,8 @@ class Route:
                 z, evaluations = at_c._advance(leg, z, generator)
                 nfe += evaluations
             end = arrived = at_c.models[1].decode(z / _rest(last.sde, self.legs[-1].end, z))
-            if noise := self.noise_at(self.legs[-1].end):
+            noise = self.noise_at(self.legs[-1].end)
+            if noise:
                 arrived = without_noise(at_c.models[1], end, noise, self.legs[-1].end)
             pictures = list(at_c._frames(start, frames, first_state)) if frames else []
         if pictures:
@@ -259,15 +242,12 @@ class Route:
         empty = x.new_zeros(len(x), 0, *x.shape[1:])
         return Arrival(arrived, end, nfe, torch.stack(pictures, 1) if pictures else empty)
 
-    def times(self, frames: int) -> list[float]:
-        """The times of the ``frames`` pictures of every leg, one leg after the other."""
-        return [t for leg in self.legs for t in leg.times(frames)]
-
     def _frames(
         self, z: Tensor, frames: int, generator: torch.Generator | None
     ) -> Iterator[Tensor]:
-        """h⁻¹(z_t) at the :meth:`Leg.times` of every leg. Solved apart from the route, which is
-        more exact unbroken.
+        """h⁻¹(z_t) at the :meth:`Leg.times` of every leg.
+
+        They are solved apart from the route, which is more exact without stops.
         """
         for leg in self.legs:
             yield leg.model.decode(z)
@@ -290,11 +270,11 @@ class Route:
 def without_noise(
     model: INDM, x: Float[Tensor, "batch *event"], deviation: float, t: float | None = None
 ) -> Float[Tensor, "batch *event"]:
-    r"""E[x_t | x_t + σn] = x + σ² ∇ log p(x), where the law p of x_t + σn at one end has been
-    learned.
+    r"""The mean E[x_t | x_t + σn] = x + σ² ∇ log p(x) of x without its noise of ``deviation`` σ.
 
-    By default t is T, and p is h⁻¹#π. Before T it is the law of x_0 + σn, σ the ``deviation``,
-    whose slope the score gives, of latents with a little more noise (:data:`NEAR`).
+    p is the law of x_t + σn, which the model has learned at an end. By default t is T, and p is
+    h⁻¹#π. For smaller t it is the law of x_0 + σn, and its slope comes from the score at latents
+    with a little more noise (:data:`NEAR`).
 
     Example: N(0, I) is N(0, (1 − σ²) I) with noise σ.
 
@@ -314,16 +294,10 @@ def without_noise(
 
 
 def _log_prob_near(model: INDM, x: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
-    """log p(x) up to a constant, of latents with noise σ_t/α_t = :data:`NEAR`: log p_t(α_t h(x)) +
-    log|det ∂h/∂x|.
-    """
+    """log p_t(α_t h(x)) + log|det ∂h/∂x| up to a constant, at the noise σ_t/α_t = :data:`NEAR`."""
     sde = model.sde
-    t = (
-        sde.time(torch.tensor(-2 * math.log(NEAR), dtype=torch.float64))
-        .clamp(sde.eps, sde.T)
-        .expand(len(x))
-        .to(x)
-    )
+    near = sde.time(torch.tensor(-2 * math.log(NEAR), dtype=torch.float64))
+    t = near.clamp(sde.eps, sde.T).expand(len(x)).to(x)
     z, log_det = model.encode(x)
     alpha = expand_like(sde.alpha(t), z)
     with torch.no_grad():
@@ -342,18 +316,19 @@ def two_models(
     steps: int = STEPS,
     tol: float | None = None,
 ) -> Route:
-    """The route from the data of ``source`` to the data of ``target``, which may be one model of
-    several classes.
+    """The route from data of ``source`` to data of ``target``.
+
+    Both may be the same model, with two conditions.
 
     Args:
-        c: of models of p(x|c), the condition of the data of ``source`` and of ``target``:
+        c: the conditions of the data of ``source`` and ``target``, for models of p(x|c), such as
             ``("cat", "dog")``.
         guidance: w of the way down of one model with c = (a, b), which follows s(·|a) + w (s(·|b) −
-            s(·|a)): above 1 it leads farther away from a, at two evaluations of the score in place
+            s(·|a)). Above 1 it leads farther away from a, at two evaluations of the score in place
             of one. There is still a way back.
-        strength: the time at which it turns, as a share of T: 1 goes all the way, less keeps more
-            of the source.
-        stochastic: go up by the forward SDE of ``source`` instead of its probability flow. The
+        strength: the time at which it turns, as a fraction of T; below 1, more of the source is
+            kept.
+        stochastic: go up by the forward SDE of ``source``, and not by its probability flow. The
             result is then random (with identity flows: SDEdit, https://arxiv.org/abs/2108.01073),
             and there is no cycle.
 
@@ -363,20 +338,14 @@ def two_models(
     check_pair(source, target)
     if guidance != 1:
         is_one = source is target and all(part is not None for part in c)
-        require(
-            is_one,
-            "guidance",
-            guidance,
-            "1 but for one model at two conditions c = (a, b)",
-            "it mixes scores",
-        )
+        require(is_one, "guidance", guidance, "1 unless one model has two conditions c = (a, b)")
         target.check_guidance(guidance, c[0])
     sde = source.sde
     turn = _way(strength, sde)
-    down = Leg(
-        target, turn, sde.eps, c=c[1], guidance=guidance, away_from=None if guidance == 1 else c[0]
-    )
-    return Route((Leg(source, sde.eps, turn, noise=stochastic, c=c[0]), down), steps, tol)
+    up = Leg(source, sde.eps, turn, noise=stochastic, c=c[0])
+    away_from = None if guidance == 1 else c[0]
+    down = Leg(target, turn, sde.eps, c=c[1], guidance=guidance, away_from=away_from)
+    return Route((up, down), steps, tol)
 
 
 def sdedit(
@@ -387,22 +356,16 @@ def sdedit(
     steps: int = STEPS,
     tol: float | None = None,
 ) -> Route:
-    """The route that makes data of ``model`` of whatever has their shape: noise up to ``strength``,
-    the flow down.
+    """The route from anything to data of ``model``: noise up to ``strength``, then its flow down.
 
-    It needs no model of what it begins with, and there is no way back. In SDEdit the way down is
-    the reverse SDE. ``c`` is the condition of the result; ``strength`` is the time at which it
-    turns, as a share of T.
+    It needs no model of the source, and has no way back. In the original SDEdit the way down is the
+    reverse SDE. ``c`` is the condition of the result; ``strength`` is the time at which it turns, as
+    a fraction of T.
 
     Source: Meng et al. 2022, "SDEdit", https://arxiv.org/abs/2108.01073.
     """
-    require(
-        strength != 1,
-        "strength",
-        strength,
-        "below 1 for sdedit",
-        "1 leaves nothing of the source, take 0.5",
-    )
+    hint = "1 leaves nothing of the source, take 0.5"
+    require(strength != 1, "strength", strength, "below 1 for sdedit", hint)
     turn = _way(strength, model.sde)
     legs = (Leg(model, model.sde.eps, turn, noise=True, c=c), Leg(model, turn, model.sde.eps, c=c))
     return Route(legs, steps, tol)
@@ -418,14 +381,13 @@ def bridge(
     tol: float | None = None,
     noise: tuple[float, float] = (0.0, 0.0),
 ) -> Route:
-    """The route through one INDM, from the data at t = 0 to those at t = T ("forward") or
-    "backward".
+    """The route through one INDM from its data at t = 0 to those at t = T, or "backward".
 
     Args:
-        strength: share of the way from one end to the other.
+        strength: fraction of the way from one end to the other.
         stochastic: by the forward SDE, so "forward" only; at strength 1 nothing of the source is
             left.
-        noise: deviations of that with which x_0 and x_T were learned, see :class:`Route`.
+        noise: deviations of the noise with which x_0 and x_T were learned, see :class:`Route`.
     """
     if stochastic and direction == "backward":
         raise ValueError(
@@ -445,16 +407,15 @@ def translate(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch *event"]:
-    """Data of A as data of B, by two models or one of both classes; ``options`` go to
-    :func:`two_models`.
+    """Data of A as data of B, by :func:`two_models` with ``options``.
 
-    ``x`` is in units of ``source`` (``source.scaling.centre(raw)``), the result in units of
-    ``target`` (``target.scaling.to_data``).
+    ``x`` is in units of ``source`` (``source.scaling.centre(raw)``). Convert the result back with
+    ``target.scaling.to_data``.
 
     Source: §5 of Kim et al. 2022, https://arxiv.org/abs/2205.13699; Su et al. 2023,
     https://arxiv.org/abs/2203.08382.
 
-    Example: two models of N(0, I), one of which sees its data through a flow that doubles them.
+    Example: two models with latents N(0, I), one with a flow that doubles its data.
 
         >>> import indm
         >>> tables = {"flow": {"name": "actnorm", "channels": 2}, "sde": "vp", "net": "zero"}
@@ -475,12 +436,11 @@ def translate_bridge(
     generator: torch.Generator | None = None,
     **options: Any,
 ) -> Float[Tensor, "batch *event"]:
-    """Data at one end of a bridge as data at its other; ``options`` go to :func:`bridge`.
+    """Data at one end of a bridge as data at its other end, by :func:`bridge` with ``options``.
 
-    Raw data of a model that was trained with noise translates :meth:`Route.translate`.
+    Use :meth:`Route.translate` for raw data of a model trained with noise.
 
-    Example: latents N(0, 4 I) and their exact score: x_T is x/2, which is N(0, I), and leads back
-    to x.
+    Example: for latents N(0, 4 I) with their exact score, x_T is x/2, and the way back ends at x.
 
         >>> import indm
         >>> tables = {"flow": "identity", "sde": "vp", "net": {"name": "mixture", "width": 8}}
@@ -496,15 +456,9 @@ def translate_bridge(
 
 
 def check_pair(source: INDM, target: INDM) -> None:
-    """ValueError if ``target`` cannot decode latents of ``source``: other shapes, grey levels, or
-    SDE.
-    """
-    require(
-        source.shape == target.shape,
-        "the shape of target",
-        target.shape,
-        f"that of source, {source.shape}",
-    )
+    """ValueError unless both models have the same shape, grey levels and SDE."""
+    same, wanted = source.shape == target.shape, f"that of source, {source.shape}"
+    require(same, "the shape of target", target.shape, wanted)
     if source.scaling.levels != target.scaling.levels:
         levels = f"{source.scaling.levels} and {target.scaling.levels}"
         raise ValueError(f"source and target must have the same grey levels, got {levels}")
@@ -524,18 +478,14 @@ def check_pair(source: INDM, target: INDM) -> None:
 def forward_step(
     sde: LinearSDE, z: Tensor, t: float, s: float, generator: torch.Generator | None = None
 ) -> Tensor:
-    """A draw of z_s given z_t for s ≥ t, exactly: (α_s/α_t) z_t + √(σ_s² − (α_s/α_t)² σ_t²) n."""
-    ratio, std = (
-        expand_like(v, z)
-        for v in sde.transition(z.new_full((len(z),), t), z.new_full((len(z),), s))
-    )
+    """A draw of z_s given z_t for s ≥ t: (α_s/α_t) z_t + √(σ_s² − (α_s/α_t)² σ_t²) n."""
+    before, after = z.new_full((len(z),), t), z.new_full((len(z),), s)
+    ratio, std = (expand_like(v, z) for v in sde.transition(before, after))
     return ratio * z + std * randn_like(z, generator)
 
 
 def _rest(sde: LinearSDE, time: float, z: Tensor) -> Tensor | float:
-    """z_t over what is encoded or decoded: α_ε at ε, where z_ε is α_ε z_0; elsewhere 1, because z_t
-    is decoded.
-    """
+    """The factor from the encoded or decoded latent to z_t: α_ε at ε, and 1 elsewhere."""
     return expand_like(sde.alpha(z.new_full((len(z),), time)), z) if time == sde.eps else 1.0
 
 

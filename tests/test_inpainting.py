@@ -194,7 +194,6 @@ GREY, MASK = torch.zeros(1, 8, 8, dtype=torch.uint8), torch.ones(8, 8, dtype=tor
     "change, said",
     [
         ({"model": build("coupling")}, "flow"),
-        ({"sampler": "ode"}, "sampler"),
         ({"observed": GREY / 2, "mask": ~MASK}, "observed"),
         ({"observed": GREY + 17, "mask": ~MASK}, "observed"),
         (

@@ -35,18 +35,6 @@ def test_one_sentence_says_what_it_is(file):
     assert PROJECT["description"] in (ROOT / file).read_text("utf-8")
 
 
-def test_every_package_that_an_error_names_is_in_an_extra():
-    extras = PROJECT["optional-dependencies"]
-    declared = {
-        canonicalize_name(Requirement(text).name) for extra in EXTRAS for text in extras[extra]
-    }
-    named = set()
-    for file in (ROOT / "indm").rglob("*.py"):
-        for names in re.findall(r"pip install ([a-z -]+)\"", file.read_text("utf-8")):
-            named |= {canonicalize_name(name) for name in names.split()}
-    assert named and named <= declared
-
-
 def test_what_only_some_commands_need_is_an_extra():
     required = {re.split(r"[<>=~ ]", name)[0] for name in PROJECT["dependencies"]}
     extras = {

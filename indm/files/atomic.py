@@ -1,9 +1,6 @@
-"""Files that are whole or not there: each is written beside its place first and then renamed into
-it.
-"""
+"""Atomic writing: a file is written under another name in its folder, and then renamed."""
 
 import csv
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,18 +14,20 @@ from torch import Tensor
 
 Write = Callable[[Path], object]  # makes a file of that name
 HALF_WRITTEN = ".*.new"  # pattern of the files that a killed process leaves behind
-LONGEST = 64  # bytes of a name that the file beside it repeats
 
 
 def whole(path: Path, write: Write) -> None:
-    """``write`` to a file beside ``path``, then rename it, see :func:`together`."""
+    """Write one file, see :func:`together`."""
     together({path: write})
 
 
 def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
-    """Write files beside their places, in folders that are made if need be; when all are whole,
-    remove the ``old`` ones and rename the new in order. Where writing fails, which is an OSError,
-    what was there stays, and nothing new is left.
+    """Write files under other names, remove the ``old`` files, and rename the new ones in order.
+
+    Folders are made if needed. If writing fails, the old files stay and no new one is left.
+
+    Raises:
+        OSError: a file cannot be written.
     """
     beside = {path: _beside(path) for path in writes}
     try:
@@ -46,13 +45,8 @@ def together(writes: Mapping[Path, Write], old: Sequence[Path] = ()) -> None:
 
 
 def _beside(path: Path) -> Path:
-    """Where ``path`` is written first. A long name is hashed, as the file system may allow no
-    longer one.
-    """
-    name = os.fsencode(path.name)
-    return path.with_name(
-        f".{path.name if len(name) <= LONGEST else hashlib.sha256(name).hexdigest()}.new"
-    )
+    """The name under which ``path`` is written first."""
+    return path.with_name(f".{path.name}.new")
 
 
 def _write_beside(path: Path, beside: Path, write: Write) -> None:
@@ -83,9 +77,7 @@ def arrays_into(arrays: Mapping[str, np.ndarray]) -> Write:
 
 
 def table_into(names: Sequence[str], rows: Iterable[Sequence[float]]) -> Write:
-    """The function that writes ``rows`` of single-precision numbers as CSV with a line of
-    ``names``.
-    """
+    """The function that writes ``rows`` of single-precision numbers as CSV, below ``names``."""
 
     def write(path: Path) -> None:
         with path.open("w", encoding="utf-8", newline="") as file:
@@ -97,16 +89,15 @@ def table_into(names: Sequence[str], rows: Iterable[Sequence[float]]) -> Write:
 
 
 def json_into(value: Mapping) -> Write:
-    """The function that writes ``value`` as JSON; ValueError, here and not later, for NaN and
-    infinity.
-    """
+    """The function that writes ``value`` as JSON; ValueError for NaN and infinity."""
     content = json.dumps(value, indent=2, allow_nan=False) + "\n"
     return lambda path: path.write_text(content, "utf-8")
 
 
 def weights_into(state: Mapping[str, Tensor]) -> Write:
-    """The function that writes ``state`` as safetensors; through memory, as safetensors' own leaves
-    temporary files.
+    """The function that writes ``state`` as safetensors.
+
+    It goes through memory, because safetensors' own leaves temporary files.
     """
     return lambda path: path.write_bytes(
         safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()})

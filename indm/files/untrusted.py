@@ -1,11 +1,10 @@
-"""Files whose maker is not known: JSON, arrays, weights.
+"""Readers of files of unknown makers: JSON, arrays, weights.
 
-Nothing in them is run, and they are read where memory can hold them. Every failure is a ValueError
-that names the file, except in :func:`checkpoint`.
+Nothing in them is run, and they are read only if memory can hold them. Every failure is a
+ValueError that names the file, except in :func:`checkpoint`.
 """
 
 import json
-import math
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -19,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from indm.checks import reason, require
+from indm.checks import reason
 from indm.files import check_plain, text
 
 # copies of a file's numbers in memory at one time: as they are read, in the type of the model, and
@@ -29,7 +28,7 @@ COPIES = 3
 
 @contextmanager
 def _reading(path: Path, what: str) -> Iterator[None]:
-    """Every failure inside is a ValueError that names ``path``."""
+    """Turn every failure inside into a ValueError that names ``path``."""
     try:
         check_plain(path)
         yield
@@ -38,27 +37,16 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 
 
 def json_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; ValueError where it holds another kind of value or cannot be read."""
+    """The object in a JSON file; ValueError if it has another value or cannot be read."""
     with _reading(path, "JSON"):
-        content = json.loads(text(path), parse_float=_finite, parse_constant=_finite)
+        content = json.loads(text(path))
         if not isinstance(content, dict):
             raise ValueError(f"it holds {type(content).__name__}, where an object must be")
         return content
 
 
-def _finite(word: str) -> float:
-    """The number that ``word`` is; ValueError of NaN, Infinity and 1e400, which nothing here
-    writes.
-    """
-    number = float(word)
-    require(math.isfinite(number), "a number", word, "finite")
-    return number
-
-
 def json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects in a file of one in each line; a line that holds none, as one that was cut off,
-    is passed over.
-    """
+    """The objects in a file with one a line; other lines, such as a cut-off one, are skipped."""
     found = []
     with _reading(path, "lines of JSON"):
         for line in text(path, "replace").splitlines():
@@ -68,21 +56,22 @@ def json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def array_names(path: Path) -> list[str] | None:
-    """The names of the arrays in an .npz file; None for an .npy file, which holds one without a
-    name.
-    """
+    """The names of the arrays in an .npz file; None for an .npy file."""
     with _reading(path, ".npy or .npz"):
         if not zipfile.is_zipfile(path):
             return None
         with zipfile.ZipFile(path) as archive:
-            return [name.removesuffix(".npy") for name in archive.namelist()]
+            return _names(archive)
+
+
+def _names(archive: zipfile.ZipFile) -> list[str]:
+    return [name.removesuffix(".npy") for name in archive.namelist()]
 
 
 def array(path: Path, name: str | None = None) -> np.ndarray:
-    """The array in an .npy file, or the one called ``name`` in an .npz file: numbers, never
-    objects.
+    """The array in an .npy file, or the one called ``name`` in an .npz file.
 
-    Its header may claim no more than the file holds, and than memory can.
+    Its header may claim no more than the file has and memory can hold. Objects are refused.
     """
     with _reading(path, ".npy or .npz"), path.open("rb") as file:
         if name is None:
@@ -95,19 +84,15 @@ def array(path: Path, name: str | None = None) -> np.ndarray:
 
 def arrays(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file by name, see :func:`array`."""
-    names = array_names(path)
-    if names is None:
-        raise ValueError(f"{path} is not an .npz file")
+    with _reading(path, ".npz"), zipfile.ZipFile(path) as archive:
+        names = _names(archive)
     return {name: array(path, name) for name in names}
 
 
 def _array(file: Any, size: int) -> np.ndarray:
     """The array in the ``size`` bytes of ``file``, which is open for reading."""
     check_memory(COPIES * size)
-    array = np.lib.format.read_array(file, allow_pickle=False)
-    if array.dtype.kind not in "biufc":
-        raise ValueError(f"it must hold numbers, got {array.dtype}")
-    return array
+    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def weights(path: Path) -> dict[str, Tensor]:
@@ -118,11 +103,13 @@ def weights(path: Path) -> dict[str, Tensor]:
 
 
 def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
-    """The content of a file by ``torch.save``: tensors, numbers, text and containers of them, and
-    ``known`` names.
+    """The content of a file by ``torch.save``: tensors, numbers, text and containers of them.
 
-    PyTorch's weights-only reader runs no pickled code. ValueError where the pickle asks for more
-    than is known, MemoryError where it has not enough memory; nearly any error for a damaged file.
+    PyTorch's weights-only reader runs no pickled code, except the ``known`` functions by name.
+
+    Raises:
+        ValueError: the pickle asks for other code.
+        MemoryError: it does not fit into memory. A damaged file may raise nearly any error.
     """
     if path.exists() and not path.is_dir():  # the errors of both say what they are
         check_plain(path)
@@ -138,55 +125,8 @@ def checkpoint(path: Path, known: Mapping[str, Callable] | None = None) -> Any:
         ) from error
 
 
-# ── Memory ────────────────────────────────────────────────────────────────────────────────────────
-
-
-# Linux's control groups of this process
-PROCESS, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
-FILES_OF_LIMITS = {
-    "": ("memory.max", "memory.current"),
-    "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes"),
-}
-
-
 def check_memory(claimed: int) -> None:
-    """MemoryError where ``claimed`` bytes do not fit into what this process can have."""
-    free = free_memory()
+    """MemoryError if ``claimed`` bytes are more than the free memory of this machine."""
+    free = psutil.virtual_memory().available
     if claimed > free:
-        raise MemoryError(
-            f"it claims {claimed:,} bytes, and this process can have {free:,} bytes of memory"
-        )
-
-
-def free_memory() -> int:
-    """Bytes of memory that this process can have: free on the machine, and within the limits of its
-    control groups.
-    """
-    return max(0, min([psutil.virtual_memory().available, *_left_in_groups()]))
-
-
-def _left_in_groups() -> Iterator[int]:
-    """Bytes left to each control group around this process, as in a container; both versions of
-    Linux's interface.
-    """
-    try:
-        lines = PROCESS.read_text().splitlines()
-    except OSError:  # another system
-        return
-    for line in lines:
-        _, kind, place = line.split(":", 2)
-        if kind not in FILES_OF_LIMITS:
-            continue
-        limit, used = FILES_OF_LIMITS[kind]
-        home = CGROUPS / kind
-        group = home / place.lstrip("/")
-        for folder in (group, *group.parents):
-            if not folder.is_relative_to(home):
-                break
-            with suppress(OSError, ValueError):  # no such file, or "max", which is no limit
-                left = int((folder / limit).read_text()) - int((folder / used).read_text())
-                stated = dict(
-                    row.split() for row in (folder / "memory.stat").read_text().splitlines()
-                )
-                # pages of files are given back when memory is short
-                yield left + int(stated["inactive_file"])
+        raise MemoryError(f"it claims {claimed:,} bytes, and {free:,} bytes of memory are free")

@@ -1,26 +1,20 @@
-"""The door for flows of other libraries, as ``examples/zuko_flow.py`` and
-``examples/normflows_flow.py`` use it.
-"""
+"""Flows of other libraries; see ``examples/zuko_flow.py`` and ``examples/normflows_flow.py``."""
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from indm.flows.base import TOLERANCE, Certificate, Flow, measured_certificate
-from indm.tensors import Batch, PerSample, expand_like, full_precision
-
-TO_LATENT, TO_DATA = "the data to the latent", "the latent to the data"
+from indm.flows.base import TOLERANCE, Certificate, Flow, Mapped, measured_certificate
+from indm.tensors import Batch, expand_like, full_precision
 
 
 class ForeignFlow(Flow):
-    """A flow of another library: a subclass says how that calls the two directions.
+    """A flow of another library: a subclass says how to call its two directions.
 
-    Every inverse is certified by one pass of h. A stochastic log|det| of another library draws from
-    PyTorch's (or NumPy's) global random state, not from our generators.
+    Every inverse is certified by one pass of h. If the library's log|det| is random, it draws from
+    the global random state, not from our generators.
 
     Args:
         inverse_is_formula: whether the library's inverse is a formula that autograd can
@@ -52,13 +46,11 @@ class ForeignFlow(Flow):
 
     @abstractmethod
     def to_data(self, z: Tensor) -> Tensor:
-        """The library's h⁻¹(z); NotImplementedError where it has none."""
+        """The library's h⁻¹(z)."""
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         with full_precision(x.device):
-            z, log_det = _apply(self, self.to_latent, x, TO_LATENT)
+            z, log_det = self.to_latent(x)
         if z.shape != x.shape:
             raise ValueError(
                 f"flow must keep the shape {tuple(x.shape)}, but it makes it {tuple(z.shape)}"
@@ -69,25 +61,9 @@ class ForeignFlow(Flow):
         finite = z.flatten(1).isfinite().all(1)
         # one sample that is not finite stops some flows for all
         z = torch.where(expand_like(finite, z), z, 0.0)
-        x = _apply(self, self.to_data, z if self.inverse_is_formula else z.detach(), TO_DATA)
-        x = x if self.inverse_is_formula else x.detach()
+        x = self.to_data(z) if self.inverse_is_formula else self.to_data(z.detach()).detach()
         iterations = torch.zeros(len(z), dtype=torch.long, device=z.device)
         x, residual, iterations, converged = measured_certificate(self, x, z, iterations, tol)
+        x = torch.where(expand_like(finite, x), x, math.nan)
         residual = torch.where(finite, residual, math.nan)
-        return (
-            torch.where(expand_like(finite, x), x, math.nan),
-            residual,
-            iterations,
-            converged & finite,
-        )
-
-
-def _apply(part: object, function: Callable[[Tensor], Any], v: Tensor, direction: str) -> Any:
-    """``function(v)``, one of the two directions of ``part``."""
-    try:
-        return function(v)
-    except NotImplementedError as error:
-        raise ValueError(
-            f"flow must have both directions, but {type(part).__module__}.{type(part).__name__} lacks the one from "
-            f"{direction}; without it the model cannot be {'trained' if direction == TO_LATENT else 'sampled'}"
-        ) from error
+        return x, residual, iterations, converged & finite

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from indm.conditions import given, rows_of
 from indm.tensors import Batch, PerSample, double, evaluation_mode, event_size, float64_device
 
-# Of max|h(x) − z|/max(1, max|z|): what rounding leaves of it in single precision where h expands
-# twentyfold, and a hundredth of half a grey level of 256.
+# Of max|h(x) − z|/max(1, max|z|). Rounding in single precision leaves as much if h expands
+# twentyfold. It is a hundredth of half a grey level of 256.
 TOLERANCE = 5e-5
+Mapped = tuple[Batch, PerSample]  # z and log|det ∂z/∂x|
 # x, residual, iterations, converged, see Flow.solve_inverse
 Certificate = tuple[Tensor, Tensor, Tensor, Tensor]
 
@@ -23,11 +24,13 @@ def magnitude(z: Tensor) -> Tensor:
 
 
 class Constrained(nn.Module):
-    """A module whose parameters may be required to meet a constraint, or whose parts are."""
+    """A module whose parameters, or parameters of its parts, must meet a constraint."""
 
     def check(self) -> None:
-        """Check the constraints of all parts; a part with a constraint overrides this. RuntimeError
-        names the violated one.
+        """Check the constraints of all parts; a part with a constraint overrides this.
+
+        Raises:
+            RuntimeError: a constraint is violated; it is named.
         """
         for name, part in _constrained_parts(self):
             try:
@@ -37,9 +40,7 @@ class Constrained(nn.Module):
 
 
 def _constrained_parts(module: nn.Module) -> list[tuple[str, Constrained]]:
-    """The nearest constrained modules below ``module``, with their names: each of them checks its
-    own parts.
-    """
+    """The nearest constrained modules below ``module``, by name; each checks its own parts."""
     parts: list[tuple[str, Constrained]] = []
     for name, child in module.named_children():
         if isinstance(child, Constrained):
@@ -58,8 +59,8 @@ class Flow(Constrained, ABC):
     - :meth:`solve_inverse` where it is computed iteratively: subclass :class:`Flow`.
 
     Let it start at or near the identity, and keep every constructor argument as an attribute of the
-    same name. Where z = h(x) is cheaper without log|det|, define :meth:`latent` too. Where h need
-    not be invertible for all parameters, define :meth:`check`.
+    same name. If z = h(x) is cheaper without log|det|, define :meth:`latent`, too. If h is not
+    invertible for all parameters, define :meth:`check`.
 
     Example: one scale and shift for all entries.
 
@@ -79,22 +80,22 @@ class Flow(Constrained, ABC):
         >>> torch.allclose(flow.inverse(z), x, atol=1e-5)
         True
 
-    A flow of a condition, h(x, c), is a :class:`~indm.conditions.Conditioned` one, or has such
-    parts. ``is_elementwise`` says that each entry of z is a function of the same entry of x alone.
-    ``has_log_det`` is False for a flow that gives something else in place of log|det| of one map,
-    see :meth:`check_density`.
+    A flow that sees a condition, h(x, c), is :class:`~indm.conditions.Conditioned` or has such
+    parts.
+
+    Attributes:
+        is_elementwise: whether each entry of z depends on the same entry of x alone.
+        has_log_det: False if :meth:`forward` returns something else than log|det| of one map.
+        inverse_is_formula: whether autograd can differentiate :meth:`solve_inverse`.
     """
 
     is_identity = False
     is_elementwise = False
     has_log_det = True
-    # whether solve_inverse evaluates a formula that autograd can differentiate
     inverse_is_formula = False
 
     @abstractmethod
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         """z = h(x) and log|det ∂z/∂x| in nats, (B,); ``generator`` feeds what is random."""
 
     def latent(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -103,8 +104,7 @@ class Flow(Constrained, ABC):
 
     @abstractmethod
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
-        """The inverse with its certificate: x, residual, iterations, converged, all but the first
-        (B,).
+        """The inverse x with its certificate: residual, iterations and converged, each (B,).
 
         The residual is max|h(x) − z| over one sample's entries, relative to max(1, max|z|);
         ``converged`` says where it is at most ``tol``. No gradient flows through an iterative
@@ -112,8 +112,12 @@ class Flow(Constrained, ABC):
         """
 
     def inverse(self, z: Tensor, tol: float = TOLERANCE) -> Tensor:
-        """x with h(x) = z; samples whose residual stays above ``tol`` in single precision are
-        solved in double. RuntimeError names the samples that are not solved then.
+        """x with h(x) = z.
+
+        Samples whose residual stays above ``tol`` in single precision are solved again in double.
+
+        Raises:
+            RuntimeError: samples, which are named, are not solved in double precision either.
         """
         x, residual, iterations, converged = self.solve_inverse(z, tol=tol)
         failed = (~converged).nonzero().flatten()
@@ -139,13 +143,11 @@ class Flow(Constrained, ABC):
         return flow if c is None else given(flow, c[rows].to(float64_device(device)))
 
     def at_bounds(self) -> list[str]:
-        """What to tell of parameters of this flow that stand at a bound, a text each; of none, as a rule."""
+        """Warnings of parameters at a bound; most flows have none."""
         return []
 
     def check_density(self, purpose: str) -> None:
-        """ValueError where this flow, or a flow in it, does not give log|det| of one map, as
-        ``purpose`` needs.
-        """
+        """ValueError if a flow in it has no log|det| of one map, which ``purpose`` needs."""
         for part in self.modules():
             if isinstance(part, Flow) and not part.has_log_det:
                 raise ValueError(
@@ -164,8 +166,7 @@ def measured_certificate(
 
 
 class ExactFlow(Flow):
-    """A flow whose inverse is a formula that autograd can differentiate: subclasses define
-    ``inverse_step``.
+    """A flow whose inverse is a differentiable formula; subclasses define ``inverse_step``.
 
     Example: the entries in reverse, of which |det| is 1.
 
@@ -205,9 +206,7 @@ class Identity(ExactFlow):
     is_identity = True
     is_elementwise = True
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         return x, x.new_zeros(x.shape[0])
 
     def inverse_step(self, z: Batch) -> Batch:
@@ -215,10 +214,9 @@ class Identity(ExactFlow):
 
 
 class Frozen(Flow):
-    """h of another flow as a constant: no gradient, and 0 in place of log|det|.
+    """Another flow as a constant: no gradient, and 0 in place of log|det|.
 
-    With it a training loss is off by a constant and trains the score alone, at the cost of one pass
-    of h.
+    A training loss with it differs by a constant and trains the score alone. It costs one pass of h.
 
     Args:
         flow: the flow that gives h.
@@ -236,15 +234,11 @@ class Frozen(Flow):
 
     def __init__(self, flow: Flow):
         super().__init__()
-        self.flow, self.is_elementwise, self.inverse_is_formula = (
-            flow,
-            flow.is_elementwise,
-            flow.inverse_is_formula,
-        )
+        self.flow = flow
+        self.is_elementwise = flow.is_elementwise
+        self.inverse_is_formula = flow.inverse_is_formula
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         with torch.no_grad():
             return self.flow.latent(x, generator=generator), x.new_zeros(x.shape[0])
 
@@ -276,9 +270,7 @@ class Compose(Flow):
         self.is_elementwise = all(flow.is_elementwise for flow in flows)
         self.inverse_is_formula = all(flow.inverse_is_formula for flow in flows)
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         log_det = x.new_zeros(x.shape[0])
         for flow in self.flows:
             x, step = flow(x, generator=generator)
@@ -291,9 +283,7 @@ class Compose(Flow):
         return x
 
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
-        """Inverts flow by flow, each to a tenth of ``tol``, and certifies the whole by one pass of
-        h.
-        """
+        """Invert each flow to a tenth of ``tol``, and certify the result by one pass of h."""
         x, iterations = z, torch.zeros(len(z), dtype=torch.long, device=z.device)
         for flow in reversed(self.flows):
             x, _, steps, _ = flow.solve_inverse(x, tol=tol / 10)
@@ -342,8 +332,9 @@ class Unsqueeze(ExactFlow):
 
 
 class ActNorm(ExactFlow):
-    """z = exp(log_scale) · x + shift, one scale and shift for each channel (axis 1); starts at the
-    identity.
+    """z = exp(log_scale) · x + shift with one scale and shift a channel (axis 1).
+
+    It starts at the identity.
 
     Args:
         channels: size of axis 1 of the batch.
@@ -374,16 +365,12 @@ class ActNorm(ExactFlow):
 
     @torch.no_grad()
     def initialize(self, x: Batch) -> None:
-        """Set scale and shift so that every channel of h(x) has zero mean and unit variance on this
-        batch.
-        """
+        """Give every channel of h(x) zero mean and unit variance on this batch."""
         std, mean = torch.std_mean(x.transpose(0, 1).flatten(1), dim=1)
         self.log_scale.copy_(-std.clamp_min(1e-6).log())
         self.shift.copy_(-mean * self.log_scale.exp())
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         z = self._per_channel(self.log_scale.exp(), x) * x + self._per_channel(self.shift, x)
         return z, (self.log_scale.sum() * (event_size(x) // self.channels)).expand(x.shape[0])
 
@@ -394,19 +381,18 @@ class ActNorm(ExactFlow):
 
 
 LARGEST_JACOBIAN = 1024  # dimensions up to which the Jacobian is formed
-# noise on the parameters: at its start a flow may be the identity, whose log|det| anyone gets right
+# noise on the parameters, as the log|det| of a flow that starts at the identity is 0
 PERTURBATION = 0.1
-# error of log|det| in doubles, relative to the sum of the absolute logs of the singular values
+# largest error of log|det|, relative to the sum of the absolute logs of the singular values
 PRECISION = 1e-6
 
 
 def check_flow(flow: Flow, x: Batch, *, seed: int = 0) -> None:
-    """Compare log|det ∂h/∂x| with the Jacobian by autograd, and h⁻¹(h(x)) with x, in double
-    precision.
+    """Check the log-determinant and the inverse of a flow, in double precision.
 
-    The flow is looked at in evaluation mode, as it is and with its parameters moved at random; it
-    is left as it was. A log-determinant that differs from call to call, or of more than 1024
-    dimensions, is not compared.
+    log|det ∂h/∂x| is compared with the Jacobian by autograd, and h(h⁻¹(z)) with z: once as the flow
+    is, and once with its parameters moved at random, both in evaluation mode. The flow itself is
+    not changed. A random log-determinant, or one of more than 1024 dimensions, is not compared.
 
     Args:
         flow: any :class:`~indm.flows.Flow`.
@@ -414,7 +400,7 @@ def check_flow(flow: Flow, x: Batch, *, seed: int = 0) -> None:
         seed: of the random moves.
 
     Raises:
-        ValueError: the log-determinant or the inverse is wrong; it says by how much.
+        ValueError: the log-determinant or the inverse is wrong; the message says by how much.
 
     Example:
 

@@ -1,8 +1,7 @@
-r"""Contractions g, Lip(g) < 1: the log-determinant of x ↦ x + g(x), and fixed points, by which that
-map is inverted.
+r"""The log-determinant and the inverse of x ↦ x + g(x) for contractions g, Lip(g) < 1.
 
-An estimator of log|det(I + J)| for the Jacobian J of g takes the two products with J at a batch of
-points and returns one number a sample. Both its *value* and its *gradient* are exact, or unbiased
+An estimator of log|det(I + J)| for the Jacobian J of g takes the products with J and Jᵀ at a batch
+of points and returns one number a sample. Both its *value* and its *gradient* are exact, or unbiased
 estimates. Products act on stacks (K·B, *event).
 """
 
@@ -20,8 +19,7 @@ Product = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class ExactLogDet:
-    """The dense Jacobian, column by column: d products and a d × d determinant a sample, for small
-    d.
+    """log|det(I + J)| by the dense Jacobian, with d products and a d × d determinant a sample.
 
     Example: of the map x ↦ x + x A, whose determinant is 2 · 3.
 
@@ -47,7 +45,9 @@ class ExactLogDet:
 
 @dataclass(frozen=True)
 class PowerSeries:
-    r"""Hutchinson probes of the power series, cut by Russian roulette, with the Neumann gradient.
+    r"""An unbiased estimate of log|det(I + J)| by its power series.
+
+    It uses Hutchinson probes, Russian roulette and the Neumann gradient.
 
     .. math:: \log|\det(I+J)| = \sum_{k\ge1} \tfrac{(-1)^{k+1}}{k} \mathrm{tr} J^k, \qquad
               \partial \log|\det(I+J)| = \mathrm{tr}\Big(\sum_{k\ge0} (-J)^k \, \partial J\Big)
@@ -61,14 +61,12 @@ class PowerSeries:
         share: one sample in ``share``, drawn at random, gets an estimate, multiplied by ``share``;
             the others get 0.
 
-
     The powers (Jᵀ)ᵏv serve both the value and the gradient, and only one product with J carries a
     graph.
 
     Source: Chen et al. 2019, "Residual Flows", eqs. 6 and 8, https://arxiv.org/abs/1906.02735.
 
-    Example: of x ↦ 1.5 x, for which every probe gives the trace, and 30 terms of the series nearly
-    its sum.
+    Example: x ↦ 1.5 x. Every probe gives the trace, and 30 terms are nearly the whole series.
 
         >>> series, x = PowerSeries(exact_terms=30, further_terms=0.0), torch.randn(5, 3)
         >>> values = series(lambda v: 0.5 * v, lambda u: 0.5 * u, x)
@@ -82,9 +80,7 @@ class PowerSeries:
     share: int = 1
 
     def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> slice:
-        """A slice of the ``n`` samples that get an estimate, which is multiplied by the slice's
-        step for the others.
-        """
+        """The samples that get an estimate; multiply it by the step of this slice."""
         share = min(self.share, n)
         first = (
             int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
@@ -124,7 +120,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).flatten(1).sum(1)
 
 
-# ── Fixed points: each sample has its own history, its own safeguard and its own stop ─────────────
+# ── Fixed points: each sample has its own history, its own safeguard and its own stop
 
 
 @torch.no_grad()
@@ -138,14 +134,14 @@ def fixed_point(
     patience: int = 5,
     max_iterations: int = 1000,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """x = contraction(x) by Anderson's acceleration, each sample until its residual is at most
-    ``tol``.
+    """Solve x = contraction(x) by Anderson's acceleration, each sample by itself.
 
     Args:
         contraction: (x (b, *event), rows (b,)) → (b, *event), where ``rows`` are the indices of
             these samples.
         x: starting points, (B, *event).
-        tol, scale: bound on max|contraction(x) − x| / scale, scale (B,).
+        tol, scale: a sample is solved when max|contraction(x) − x| / scale is at most ``tol``;
+            scale (B,).
         memory: differences of iterates that are combined.
         patience: Banach steps before the acceleration begins; an easy contraction converges within
             them.
@@ -154,8 +150,8 @@ def fixed_point(
     Returns:
         x, its residual and the number of evaluations, the last two (B,).
 
-    Where a combination raises the residual's norm, that sample forgets its history and takes the
-    Banach step.
+    A sample forgets its history and takes a Banach step if a combination raises its residual's
+    norm.
 
     Source: Walker & Ni 2011, "Anderson Acceleration for Fixed-Point Iterations",
     https://doi.org/10.1137/10078356X.
@@ -170,11 +166,9 @@ def fixed_point(
         # False for a sample that is not a number, which would never be solved
         unsolved = error > tol
         if iteration + 1 == max_iterations or not bool(unsolved.all()):
-            solution[active.rows], residual[active.rows], evaluations[active.rows] = (
-                active.x,
-                error,
-                iteration + 1,
-            )
+            solution[active.rows] = active.x
+            residual[active.rows] = error
+            evaluations[active.rows] = iteration + 1
             if not bool(unsolved.any()):
                 break
             active.keep(unsolved)
@@ -225,9 +219,7 @@ class _Active:
         self.x = image
 
     def anderson_step(self, image: Tensor, f: Tensor, memory: int) -> None:
-        """x ← the combination of past images with the least combined residual, where that has
-        helped so far.
-        """
+        """x ← the combination of past images with the least residual, if that has helped so far."""
         flat, has_history = self.x.flatten(1), self.changes.flatten(1).any(1)
         # a Banach step counts, whatever the norm
         better = (f.norm(dim=1) < self.old_f.norm(dim=1)) | ~has_history
@@ -242,9 +234,7 @@ class _Active:
 
 
 def _correction(steps: Tensor, changes: Tensor, f: Tensor) -> Tensor:
-    """Σ_i γ_i (steps_i + changes_i) with γ minimising ‖f − Σ_i γ_i changes_i‖ for each sample; 0
-    without history.
-    """
+    """Σ_i γ_i (steps_i + changes_i), γ minimising ‖f − Σ_i γ_i changes_i‖; 0 without history."""
     gram = double(changes @ changes.mT)
     ridge = 1e-10 * gram.diagonal(dim1=1, dim2=2).sum(1) + torch.finfo(f.dtype).tiny
     gram = gram + ridge[:, None, None] * torch.eye(

@@ -23,10 +23,11 @@ from indm.flows.base import (
     Compose,
     ExactFlow,
     Flow,
+    Mapped,
     Squeeze,
     Unsqueeze,
 )
-from indm.tensors import Batch, PerSample, event_size, expand_like, full_precision, zeroed
+from indm.tensors import Batch, event_size, expand_like, full_precision, zeroed
 
 TransformName = Literal["affine", "spline"]
 StartName = Literal["identity", "rotation"]
@@ -34,8 +35,9 @@ StartName = Literal["identity", "rotation"]
 
 @runtime_checkable
 class Transform(Protocol):
-    """A monotone map of each entry by raw parameters (B, size, *event): y ↦ z and log dz/dy, each
-    (B, *event).
+    """A monotone map of each entry, y ↦ z and log dz/dy, each (B, *event).
+
+    Its raw parameters are (B, size, *event).
     """
 
     @property
@@ -48,8 +50,9 @@ class Transform(Protocol):
 
 @dataclass(frozen=True)
 class Affine:
-    """y ↦ y exp(s) + b, s = m tanh(a/m) for ``max_log_scale`` m: raw parameters (a, b) of each
-    entry, at 0 the identity.
+    """y ↦ y exp(s) + b with s = m tanh(a/m) for ``max_log_scale`` m.
+
+    The raw parameters of each entry are (a, b); at 0 it is the identity.
     """
 
     max_log_scale: float = 1.0
@@ -64,17 +67,16 @@ class Affine:
         return (z - raw[:, 1]) * (-self._log_scale(raw[:, 0])).exp()
 
     def _log_scale(self, a: Tensor) -> Tensor:
-        return (
-            a
-            if math.isinf(self.max_log_scale)
-            else self.max_log_scale * (a / self.max_log_scale).tanh()
-        )
+        if math.isinf(self.max_log_scale):
+            return a
+        return self.max_log_scale * (a / self.max_log_scale).tanh()
 
 
 @dataclass(frozen=True)
 class RationalQuadratic:
-    """Monotone rational-quadratic spline on [−bound, bound], the identity outside; at raw
-    parameters 0 the identity.
+    """The monotone rational-quadratic spline on [−bound, bound]; outside it is the identity.
+
+    It is the identity everywhere at raw parameters 0.
 
     Args:
         bins: number K of bins, 2 to 999; the raw parameters of an entry are K widths, K heights and
@@ -87,15 +89,8 @@ class RationalQuadratic:
     least = 1e-3  # smallest share of a bin in the side, and smallest slope of a knot
 
     def __post_init__(self):
-        most = 1 / self.least  # each bin has this share of the side or more
-        require(
-            2 <= self.bins < most,
-            "bins",
-            self.bins,
-            f"at least 2 and fewer than {most:,.0f}",
-            "8 is usual",
-        )
-        require(self.bound > 0, "bound", self.bound, "positive", "1.5 is usual")
+        fits = 2 <= self.bins < 1 / self.least
+        require(fits, "bins", self.bins, "2 to 999", "8 is usual")
 
     @property
     def size(self) -> int:
@@ -140,7 +135,7 @@ class RationalQuadratic:
 
     @staticmethod
     def _padded(raw: Tensor) -> Tensor:
-        """Raw slopes of all knots, (B, K + 1, …), from the inner ones: 0 at both ends."""
+        """Raw slopes of all knots, (B, K + 1, …), from those of the inner ones; 0 at both ends."""
         return F.pad(raw.transpose(1, -1), (1, 1)).transpose(1, -1)
 
     def _knots(self, raw: Tensor) -> Tensor:
@@ -154,9 +149,7 @@ class RationalQuadratic:
 
 
 def usual_bound(shape: tuple[int, ...]) -> float:
-    """The bound of a spline of events of this shape: images lie in [−1, 1], standardised vectors
-    mostly in [−4, 4].
-    """
+    """The usual bound of a spline: images lie in [−1, 1], standardised vectors mostly in [−4, 4]."""
     return 1.5 if len(shape) == 3 else 4.0
 
 
@@ -164,7 +157,6 @@ def transform_of(
     transform: TransformName, bins: int, bound: float, max_log_scale: float
 ) -> Affine | RationalQuadratic:
     """The transform that a flow's options name, "spline" or "affine"."""
-    require(max_log_scale > 0, "max_log_scale", max_log_scale, "positive", "1.0 is usual")
     transforms: dict[str, Affine | RationalQuadratic] = {
         "affine": Affine(max_log_scale),
         "spline": RationalQuadratic(bins, bound),
@@ -173,12 +165,11 @@ def transform_of(
 
 
 class Conditioner(nn.Module):
-    """The network that computes one half's transform from the other half: (B, a, …) → (B, size, b,
-    …), 0 at first.
+    """The network from one half to the raw parameters of the other: (B, a, …) → (B, size, b, …).
 
-    3×3 → 1×1 → 3×3 convolutions for images, in channels-last kernels for speed, and dense layers
-    for vectors. A condition c of ``features`` numbers enters by a dense layer, which is added to
-    the first.
+    It has 3×3, 1×1 and 3×3 convolutions for images, channels-last for speed, and dense layers for
+    vectors. A dense layer of a condition c of ``features`` numbers is added to the first layer. The
+    output starts at 0.
     """
 
     def __init__(
@@ -216,11 +207,11 @@ class Conditioner(nn.Module):
 
 
 class Coupling(Conditioned, ExactFlow):
-    """(a, b) ↦ (a, T(b; θ(a, c))) for the two halves of axis 1; T, the ``transform``, acts entry by
-    entry.
+    """(a, b) ↦ (a, T(b; θ(a, c))) for the two halves a and b of axis 1.
 
     Args:
         shape: event shape, (C, H, W) or (D,) with C or D at least 2.
+        transform: T, which acts on each entry.
         width, activation, features: of the :class:`Conditioner` θ.
         flip: keep the second half and transform the first.
 
@@ -257,9 +248,7 @@ class Coupling(Conditioned, ExactFlow):
     def _join(self, kept: Tensor, moved: Tensor) -> Tensor:
         return torch.cat([moved, kept] if self.flip else [kept, moved], dim=1)
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         kept, moved = self._halves(x)
         moved, log_slope = self.transform(moved, self.conditioner(kept, self.seen(kept)))
         return self._join(kept, moved), log_slope.flatten(1).sum(1)
@@ -272,13 +261,14 @@ class Coupling(Conditioned, ExactFlow):
 
 
 def random_rotation(channels: int) -> Tensor:
-    """An orthogonal matrix (channels, channels) from PyTorch's own random numbers."""
+    """A random orthogonal matrix (channels, channels), from the global random state."""
     return torch.linalg.qr(torch.randn(channels, channels)).Q
 
 
 class InvertibleLinear(ExactFlow):
-    """z = W x along axis 1 (a 1×1 convolution of images), W = P L U with unit lower L and P, sign
-    of diag U fixed.
+    """z = W x along axis 1, a 1×1 convolution of images.
+
+    W = P L U with a unit lower triangular L. P and the signs of the diagonal of U are fixed.
 
     Args:
         channels: size of axis 1 of the batch.
@@ -313,9 +303,7 @@ class InvertibleLinear(ExactFlow):
         upper = self.off_diagonal.triu(1) + torch.diag(self.sign * self.log_diagonal.exp())
         return self.off_diagonal.tril(-1) + torch.eye(self.channels).to(upper), upper
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         with full_precision(x.device):
             lower, upper = self._factors()
             z = torch.einsum("ij,bj...->bi...", self.permutation @ lower @ upper, x)
@@ -332,8 +320,7 @@ class InvertibleLinear(ExactFlow):
 
 
 class SecondHalf(Flow):
-    """A flow of the second half of the channels; the first half stays as it is. It leads from one
-    scale to the next.
+    """A flow of the second half of the channels, between scales; the first half stays as it is.
 
     Args:
         flow: the flow of the second half, ⌈C/2⌉ of the C channels.
@@ -351,9 +338,7 @@ class SecondHalf(Flow):
         super().__init__()
         self.flow, self.inverse_is_formula = flow, flow.inverse_is_formula
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         left, right = x.tensor_split([x.shape[1] // 2], dim=1)
         z, log_det = self.flow(right, generator=generator)
         return torch.cat([left, z], dim=1), log_det
@@ -361,36 +346,30 @@ class SecondHalf(Flow):
     def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
         left, right = z.tensor_split([z.shape[1] // 2], dim=1)
         x, residual, iterations, converged = self.flow.solve_inverse(right, tol=tol)
-        return (
-            torch.cat([left, x], dim=1),
-            residual,
-            iterations,
-            converged & left.flatten(1).isfinite().all(1),
-        )
+        converged = converged & left.flatten(1).isfinite().all(1)
+        return torch.cat([left, x], dim=1), residual, iterations, converged
 
 
 class CouplingFlow(Compose):
-    """Scales of coupling steps, each step ActNorm, a 1×1 convolution and a coupling; one scale for
-    vectors.
+    """A coupling flow of images, in several scales, or of vectors, in one.
 
-    A scale squeezes (space to depth), makes ``depth`` steps, passes half of its channels on to the
-    next scale, and undoes the squeeze. So the latent has the shape of x, and its pixels stay in
-    their places.
+    Each step is an ActNorm, a 1×1 convolution and a coupling. A scale squeezes (space to depth),
+    makes ``depth`` steps, passes half of its channels on to the next scale, and undoes the squeeze.
+    So the latent has the shape of x, and its pixels stay in their places.
 
     Args:
         shape: event shape, (C, H, W) with H and W divisible by 2^scales, or (D,) with D at least 2.
-        scales: of an image, each squeezes it once.
+        scales: number of scales of images.
         depth: coupling steps of each scale.
         width: hidden channels of the conditioners.
-        transform: "spline" (rational-quadratic: it can spread out values that many entries share,
-            such as the black and white of images, and fitted far better in our measurements) or
-            "affine".
-        bins, bound: of the spline, which lives on [−bound, bound]; None is 1.5 for images, which
+        transform: "spline" or "affine". The rational-quadratic spline can spread out values that
+            many entries share, such as black and white, and fitted far better in our measurements.
+        bins, bound: of the spline, which acts on [−bound, bound]; None is 1.5 for images, which
             reach from −1 to 1, and 4 for vectors, which are standardised.
-        max_log_scale: bound of the affine log-scales; inf leaves them free.
+        max_log_scale: bound of the affine log-scales, positive; inf leaves them free.
         start: of the 1×1 convolutions. With "identity" the whole flow starts at the identity, which
-            suits a diffusion best (docs/choosing.md); "rotation" is Glow's.
-        condition: (features,) that the conditioners see of a condition; () for none.
+            is best for a diffusion (docs/choosing.md); "rotation" is Glow's.
+        condition: (features,) of the condition that the conditioners see; () for none.
 
     Example: of images, at two scales; it starts at the identity.
 
@@ -454,8 +433,7 @@ class CouplingFlow(Compose):
 
 @torch.no_grad()
 def initialize_actnorms(flow: Flow, x: Batch) -> None:
-    """Initialise every ActNorm in ``flow`` on this batch, in order: each standardises what those
-    before it leave.
+    """Initialise every ActNorm in ``flow`` on this batch, in the order of the flow.
 
     Example: a flow that starts at the identity then standardises the batch.
 
@@ -477,6 +455,16 @@ def initialize_actnorms(flow: Flow, x: Batch) -> None:
             hook.remove()
 
 
+def rows_of_channels(x: Tensor) -> Tensor:
+    """The entries of each channel of a batch, (C, N)."""
+    return x.transpose(0, 1).flatten(1)
+
+
+def batch_of_channels(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of :func:`rows_of_channels` for a batch ``like`` the result."""
+    return rows.unflatten(1, (len(like), *like.shape[2:])).transpose(0, 1)
+
+
 class SharedSpline(RationalQuadratic):
     """The spline with the same parameters in a whole row: y (G, N), raw parameters (G, size)."""
 
@@ -495,18 +483,17 @@ class SharedSpline(RationalQuadratic):
 
 
 class ElementwiseFlow(ExactFlow):
-    """The same monotone rational-quadratic spline for all entries, or one for each channel or
-    entry.
+    """One monotone rational-quadratic spline for all entries, or one for each channel or entry.
 
     It starts at the identity, and changes the histogram of grey levels alone. Under uniform
-    dequantization every common grey level is a box in the density, whose sharp edges such a spline
-    learns in a few dozen steps, so other flows should be compared with this one.
+    dequantization every common grey level is a box in the density. Such a spline learns its sharp
+    edges in a few dozen steps, so compare other flows with this one.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
         shared: "all" for one spline, "channel" for one for each entry of the first axis, C or D,
             "none" for one for each entry of the event.
-        bins, bound: of the spline, as of :class:`CouplingFlow`.
+        bins, bound: of the spline, see :class:`CouplingFlow`.
 
     Example:
 
@@ -531,9 +518,7 @@ class ElementwiseFlow(ExactFlow):
         self.spline = SharedSpline(bins, bound)
         self.raw = nn.Parameter(torch.zeros(groups[shared], self.spline.size))
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         z, log_slope = self.spline(self._rows(x), self.raw)
         return self._batch(z, x), self._batch(log_slope, x).flatten(1).sum(1)
 
@@ -544,12 +529,12 @@ class ElementwiseFlow(ExactFlow):
         """The entries that share a spline, (G, N)."""
         if self.shared == "none":
             return x.flatten(1).T
-        return x.transpose(0, 1).flatten(1) if self.shared == "channel" else x.reshape(1, -1)
+        return rows_of_channels(x) if self.shared == "channel" else x.reshape(1, -1)
 
     def _batch(self, rows: Tensor, like: Tensor) -> Tensor:
         """The rows that :meth:`_rows` made of ``like``, as a batch again."""
         if self.shared == "none":
             return rows.T.reshape(like.shape)
         if self.shared == "channel":
-            return rows.unflatten(1, (len(like), *like.shape[2:])).transpose(0, 1)
+            return batch_of_channels(rows, like)
         return rows.view(like.shape)

@@ -1,8 +1,9 @@
 """The instrument: a filter, a curve and a filter, the same for all examples.
 
-Recorded signals have passed through such a chain: a microphone, a compander and a room; an optic, a tone curve and a
-sharpening. A histogram cannot undo it, because the last filter hides the curve from the marginals, and whitening cannot
-undo it, because the curve hides the first filter from the covariances.
+Recorded signals have passed through such a chain: a microphone, a compander and a room; or a lens,
+a tone curve and a sharpening. A histogram cannot undo it, because the last filter hides the curve
+from the marginals. Whitening cannot undo it, because the curve hides the first filter from the
+covariances.
 """
 
 import math
@@ -11,9 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from indm.checks import require
-from indm.flows.base import ExactFlow
-from indm.flows.coupling import SharedSpline, usual_bound
-from indm.tensors import Batch, PerSample, full_precision
+from indm.flows.base import ExactFlow, Mapped
+from indm.flows.coupling import (
+    SharedSpline,
+    batch_of_channels,
+    rows_of_channels,
+    usual_bound,
+)
+from indm.tensors import Batch, full_precision
 
 AT_BOUND = 0.98  # share of the bound from which a log-gain is said to stand at it
 
@@ -90,27 +96,33 @@ class CircularFilter(nn.Module):
 
 
 class InstrumentFlow(ExactFlow):
-    """A filter, a monotone spline and a filter: z = G ψ(F x), signals on a circle, images on a torus.
+    """A filter, a monotone spline and a filter, z = G ψ(F x): the inverse of an instrument.
 
-    It undoes an instrument x = A₂ φ(A₁ u) that is common to all examples, with u = z. log|det| and inverse are exact
-    and cost two Fourier transforms a filter. It starts at the identity. A signal of 64 points has 175 parameters.
+    The instrument x = A₂ φ(A₁ u), with u = z, is the same for all examples. Signals lie on a circle,
+    images on a torus. log|det| and inverse are exact and cost two Fourier transforms a filter. It
+    starts at the identity. A signal of 64 points has 175 parameters.
 
-    The attribute ``gain`` and the method ``curve`` give the instrument, in a convention for what x leaves free:
+    The attribute ``gain`` and the method ``curve`` give the instrument. Data determine it up to
 
-    - *scale*: A₁ → aA₁ and φ(·) → φ(·/a) is the same instrument, and so is φ → bφ with A₂ → A₂/b. The gains of each
-      filter have the geometric mean 1 over all frequencies; the curve has the scales.
-    - *sign*: the gains at frequency 0 are positive, and φ increases. Gains at half of the sampling rate are positive
-      up to the delay. An instrument of the other sign is found after x is multiplied by −1.
-    - *delay*: A₁ → A₁S and A₂ → S⁻¹A₂ is the same instrument for a shift S. The largest entry of A₂'s response to an
-      impulse is at place 0. A₁ has the rest; where the law of u is stationary, u has a free delay of its own.
-    - *phase*: a Gaussian u that is stationary on the circle says nothing of A₁'s phases, which then stay 0 up to the
-      delay: the flow alone, trained by `flow_loss`, finds |A₁| only. A diffusion behind it finds the phases too.
+    - *scale*: A₁ → aA₁ with φ(·) → φ(·/a) is the same instrument, and so is φ → bφ with A₂ → A₂/b.
+      Here the gains of each filter have the geometric mean 1 over all frequencies, and the curve
+      has the scales.
+    - *sign*: the gains at frequency 0 are positive, and φ increases. Gains at half of the sampling
+      rate are positive up to the delay. For an instrument of the other sign, multiply x by −1.
+    - *delay*: A₁ → A₁S with A₂ → S⁻¹A₂ is the same instrument for a shift S. Here the largest entry
+      of A₂'s response to an impulse is at place 0. If the law of u is stationary, u has a free
+      delay of its own.
+    - *phase*: a stationary Gaussian u on the circle does not determine the phases of A₁, which then
+      stay 0 up to the delay. The flow alone, trained by `flow_loss`, only finds |A₁|. A diffusion
+      behind it also finds the phases.
 
     Args:
         shape: event shape, (D,) or (C, H, W). Each channel has filters and a curve of its own.
-        bins, bound: of the spline, as of :class:`CouplingFlow`; outside of [−bound, bound] the curve is a line.
-        max_log_gain: bound of the log-gains. Where data have no power at a frequency, because a filter vanishes there,
-            the log-gain moves to the bound, and training warns of it (:meth:`at_bounds`).
+        bins, bound: of the spline, see :class:`CouplingFlow`; outside of [−bound, bound] the curve
+            is a line.
+        max_log_gain: bound of the log-gains, positive and finite. If data have no power at a
+            frequency, the log-gain moves to the bound, and training warns of it
+            (:meth:`at_bounds`).
 
     Example: it starts at the identity, with an instrument that does nothing.
 
@@ -133,8 +145,6 @@ class InstrumentFlow(ExactFlow):
         super().__init__()
         shape = tuple(shape)
         require(len(shape) in (1, 3), "shape", shape, "(D,) for signals or (C, H, W) for images")
-        fits = 0 < max_log_gain < math.inf
-        require(fits, "max_log_gain", max_log_gain, "positive and finite", "3 is usual")
         bound = usual_bound(shape) if bound is None else bound
         self.shape, self.bins, self.bound, self.max_log_gain = shape, bins, bound, max_log_gain
         self.torus = shape if len(shape) == 3 else (1, 1, shape[0])
@@ -144,22 +154,20 @@ class InstrumentFlow(ExactFlow):
         self.spline = SharedSpline(bins, bound)
         self.raw = nn.Parameter(torch.zeros(channels, self.spline.size))
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         self._check(x)
         with full_precision(x.device):
             y = self.first(x.unflatten(1, self.torus) if x.ndim == 2 else x)
-            z, log_slope = self.spline(self._rows(y), self.raw)
-            z = self.last(self._batch(z, y)).reshape(x.shape)
-            log_det = self._batch(log_slope, y).flatten(1).sum(1)
+            z, log_slope = self.spline(rows_of_channels(y), self.raw)
+            z = self.last(batch_of_channels(z, y)).reshape(x.shape)
+            log_det = batch_of_channels(log_slope, y).flatten(1).sum(1)
             return z, log_det + self.first.log_det() + self.last.log_det()
 
     def inverse_step(self, z: Batch) -> Batch:
         self._check(z)
         with full_precision(z.device):
             y = self.last(z.unflatten(1, self.torus) if z.ndim == 2 else z, inverted=True)
-            x = self._batch(self.spline.inverse(self._rows(y), self.raw), y)
+            x = batch_of_channels(self.spline.inverse(rows_of_channels(y), self.raw), y)
             return self.first(x, inverted=True).reshape(z.shape)
 
     @property
@@ -208,16 +216,5 @@ class InstrumentFlow(ExactFlow):
         return torch.polar(torch.ones_like(angle), angle)
 
     def _check(self, x: Tensor) -> None:
-        """ValueError for another shape, whose transform might fit, and for complex numbers."""
+        """ValueError for another shape, whose transform might fit."""
         require(x.shape[1:] == self.shape, "x", tuple(x.shape), f"of event shape {self.shape}")
-        require(not x.is_complex(), "x", x.dtype, "real numbers")
-
-    @staticmethod
-    def _rows(y: Tensor) -> Tensor:
-        """The entries of each channel, (C, N)."""
-        return y.transpose(0, 1).flatten(1)
-
-    @staticmethod
-    def _batch(rows: Tensor, like: Tensor) -> Tensor:
-        """The rows that :meth:`_rows` made of ``like``, as a batch again."""
-        return rows.unflatten(1, (len(like), *like.shape[2:])).transpose(0, 1)

@@ -1,7 +1,6 @@
-"""Masked autoregressive flows of vectors: each number is mapped by a curve that depends on the
-numbers before it.
+"""Masked autoregressive flows of vectors: the curve of each number depends on those before it.
 
-The map takes one pass, and its inverse one pass for each number.
+The map takes one pass of a network, and its inverse one pass for each number.
 
 Sources: Germain et al. 2015, "MADE", https://arxiv.org/abs/1502.03509; Papamakarios et al. 2017,
 "Masked Autoregressive Flow for Density Estimation", https://arxiv.org/abs/1705.07057; Durkan et al.
@@ -16,14 +15,14 @@ from torch.nn import functional as F
 
 from indm.checks import check_counts, require
 from indm.conditions import Conditioned, features_of
-from indm.flows.base import Compose, ExactFlow
+from indm.flows.base import Compose, ExactFlow, Mapped
 from indm.flows.coupling import Affine, Transform, TransformName, transform_of, usual_bound
-from indm.tensors import Batch, PerSample, zeroed
+from indm.tensors import Batch, zeroed
 
 
 @dataclass(frozen=True)
 class Chained:
-    """The transform ``second`` of what ``first`` makes of an entry."""
+    """The composition of two transforms, ``first`` and then ``second``."""
 
     first: Transform
     second: Transform
@@ -45,9 +44,7 @@ class Chained:
 
 
 class MaskedLinear(nn.Linear):
-    """A dense layer whose unit of degree i sees the inputs of degree at most i, or below i if
-    ``strict``.
-    """
+    """A dense layer whose units of degree i see inputs of degree ≤ i, or < i if ``strict``."""
 
     def __init__(self, inputs: Tensor, outputs: Tensor, strict: bool = False):
         super().__init__(len(inputs), len(outputs))
@@ -59,14 +56,14 @@ class MaskedLinear(nn.Linear):
 
 
 class MaskedStep(Conditioned, ExactFlow):
-    """x_i ↦ T(x_i; θ_i(x_1 … x_{i−1}, c)) for all i at once; T, the ``transform``, acts entry by
-    entry.
+    """x_i ↦ T(x_i; θ_i(x_1 … x_{i−1}, c)) for all i at once.
 
     Args:
         d: numbers in x.
         width, depth: units of a hidden layer, and hidden layers.
-        flip: the last number is the first of the order.
-        features: numbers of a condition that θ sees.
+        transform: T, which acts on each number.
+        flip: reverse the order.
+        features: numbers of the condition that θ sees.
     """
 
     def __init__(
@@ -83,10 +80,8 @@ class MaskedStep(Conditioned, ExactFlow):
         self.order = list(reversed(range(d))) if flip else list(range(d))
         # units of degree −1 see c alone, so that the first number depends on it, too
         least = -1 if features else 0
-        degree, hidden = (
-            torch.tensor(self.order),
-            least + torch.arange(width) % max(1, d - 1 - least),
-        )
+        degree = torch.tensor(self.order)
+        hidden = least + torch.arange(width) % max(1, d - 1 - least)
         self.layers = nn.ModuleList(
             MaskedLinear(degree if i == 0 else hidden, hidden) for i in range(depth)
         )
@@ -102,9 +97,7 @@ class MaskedStep(Conditioned, ExactFlow):
             h = layer(F.silu(h))
         return self.output(F.silu(h)).unflatten(1, (self.transform.size, -1))
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         z, log_slope = self.transform(x, self._raw(x))
         return z, log_slope.sum(1)
 
@@ -117,8 +110,7 @@ class MaskedStep(Conditioned, ExactFlow):
 
 
 class MaskedFlow(Compose):
-    """Steps of masked autoregressive maps of a vector, whose order turns round from one to the
-    next.
+    """A masked autoregressive flow of vectors; each step reverses the order of the one before.
 
     With splines it is the autoregressive neural spline flow, with affine maps MAF. It starts at the
     identity.
@@ -127,10 +119,9 @@ class MaskedFlow(Compose):
         shape: (D,).
         depth: number of steps.
         width, layers: units of a hidden layer, and hidden layers of the network of a step.
-        transform: "spline" (an affine map and a rational-quadratic spline of what it makes) or
-            "affine".
-        bins, bound: of the spline, which lives on [−bound, bound].
-        condition: (features,) that the networks see of a condition; () for none.
+        transform: "spline", an affine map and then a rational-quadratic spline, or "affine".
+        bins, bound: of the spline, which acts on [−bound, bound].
+        condition: (features,) of the condition that the networks see; () for none.
 
     Example:
 
@@ -161,9 +152,5 @@ class MaskedFlow(Compose):
             [MaskedStep(shape[0], width, layers, kind, i % 2 == 1, features) for i in range(depth)]
         )
         self.shape, self.depth, self.width, self.layers = shape, depth, width, layers
-        self.transform, self.bins, self.bound, self.condition = (
-            transform,
-            bins,
-            bound,
-            tuple(condition),
-        )
+        self.transform, self.bins, self.bound = transform, bins, bound
+        self.condition = tuple(condition)

@@ -21,12 +21,13 @@ from indm.flows.base import (
     Compose,
     Constrained,
     Flow,
+    Mapped,
     Squeeze,
     Unsqueeze,
     magnitude,
 )
 from indm.flows.contraction import ExactLogDet, PowerSeries, fixed_point
-from indm.tensors import Batch, PerSample, full_precision, image_or_vector, zeroed
+from indm.tensors import Batch, full_precision, image_or_vector, zeroed
 
 # Activations of slope at most 1, by name: φ(v) = value(ωv)/ω with its derivative slope(ωv), and ω.
 FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor], float]] = {
@@ -96,10 +97,10 @@ Weights = list[tuple[Tensor, Tensor]]
 
 
 class ContractiveLinear(Constrained):
-    """A convolution (zero-padded, stride 1) or a dense map whose induced norm is at most ``coeff``.
+    """A zero-padded convolution or a dense map whose induced norm is at most ``coeff``.
 
     The free parameter is divided by max(1, norm/coeff) each time it is used, so the constraint
-    holds for every value.
+    holds for every value of it.
 
     Args:
         in_shape: event shape of the input, (C, H, W) or (D,).
@@ -127,23 +128,20 @@ class ContractiveLinear(Constrained):
         if bias is not None and bias.ndim == 2:
             y = self.apply_weight(x, weight)
             return y + (bias[:, :, None, None] if self.image else bias).to(y.dtype)
-        return (
-            F.conv2d(x, weight, bias, padding=self.padding)
-            if self.image
-            else F.linear(x, weight, bias)
-        )
+        if self.image:
+            return F.conv2d(x, weight, bias, padding=self.padding)
+        return F.linear(x, weight, bias)
 
     def apply_transpose(self, y: Tensor, weight: Tensor) -> Tensor:
         """Wᵀ y."""
-        return (
-            F.conv_transpose2d(y, weight, padding=self.padding)
-            if self.image
-            else F.linear(y, weight.T)
-        )
+        if self.image:
+            return F.conv_transpose2d(y, weight, padding=self.padding)
+        return F.linear(y, weight.T)
 
     def induced_norm(self, weight: Tensor | None = None) -> Tensor:
-        """Norm of the map by ``weight``, or by the free parameter (an upper bound of it for padded
-        convolutions).
+        """The norm of the map by ``weight``, by default the free parameter.
+
+        For padded convolutions it is an upper bound.
         """
         weight = self.weight if weight is None else weight
         if self.norm in ("rows", math.inf):
@@ -159,9 +157,7 @@ class ContractiveLinear(Constrained):
 
     @torch.no_grad()
     def check(self) -> None:
-        """RuntimeError where the weight as it is applied has a larger norm than it should, but for
-        rounding.
-        """
+        """RuntimeError if the norm of the applied weight exceeds its bound by more than rounding."""
         finite = bool(self.weight.isfinite().all())
         norm = float(self.induced_norm(self.constrained_weight())) if finite else math.nan
         if not norm <= self.coeff * (1 + 1e-4):
@@ -176,11 +172,10 @@ def row_sums(weight: Tensor) -> Tensor:
 
 
 def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
-    """Spectral norm of a convolution (outputs, inputs, k, k) on the infinite grid, with its
-    gradient: max ‖Ŵ(ω)‖₂.
+    """The spectral norm max ‖Ŵ(ω)‖₂ of a convolution (outputs, inputs, k, k), differentiable.
 
-    Between the frequencies sampled, a 3×3 kernel exceeds the result by less than 2 %
-    (1/cos(2π/``frequencies``)).
+    The maximum is over ``frequencies``² frequencies. Between them, a 3×3 kernel exceeds the result
+    by less than 2 % (1/cos(2π/``frequencies``)).
 
     Source: Sedghi et al. 2019, "The Singular Values of Convolutional Layers",
     https://arxiv.org/abs/1805.10408.
@@ -192,8 +187,7 @@ def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
         gram = (
             transform.mH @ transform if columns <= transform.shape[-2] else transform @ transform.mH
         )
-        # tr G² / tr G ≤ λ_max(G) ≤ √tr G²: few frequencies are left that can hold the largest
-        # eigenvalue.
+        # tr G² / tr G ≤ λ_max(G) ≤ √tr G² leaves few frequencies that can have the largest one
         square = gram.abs().square().sum((-2, -1))
         trace = (
             gram.diagonal(dim1=-2, dim2=-1).real.sum(-1).clamp_min(torch.finfo(weight.dtype).tiny)
@@ -209,10 +203,9 @@ def convolution_norm(weight: Tensor, frequencies: int = 32) -> Tensor:
 
 
 class ResidualBlock(Conditioned, Flow):
-    """x ↦ x + g(x), g = W₃ φ W₂ φ W₁ (φ), by default with φ(x) = sin(2πx)/(2π): smooth, slope at
-    most 1.
+    """x ↦ x + g(x) with g = W₃ φ W₂ φ W₁ (φ), by default with φ(x) = sin(2πx)/(2π).
 
-    A condition moves the bias of W₁, which leaves the Lipschitz constant in x as it is.
+    A condition changes the bias of W₁, but not the Lipschitz constant in x.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
@@ -220,15 +213,14 @@ class ResidualBlock(Conditioned, Flow):
         norm, coeff: see :class:`ContractiveLinear`; Lip(g) ≤ coeff³.
         preactivate: apply φ before the first map too.
         activation: φ, a name in :data:`~indm.flows.residual.ActivationName`.
-        features: numbers that the block sees of a condition.
+        features: numbers of the condition that the block sees.
 
     Log-determinants are exact where that is cheap, up to 3 dimensions in training and 64 in
     evaluation. Otherwise training estimates the log-determinant of a random sixteenth of the batch
-    only: that noise is small beside the noise of the score's part of the gradient. The block starts
-    at the identity (W₃ = 0).
+    only: its noise is small compared with that of the score's part of the gradient. The block
+    starts at the identity (W₃ = 0).
 
-
-    Example: whatever the weights, g has at most the Lipschitz constant coeff³.
+    Example: whatever the weights, the Lipschitz constant of g is at most coeff³.
 
         >>> block = ResidualBlock((3,), 8, norm=2.0, coeff=0.9, preactivate=False)
         >>> for parameter in block.parameters():
@@ -272,8 +264,9 @@ class ResidualBlock(Conditioned, Flow):
         self.evaluation_log_det: LogDet = ExactLogDet() if d <= 64 else PowerSeries(20, 2.0)
 
     def _weights(self) -> Weights:
-        """Weight and bias of the three maps, with the factors ω of φ taken into them; channels-last
-        kernels for speed.
+        """Weight and bias of the three maps, which contain the factors ω of φ.
+
+        Kernels are channels-last for speed.
         """
         with full_precision(self.maps[0].weight.device):
             first, second, third = (linear.constrained_weight() for linear in self.maps)
@@ -290,9 +283,7 @@ class ResidualBlock(Conditioned, Flow):
             return list(zip(weights, biases, strict=True))
 
     def _angles(self, x: Tensor, weights: Weights) -> Iterator[tuple[Tensor | None, Tensor]]:
-        """The input of the activation before each map (None where there is none) and the map's
-        output.
-        """
+        """For each map the input of the activation before it, None without one, and its output."""
         for i, (linear, (weight, bias)) in enumerate(zip(self.maps, weights, strict=True)):
             angle = x if i > 0 else self.frequency * x if self.preactivate else None
             x = linear.apply_weight(
@@ -331,13 +322,9 @@ class ResidualBlock(Conditioned, Flow):
 
         return estimator(jvp, vjp, x, generator)
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
-        weights, estimator = (
-            self._weights(),
-            self.training_log_det if self.training else self.evaluation_log_det,
-        )
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
+        weights = self._weights()
+        estimator = self.training_log_det if self.training else self.evaluation_log_det
         rows = estimator.rows(len(x), generator, x.device)
         z = x + self._evaluate(x, weights)
         with full_precision(x.device):
@@ -351,9 +338,7 @@ class ResidualBlock(Conditioned, Flow):
     def solve_inverse(
         self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000
     ) -> Certificate:
-        """The fixed point of x ↦ z − g(x), accelerated, each sample until its own residual is at
-        most ``tol``.
-        """
+        """The fixed point of x ↦ z − g(x), see :func:`fixed_point`."""
         weights = self._weights()
 
         def contraction(x: Tensor, rows: Tensor) -> Tensor:
@@ -380,19 +365,12 @@ def residual_chain(
     squeeze: bool = False,
     actnorm: bool = False,
 ) -> list[Flow]:
-    """Groups of residual blocks with squeezes between them; ``block`` takes the shape and whether
-    to pre-activate.
+    """Groups of residual blocks with squeezes between them.
+
+    ``block`` takes a shape and whether to pre-activate.
     """
     image_or_vector(shape)
-    require(
-        min(blocks, default=0) >= 1,
-        "blocks",
-        blocks,
-        "one or more in each group",
-        "(4, 4) is usual",
-    )
     image, squeezes = len(shape) == 3, len(blocks) - 1 + squeeze
-    require(image or not squeeze, "squeeze", squeeze, "false for vectors")
     wanted = f"of sides divisible by {2**squeezes}, which blocks={blocks} and squeeze={squeeze} halve {squeezes} times"
     fits = not image or not (shape[1] % 2**squeezes or shape[2] % 2**squeezes)
     require(fits, "shape", shape, wanted, f"use fewer groups, such as blocks=({sum(blocks)},)")
@@ -412,38 +390,30 @@ def residual_chain(
 def checked_norm(norm: Norm) -> Norm:
     """2.0, inf or "rows"; ValueError of anything else."""
     is_known = str(norm) in ("2", "2.0", "inf", "rows")
-    require(
-        is_known,
-        "norm",
-        norm,
-        '2 (spectral), inf (largest absolute row sum) or "rows" (each row by its own)',
-    )
+    require(is_known, "norm", norm, '2 (spectral), inf (largest absolute row sum) or "rows"')
     return norm if norm == "rows" else float(norm)
 
 
-def check_block(width: int, coeff: float) -> None:
-    """ValueError where one of these arguments is out of range."""
-    require(
-        0 < coeff <= 0.98, "coeff", coeff, "in (0, 0.98] for a block that is certainly invertible"
-    )
-    require(width >= 1, "width", width, "at least 1 hidden channel", "64 is usual")
+def check_coeff(coeff: float) -> None:
+    """ValueError for a Lipschitz bound of which inverses may not exist."""
+    require(0 < coeff <= 0.98, "coeff", coeff, "in (0, 0.98] for a block that is invertible")
 
 
 class ResidualFlow(Compose):
-    """Groups of residual blocks with a squeeze (space to depth) between groups, undone at the end.
+    """A residual flow: groups of residual blocks, with squeezes of images between the groups.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
-        blocks: number of blocks in each group; images are squeezed between groups, so 2^(groups−1)
-            divides H and W.
+        blocks: number of blocks in each group; 2^(groups−1) must divide H and W of images, which
+            are squeezed (space to depth) between groups.
         width: hidden channels of every block.
-        norm: induced norm that is constrained: inf (cheap), "rows" (the same, row by row: the
+        norm: induced norm that is constrained: inf (cheap), "rows" (the same for each row: the
             paper's) or 2 (spectral).
         coeff: bound on the norm of each linear map.
         activation: of every block, a name in :data:`~indm.flows.residual.ActivationName`.
-        squeeze: squeeze images once before the first group too.
-        actnorm: an :class:`ActNorm` before the first block and after every one.
-        condition: (features,) that the blocks see of a condition; () for none.
+        squeeze: also squeeze images before the first group.
+        actnorm: add an :class:`ActNorm` before the first block and after every one.
+        condition: (features,) of the condition that the blocks see; () for none.
 
     The published CIFAR-10 flow is ``blocks=(16, 16), width=512, norm="rows"``.
 
@@ -470,36 +440,26 @@ class ResidualFlow(Compose):
         condition: tuple[int, ...] = (),
     ):
         shape, blocks, norm = tuple(shape), tuple(blocks), checked_norm(norm)
-        check_block(width, coeff)
+        check_coeff(coeff)
         features = features_of(condition)
 
         def block(event: tuple[int, ...], preactivate: bool) -> ResidualBlock:
             return ResidualBlock(event, width, norm, coeff, preactivate, activation, features)
 
         super().__init__(residual_chain(shape, blocks, block, squeeze, actnorm))
-        self.shape, self.blocks, self.width, self.norm, self.coeff = (
-            shape,
-            blocks,
-            width,
-            norm,
-            coeff,
-        )
-        self.activation, self.squeeze, self.actnorm, self.condition = (
-            activation,
-            squeeze,
-            actnorm,
-            tuple(condition),
-        )
+        self.shape, self.blocks, self.width = shape, blocks, width
+        self.norm, self.coeff, self.activation = norm, coeff, activation
+        self.squeeze, self.actnorm, self.condition = squeeze, actnorm, tuple(condition)
 
 
 def use_log_det(
     flow: Flow, *, training: LogDet | None = None, evaluation: LogDet | None = None
 ) -> None:
-    """Set the log-determinant estimators of every residual block in ``flow``; None leaves a mode as
-    it is.
+    """Set the log-determinant estimators of every residual block in ``flow``.
 
-    Example: the exact log-determinant of a flow of images, which by default is estimated above 64
-    dimensions.
+    None leaves that of training or of evaluation as it is.
+
+    Example: the exact log-determinant, which by default is estimated above 64 dimensions.
 
         >>> flow = ResidualFlow((1, 10, 10), blocks=(1,), width=4).eval()
         >>> flow.flows[0].evaluation_log_det

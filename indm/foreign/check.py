@@ -1,11 +1,11 @@
-r"""The description of a network trained elsewhere, judged by its denoising error on data.
+r"""Checks of a network trained elsewhere: its denoising error on data shows a wrong description.
 
-An error e = E‖n − n̂‖²/d that is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w
-costs the NELBO ½ Δ w nats a dimension; at the least noise it costs another ½ Δ, by the
-reconstruction term. Three errors bound the least possible one from above: the error of the best
-linear predictor, the error of the best combination a f + b x_τ + c of output and input, and what a
-level with more noise allows: as Λ falls, log(e/(1 − e)) rises at most as fast, by Stam's inequality
-for the Fisher information (1 − e)/σ² of x_0 + σ n.
+If the error e = E‖n − n̂‖²/d is larger by Δ over a part of the clock Λ = log(σ²/α²) of width w, the
+NELBO is larger by ½ Δ w nats a dimension; at the least noise it is larger by another ½ Δ, by the
+reconstruction term. The least possible error has three upper bounds: the error of the best linear
+predictor, the error of the best combination a f + b x_τ + c of output and input, and one from a
+level with more noise. For the latter, log(e/(1 − e)) rises at most as fast as Λ falls, by Stam's
+inequality for the Fisher information (1 − e)/σ² of x_0 + σ n.
 """
 
 import math
@@ -31,25 +31,31 @@ from indm.score import context_of, described, unguided
 from indm.tensors import evaluation_mode, randn_like
 
 ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
-AT_ONCE = 2**12  # numbers of data that a network is asked for at once, at least, in comparisons
-# at least, at least for other descriptions, at most for the linear fit
+AT_ONCE = 2**12  # least numbers of data in a call of the network, in comparisons
+# rows: at least, at least for other descriptions, and at most for the linear fit
 ROWS, OTHERS, MOST_FITTED = 256, 32, 10_000
 # bits/dim from which a loss is a finding, and from which other descriptions are tried
 LOST, TRIED = 0.05, 0.02
-# bits/dim that other times may gain: the estimate on a few levels may be short of 0.02
+# bits/dim that other times may gain; the estimate from a few levels may be less than 0.02
 FITTED = 0.015
-EXPLAINED = 0.5  # share of the loss that another description explains at least, if it is named
-# shares of the loss beyond the least noise, and of one above 1 bit/dim, that it may leave
+EXPLAINED = 0.5  # least share of the loss that a named description explains
+# shares of the loss beyond the least noise, and of a loss above 1 bit/dim, that it may leave
 REST, OF_MUCH = 0.2, 0.05
 WEAK = 1.5  # ratio of a level's error to the linear predictor's from which it is mentioned
-SIGNIFICANT = 3.0  # standard errors by which an estimate may be off
-# of log(σ/α), at which the network is asked for the noise of a level
+SIGNIFICANT = 3.0  # standard errors by which an estimate may be wrong
+# distances in log(σ/α) of other times that are tried for a level
 OFFSETS = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 LEFT = 0.02  # share of its gain that a description may still gain at other times
-SAME_GAIN = 0.005  # bits/dim by which two descriptions do not differ
-WIDEST = 3.0  # log of the ratio by which sigma_data may be off
-# unit squares that a fit of three coefficients removes, at most: χ² of 3
+SAME_GAIN = 0.005  # bits/dim within which two descriptions are equally good
+WIDEST = 3.0  # log of the largest ratio of a fitted sigma_data to the given one
+# most unit squares that a fit of three coefficients removes: χ² of 3
 TAKEN = 3 + SIGNIFICANT * 6**0.5
+# the verdict on a loss for which no description was found
+UNEXPLAINED = (
+    "it was trained too little there, or for other data than these, or with noise coupled to the data, or as none of "
+    "these descriptions says. If the noise was coupled, the likelihood of the probability flow and its samples hold, "
+    "the NELBO is loose, and SDE samplers, inpainting and classification do not apply"
+)
 # x, the network's view of c, levels log(σ/α), rows at a time
 Asked = tuple[Tensor, tuple[Tensor, ...], Tensor, int]
 
@@ -59,16 +65,15 @@ class DenoiserCheck:
     """The error of a denoiser on data, by noise level.
 
     Attributes:
-        levels: log(σ/α), (levels,): eight, evenly on the clock, and before them the least one, if
-            the reconstruction uses the network there.
-        errors: for each kind of prediction that the network could have made, E‖n − n̂‖²/d at each
-            level, (levels,).
+        levels: log(σ/α), (levels,): eight, evenly on the clock; before them the least one, if the
+            reconstruction uses the network there.
+        errors: E‖n − n̂‖²/d at each level, (levels,), by kind of prediction.
         linear: error of the best linear predictor of these data, (levels,).
-        lost: bits per dimension that the network loses at least at each level, (levels,).
-        predicts: the kind that the model was given.
+        lost: least loss of the network at each level, bits per dimension, (levels,).
+        predicts: the kind of prediction in the description.
         verdict: a sentence that follows from the rows.
         wrong: whether the network loses 0.05 bits per dimension or more, or another description
-            fits it better. Where it is False, no monotone curve of the network's time in log(σ/α)
+            fits it better. If it is False, no monotone curve of the network's time in log(σ/α)
             gains 0.02 bits per dimension.
 
     Example:
@@ -107,25 +112,26 @@ def check_denoiser(
     batch_size: int = 64,
     generator=None,
 ) -> DenoiserCheck:
-    r"""Measure the denoising error of a model of :func:`indm.from_denoiser` on data, and say what
-    looks wrong.
+    r"""Check the description of a model of :func:`indm.from_denoiser` by its denoising error on data.
 
-    The network is also asked at other times, up to a factor of e^3.2 of σ/α away: a wrong schedule
-    is found by what the best monotone curve of times gains. If that is much, or if 0.02 bits per
-    dimension are lost, other predictions, paths, schedules (usual and fitted ones that are near to
-    the best times), scalings and values of ``sigma_data`` are tried with the same noise.
-    :func:`indm.evaluate` calls this once, warns if the verdict is ``wrong``, and prints it.
+    The network is also called at other times, up to a factor e^3.2 of σ/α away: the best monotone
+    curve of times shows a wrong schedule by its gain. If that is large, or if 0.02 bits per
+    dimension are lost, other predictions, paths, schedules, scalings and values of ``sigma_data``
+    are tried. :func:`indm.evaluate` calls this once, and warns if the description is ``wrong``.
 
     Args:
-        model: what :func:`indm.from_denoiser` made; else a ValueError.
-        raw: data in data units. The network is asked at half of them, of images at most 256; the
-            rest gives "linear". Other times take 13 evaluations at each level of 32 images, or of
-            8,192 numbers where that is more rows.
-        c: their conditions, of a model that has one.
-        batch_size: rows at a time, at other times 4,096 numbers where that is more.
-        generator: of noise of grey levels.
+        model: what :func:`indm.from_denoiser` made.
+        raw: data in data units, at least 2 rows. The network is called at half of them, at most at
+            256 images; the rest gives "linear". Other times take 13 evaluations at each level, of
+            32 images or 8,192 numbers, whichever are more rows.
+        c: their conditions, for a model that has one.
+        batch_size: rows at a time; 4,096 numbers if that is more, at other times.
+        generator: for the noise of grey levels.
 
-    Example: v = 0 is exact for N(0, I), and is said to be the noise.
+    Raises:
+        ValueError: another model, or fewer rows.
+
+    Example: v = 0 is exact for N(0, I), and is described as the noise here.
 
         >>> import indm
         >>> model = indm.from_denoiser(lambda x, tau: 0 * x, predicts="noise", path="linear", shape=(2,))
@@ -140,44 +146,50 @@ def check_denoiser(
     order = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))
     most = min(max(2, len(raw) // 2), max(ROWS, ENTRIES // math.prod(model.shape)))
     ours, others = order[:most], order[len(raw) // 2 :][:MOST_FITTED]
-    start, width = model.sde.clock_span()[0], model.sde.log_snr_range() / NOISE_LEVELS
-    first = [(0.0, unit)] if (unit := reconstruction_units(model)) else []
-    parts = [(width * (i + 0.5), width) for i in range(NOISE_LEVELS)]
-    clock, widths = torch.tensor(first + parts).double().T
-    # bits/dim for a unit of error at each level
-    levels, bits = 0.5 * (start + clock), 0.5 * widths / math.log(2)
+    levels, bits = _levels_and_bits(model)
     with evaluation_mode(model):
         x, rest = (from_data(model, raw[rows], generator=generator)[0] for rows in (ours, others))
         score = unguided(model).given(c, rows=ours).score
         check_gradient(score, x)
         asked = (x, context_of(score), levels, batch_size)
-        errors, by_row, least = _errors_and_bounds(denoiser, asked, GaussianReference.fit(rest))
-        error, linear = errors[denoiser.predicts], by_row.mean(1)
-        possible, noise = torch.minimum(least, linear), SIGNIFICANT * error.std(1) / len(x) ** 0.5
-        above = (torch.minimum(possible, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
-        possible[:-1] = torch.minimum(
-            possible[:-1], (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1]
-        )
-        lost = bits * (error.mean(1) - possible).clamp_min(0)
+        by_row, of_linear, least = _errors_and_bounds(denoiser, asked, GaussianReference.fit(rest))
+        errors = {kind: error.mean(1) for kind, error in by_row.items()}
+        linear, error = of_linear.mean(1), errors[denoiser.predicts]
+        possible = _least_possible(levels, by_row[denoiser.predicts], torch.minimum(least, linear))
+        lost = bits * (error - possible).clamp_min(0)
         few = _few(asked)
         fit = _fit_of_times(denoiser, few, bits)
-        best, tried = None, 0
+        best = _Best()
         if lost.sum() >= TRIED or fit.gain >= FITTED:
-            best, tried = _best(denoiser, few, bits, fit)
-    verdict, wrong = _verdict(levels, lost, error.mean(1) / linear, fit.gain, best, tried)
-    return DenoiserCheck(
-        levels,
-        {k: v.mean(1) for k, v in errors.items()},
-        linear,
-        lost,
-        denoiser.predicts,
-        verdict,
-        wrong,
-    )
+            best = _best(denoiser, few, bits, fit)
+    verdict, wrong = _Findings(levels, lost, error / linear, fit.gain, best).verdict()
+    return DenoiserCheck(levels, errors, linear, lost, denoiser.predicts, verdict, wrong)
+
+
+def _levels_and_bits(model: Model) -> tuple[Tensor, Tensor]:
+    """The levels log(σ/α) of a check, and the bits/dim that a unit of error costs at each."""
+    start, width = model.sde.clock_span()[0], model.sde.log_snr_range() / NOISE_LEVELS
+    unit = reconstruction_units(model)
+    first = [(0.0, unit)] if unit else []
+    parts = [(width * (i + 0.5), width) for i in range(NOISE_LEVELS)]
+    clock, widths = torch.tensor(first + parts).double().T
+    return 0.5 * (start + clock), 0.5 * widths / math.log(2)
+
+
+def _least_possible(levels: Tensor, error: Tensor, bound: Tensor) -> Tensor:
+    """The least possible error, (levels,), by ``bound`` and by Stam's inequality at the next level.
+
+    ``error``, (levels, rows), of the network bounds it at that level; three standard errors are
+    added.
+    """
+    noise = SIGNIFICANT * error.std(1) / error.shape[1] ** 0.5
+    above = (torch.minimum(bound, error.mean(1)) + noise)[1:].clamp(1e-12, 1 - 1e-9)
+    by_stam = (above.logit() + 2 * levels.diff()).sigmoid() + noise[:-1]
+    return torch.cat([torch.minimum(bound[:-1], by_stam), bound[-1:]])
 
 
 def denoiser_of(model: Model) -> Any:
-    """The network of a model of :func:`indm.from_denoiser`; ValueError where it is another one."""
+    """The network of a model of :func:`indm.from_denoiser`; ValueError for another model."""
     if (network := described(model.score)) is None:
         raise ValueError(
             f"model must come from from_denoiser, got one with {type(model.score).__name__}"
@@ -188,8 +200,9 @@ def denoiser_of(model: Model) -> Any:
 def _outputs(
     denoiser: Any, asked: Asked, scale: float = 1.0, shift: float = 0.0
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]]:
-    """Number of the level, rows, noise, x_τ, τ and output, of ``scale`` x + ``shift``, on one noise
-    for all.
+    """Number of the level, rows, noise, x_τ, τ and output, for ``scale`` x + ``shift``.
+
+    The noise is the same in every call.
     """
     x, seen, levels, batch_size = asked
     generator = torch.Generator(x.device).manual_seed(0)
@@ -227,15 +240,11 @@ def _mean_square(error: Tensor) -> Tensor:
 def _errors_and_bounds(
     denoiser: Any, asked: Asked, reference: GaussianReference
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Errors of all predictions, that of the linear predictor, (levels, rows), and what a f + b x +
-    c attains.
-    """
+    """Errors by prediction, of the linear predictor, (levels, rows), and of a f + b x_τ + c."""
     x, _, levels, _ = asked
     errors = {kind: torch.zeros(len(levels), len(x)).double() for kind in PREDICTIONS}
-    linear, products = (
-        torch.zeros(len(levels), len(x)).double(),
-        torch.zeros(len(levels), 4, 4).double(),
-    )
+    linear = torch.zeros(len(levels), len(x)).double()
+    products = torch.zeros(len(levels), 4, 4).double()
     for i, rows, noise, x_tau, tau, f in _outputs(denoiser, asked):
         z, r = x[rows], math.exp(2 * levels[i].item())
         off = {kind: denoiser.noise_from(kind, f, x_tau, tau) - noise for kind in PREDICTIONS}
@@ -254,34 +263,21 @@ def _errors_and_bounds(
 
 
 def _few(asked: Asked) -> Asked:
-    """As many rows as comparisons of descriptions need: the first ones, several times where there
-    are too few.
-    """
+    """The first rows, as many as comparisons need; they are repeated if there are too few."""
     x, seen, levels, batch_size = asked
     rows = torch.arange(max(OTHERS, ENTRIES // x[0].numel())) % len(x)
-    return (
-        x[rows],
-        tuple(part[rows] for part in seen),
-        levels,
-        max(batch_size, AT_ONCE // x[0].numel()),
-    )
+    batch_size = max(batch_size, AT_ONCE // x[0].numel())
+    return x[rows], tuple(part[rows] for part in seen), levels, batch_size
 
 
 @dataclass(frozen=True)
 class _Times:
-    """The times at which a network errs least at each part of the clock.
+    """The times of least error in each part of the clock."""
 
-    Attributes:
-        gain: bits/dim by which the network is better there, on rows that did not choose the times.
-        levels: log(σ/α) of the middle of each part, (parts,).
-        asked: log(σ/α) at which the path has the best time, (parts,).
-        curvature: bits/dim for a unit of (asked − best)², (parts,); 0 where it is not known.
-    """
-
-    gain: float
-    levels: Tensor
-    asked: Tensor
-    curvature: Tensor
+    gain: float  # bits/dim of these times, on rows that did not choose them
+    levels: Tensor  # log(σ/α) in the middle of each part, (parts,)
+    asked: Tensor  # log(σ/α) at which the path has the best time, (parts,)
+    curvature: Tensor  # bits/dim for a unit of (asked − best)², (parts,); 0 if it is not known
 
 
 def _fit_of_times(
@@ -313,9 +309,7 @@ def _fit_of_times(
 
 
 def _later(denoiser: Any, offset: float) -> Callable[[Tensor], Tensor]:
-    """The network's time at log(σ/α) + ``offset``, for the time of its path at log(σ/α), within the
-    path's range.
-    """
+    """The network's time at log(σ/α) + ``offset``, within the range of its path."""
     path = denoiser.noises
     low, high = sorted(path.range)
 
@@ -327,9 +321,7 @@ def _later(denoiser: Any, offset: float) -> Callable[[Tensor], Tensor]:
 
 
 def _monotone(costs: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
-    """The numbers of the offsets of least total cost, one a level, with which level + offset never
-    falls.
-    """
+    """The indices of the offsets of least total cost for which level + offset never falls."""
     asked = levels + offsets[:, None]
     total, before = costs[:, 0], []
     for i in range(1, len(levels)):
@@ -344,9 +336,7 @@ def _monotone(costs: Tensor, offsets: Tensor, levels: Tensor) -> Tensor:
 
 
 def _lowest(costs: Tensor, offsets: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-    """Offset and curvature at the lowest point of the parabola through the ``best`` cost and those
-    next to it.
-    """
+    """Offset and curvature of the minimum, by the parabola through the ``best`` cost."""
     middle, columns = best.clamp(1, len(offsets) - 2), torch.arange(len(best))
     at = torch.stack([offsets[middle + i] for i in (-1, 0, 1)])
     value = torch.stack([costs[middle + i, columns] for i in (-1, 0, 1)])
@@ -354,17 +344,13 @@ def _lowest(costs: Tensor, offsets: Tensor, best: Tensor) -> tuple[Tensor, Tenso
     curvature = (slopes[1] - slopes[0]) / (at[2] - at[0])
     lowest = 0.5 * (at[0] + at[1]) - 0.5 * slopes[0] / curvature
     is_inside = (curvature > 0) & (best == middle) & lowest.isfinite()
-    lowest = torch.where(
-        is_inside, torch.minimum(torch.maximum(lowest, at[0]), at[2]), offsets[best]
-    )
-    return lowest, torch.where(is_inside, curvature, 0.0)
+    within = torch.minimum(torch.maximum(lowest, at[0]), at[2])
+    return torch.where(is_inside, within, offsets[best]), torch.where(is_inside, curvature, 0.0)
 
 
 @dataclass(frozen=True)
 class _Other:
-    """Another description in words, with its network, scaling and shift of x, and the bits/dim that
-    it gains.
-    """
+    """Another description: its network, the scaling and shift of x, and its gain in bits/dim."""
 
     words: str
     denoiser: Any
@@ -374,7 +360,7 @@ class _Other:
 
 
 def _others(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> Iterator[_Other]:
-    """What a user may have meant, the usual first."""
+    """Other descriptions that a user may have meant, the usual ones first."""
     x = asked[0]
     std = x.std().item() or 1.0
     for sigma_data in _values_of_sigma_data(denoiser, asked, bits, std):
@@ -393,7 +379,7 @@ def _others(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> Iterator[
 
 
 def _schedules(denoiser: Any, fit: _Times) -> Iterator[_Other]:
-    """The schedules that are nearest to the best times of a network of a table of steps."""
+    """The schedules nearest to the best times of a network with a table of steps."""
     path = denoiser.noises
     if path.is_table:
         count = round(path.range[1]) + 1
@@ -405,14 +391,12 @@ def _schedules(denoiser: Any, fit: _Times) -> Iterator[_Other]:
 
 
 def _time_of(other: Path, path: Path) -> Callable[[Tensor], Tensor]:
-    """The step of one table for a step of another at the same noise level, or its nearest one."""
+    """The step of one table that has the noise level of a step of another, or the nearest."""
     return lambda tau: other.time(path.level(tau).clamp(*other.whole_levels()[[0, -1]].tolist()))
 
 
 def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float) -> list[float]:
-    """Usual values of EDM's ``sigma_data``, and the one that fits the network best; none of a
-    network without it.
-    """
+    """Usual values of EDM's ``sigma_data``, and the best one; none for a network without it."""
     if denoiser.sigma_data is None:
         return []
 
@@ -424,21 +408,24 @@ def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float)
     found = minimize_scalar(
         cost, bounds=(centre - WIDEST, centre + WIDEST), method="bounded", options={"xatol": 0.005}
     )
-    best = float(f"{math.exp(found.x):.3g}")
-    return [
-        value for value in (0.5, 1.0, float(f"{std:.3g}"), best) if value != denoiser.sigma_data
-    ]
+    values = (0.5, 1.0, float(f"{std:.3g}"), float(f"{math.exp(found.x):.3g}"))
+    return [value for value in values if value != denoiser.sigma_data]
 
 
-def _best(
-    denoiser: Any, asked: Asked, bits: Tensor, fit: _Times
-) -> tuple[tuple[_Other, float] | None, int]:
-    """The best of other descriptions with what its network gains at other times, and how many were
-    tried.
+@dataclass(frozen=True)
+class _Best:
+    """The best of other descriptions; None if none is better."""
 
-    ``bits`` are those of a unit of error at each level. At the least noise paths differ too much to
-    be compared, so only other predictions count there. Where the best one can still gain, the
-    schedules near to that are tried, too.
+    other: _Other | None = None
+    left: float = 0.0  # bits/dim that its network still gains at other times
+    tried: int = 0  # descriptions
+
+
+def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> _Best:
+    """The best of other descriptions; ``bits`` are those of a unit of error at each level.
+
+    At the least noise paths differ too much to be compared, so only other predictions count there.
+    If the best one gains at other times, the schedules near to those are tried, too.
     """
     errors = _errors(denoiser, asked, PREDICTIONS)
     given = errors.pop(denoiser.predicts)
@@ -455,9 +442,8 @@ def _best(
         for other in others:
             # networks may not accept such a call
             with suppress(IndexError, RuntimeError, ValueError):
-                gain = bits * (
-                    given - _error(other.denoiser, asked, other.scale, other.shift)
-                ).mean(1)
+                error = _error(other.denoiser, asked, other.scale, other.shift)
+                gain = bits * (given - error).mean(1)
                 found.append(replace(other, gain=gain[-NOISE_LEVELS:].sum().item()))
 
     def left_by(other: _Other) -> _Times:
@@ -466,7 +452,7 @@ def _best(
     compare(_others(denoiser, asked, bits, fit))
     best = _first_of_best(found)
     if best is None:
-        return None, len(found)
+        return _Best(tried=len(found))
     left = left_by(best)
     if left.gain >= FITTED and best.scale == 1:
         also = "" if best.denoiser.predicts == denoiser.predicts else f"{best.words} and "
@@ -476,63 +462,78 @@ def _best(
         better = _first_of_best(found)
         if better is not None and better.gain > best.gain:
             best, left = better, left_by(better)
-    return (best, left.gain), len(found)
+    return _Best(best, left.gain, len(found))
 
 
 def _first_of_best(others: list[_Other]) -> _Other | None:
     """The first description that gains as much as the best one; None if none gains."""
     highest = max((other.gain for other in others if math.isfinite(other.gain)), default=0.0)
-    return next(
-        (other for other in others if highest > 0 and other.gain >= highest - SAME_GAIN), None
-    )
+    if highest <= 0:
+        return None
+    return next(other for other in others if other.gain >= highest - SAME_GAIN)
 
 
-def _verdict(
-    levels: Tensor,
-    lost: Tensor,
-    ratio: Tensor,
-    by_times: float,
-    best: tuple[_Other, float] | None,
-    tried: int,
-) -> tuple[str, bool]:
-    """A sentence that follows from the rows, and whether something is wrong."""
-    total, on_clock, where = (
-        lost.sum().item(),
-        lost[-NOISE_LEVELS:].sum().item(),
-        lost >= 0.5 * lost.max(),
-    )
-    is_fitted = by_times >= FITTED  # at other times the network is better
-    if total < TRIED and not is_fitted and ratio.max() < WEAK:
-        return "nothing looks wrong", False
-    noise = ", ".join(f"{noise:.2g}" for noise in levels[where].exp().tolist())
-    text = f"loses at least {max(total, by_times):.2g} bits/dim, most at σ/α = {noise}"
-    if (worst := ratio[where].max().item()) > WEAK:
-        text += f", where its error is up to {worst:.2g} times that of the best linear predictor"
-    words, gain, left = (best[0].words, best[0].gain, best[1]) if best else ("", 0.0, 0.0)
-    rest = max(on_clock, by_times) - gain
-    explains = gain >= max(FITTED, EXPLAINED * total, by_times - FITTED) and left < max(
-        FITTED, LEFT * gain
-    )
-    if explains and rest <= max(TRIED, min(REST * on_clock, max(LOST, OF_MUCH * on_clock))):
-        return (
-            f"{words} fits the network better, by {gain:.2g} bits/dim: as described it {text}",
-            True,
-        )
-    if gain >= TRIED:
-        text += f"; the best of {tried} other descriptions, {words}, loses {gain:.2g} bits/dim less"
-    elif tried:
-        text += f"; none of {tried} other descriptions loses {TRIED} bits/dim less"
-    if is_fitted:
-        text += f"; asked at other times it loses {by_times:.2g} bits/dim less"
-    if is_fitted and by_times >= EXPLAINED * total:
-        return (
-            f"the network {text}: path is not that of its training, or it was trained too little",
-            True,
-        )
-    if total < LOST and not is_fitted:
-        return f"the description looks right, but the network {text}", False
-    return (
-        f"the network {text}: it was trained too little there, or for other data than these, or with noise coupled to "
-        "the data, or as none of these descriptions says. If the noise was coupled, the likelihood of the probability "
-        "flow and its samples hold, the NELBO is loose, and SDE samplers, inpainting and classification do not apply"
-    ), True
+@dataclass(frozen=True)
+class _Findings:
+    """The findings of a check, and their :meth:`verdict`."""
+
+    levels: Tensor  # log(σ/α), (levels,)
+    lost: Tensor  # least loss of the network at each level, bits/dim, (levels,)
+    ratio: Tensor  # its error divided by the linear predictor's, (levels,)
+    by_times: float  # bits/dim that it gains at other times
+    best: _Best  # of other descriptions
+
+    def verdict(self) -> tuple[str, bool]:
+        """A sentence that follows from the rows, and whether something is wrong."""
+        total = self.lost.sum().item()
+        gains_by_times = self.by_times >= FITTED
+        if total < TRIED and not gains_by_times and self.ratio.max() < WEAK:
+            return "nothing looks wrong", False
+        losses = self.losses()
+        other = self.best.other
+        if other is not None and self.is_explained_by(other):
+            better = f"{other.words} fits the network better, by {other.gain:.2g} bits/dim"
+            return f"{better}: as described it {losses}", True
+        text = losses + self.alternatives()
+        if gains_by_times and self.by_times >= EXPLAINED * total:
+            return (
+                f"the network {text}: path is not that of its training, or it was trained too little",
+                True,
+            )
+        if total < LOST and not gains_by_times:
+            return f"the description looks right, but the network {text}", False
+        return f"the network {text}: {UNEXPLAINED}", True
+
+    def losses(self) -> str:
+        """How much the network loses, and at which noise most."""
+        most = self.lost >= 0.5 * self.lost.max()
+        noise = ", ".join(f"{noise:.2g}" for noise in self.levels[most].exp().tolist())
+        total = max(self.lost.sum().item(), self.by_times)
+        text = f"loses at least {total:.2g} bits/dim, most at σ/α = {noise}"
+        worst = self.ratio[most].max().item()
+        if worst > WEAK:
+            text += (
+                f", where its error is up to {worst:.2g} times that of the best linear predictor"
+            )
+        return text
+
+    def is_explained_by(self, other: _Other) -> bool:
+        """Whether ``other`` gains most of the loss, and leaves little on the clock and by times."""
+        total, on_clock = self.lost.sum().item(), self.lost[-NOISE_LEVELS:].sum().item()
+        gains_enough = other.gain >= max(FITTED, EXPLAINED * total, self.by_times - FITTED)
+        fits_in_time = self.best.left < max(FITTED, LEFT * other.gain)
+        rest = max(on_clock, self.by_times) - other.gain
+        allowed = max(TRIED, min(REST * on_clock, max(LOST, OF_MUCH * on_clock)))
+        return gains_enough and fits_in_time and rest <= allowed
+
+    def alternatives(self) -> str:
+        """What other descriptions and other times gain."""
+        best, text = self.best, ""
+        if best.other is not None and best.other.gain >= TRIED:
+            words = f"{best.other.words}, loses {best.other.gain:.2g} bits/dim less"
+            text = f"; the best of {best.tried} other descriptions, {words}"
+        elif best.tried:
+            text = f"; none of {best.tried} other descriptions loses {TRIED} bits/dim less"
+        if self.by_times >= FITTED:
+            text += f"; asked at other times it loses {self.by_times:.2g} bits/dim less"
+        return text

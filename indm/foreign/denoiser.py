@@ -1,8 +1,8 @@
 r"""Networks trained elsewhere as INDMs with the identity flow.
 
 A network f(x_τ, τ) with a path x_τ = α(τ) x_0 + σ(τ) n gives E[n|x_τ] at each noise level log(σ/α).
-That is all that a score needs, and the linear SDE is free: at time t of ours the network is asked
-at the τ with the same noise level, for x_τ = (α(τ)/α_t) z_t.
+A score needs nothing else, so the linear SDE is free: at its time t the network is called at the τ
+with the same noise level, with x_τ = (α(τ)/α_t) z_t.
 """
 
 import copy
@@ -43,26 +43,25 @@ TIMES_OF_SIGMA: Mapping[str, Callable[[Tensor], Tensor]] = {
     "atan": lambda sigma: (2 / math.pi) * sigma.atan(),
 }
 SDE_EPS = 1e-5  # the time of the SDE at which the path begins
-# error of the noise for one of the velocity: refused from here, and harmless
+# ratio of the noise's error to the velocity's: refused from the first on, harmless below the second
 MOST_NOISE_GAIN, USUAL_GAIN = 1e3, 10.0
 LARGE = 20.0  # |x| of data in model units that no usual scaling gives
 WHOLE = "the network takes no fractions of a step, so it is asked at the two steps around each: steps='whole'"
-# what a network of whole steps raises at another
+# errors of a network of whole steps that is called at a fraction
 OF_EMBEDDINGS = (IndexError, RuntimeError, TypeError)
-# steps k at which a network of a table of steps can be asked: fractions, or whole ones
+# where a network of a table of steps is called: at fractions of steps, or at whole steps
 ASKED = ("between", "whole")
-# deviation of a rounding in units of the noise, which costs 4.5e-4 nats a dimension
+# largest deviation of a rounding, in units of the noise; it costs 4.5e-4 nats a dimension
 MOST_ROUNDING = 0.03
-# numbers at which it is measured, at log(σ/α) this near to the least
+# numbers at which it is measured, and their distance from the least log(σ/α)
 ROUNDED_NUMBERS, NEAR = 1024, 0.01
-# ratio to the least noise up to which a noise is sought that bears the rounding
-MOST_TIMES = 2.0**20
-# variances of a K-step model's steps: β_k, the posterior's, or between
+MOST_TIMES = 2.0**20  # ratio to the least noise, up to which a harmless noise is looked for
+# variances of a K-step model's steps: β_k, the posterior's, or between them
 STEP_VARIANCES = ("large", "small", "learned")
 
 
 def check_word(name: str, value: str, known: Collection[str]) -> None:
-    """ValueError where ``value`` of an argument is not among the words ``known``."""
+    """ValueError unless ``value`` of the argument ``name`` is a ``known`` word."""
     if value not in known:
         raise ValueError(
             f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}"
@@ -70,8 +69,7 @@ def check_word(name: str, value: str, known: Collection[str]) -> None:
 
 
 class Denoiser(Backbone):
-    """A network of another library, called as one of this package: forward(y, level) of
-    :mod:`indm.nets`.
+    """A network of another library as a backbone, see :mod:`indm.nets`.
 
     Args:
         factory: the network, or ``"package.module:function"``, which makes it.
@@ -99,21 +97,16 @@ class Denoiser(Backbone):
         self.least = self.level_at(self.noises.range[0])  # log(σ/α) at which likelihoods begin
         # the network's own time for τ, see :meth:`asking`
         self.asked_at: Callable[[Tensor], Tensor] = torch.clone
-        require(
-            steps != "whole" or self.noises.is_table,
-            "steps",
-            steps,
-            "'between', as the path has no steps",
-        )
+        fits = steps != "whole" or self.noises.is_table
+        require(fits, "steps", steps, "'between', as the path has no steps")
         self.made_by = factory if isinstance(factory, str) else None
         self.network = find("net", factory)(**(options or {})) if self.made_by else factory
-        require(callable(self.network), "network", self.network, "callable as network(x, τ)")
         self.predicts, self.given_options, self.variance = predicts, dict(options or {}), variance
         self._ask_at(steps)
 
     @property
     def _made_by(self) -> tuple[str, dict[str, Any]]:
-        """The name and the arguments that make the network anew; ValueError where nothing does."""
+        """The name and the arguments that make the network again; ValueError if nothing does."""
         if self.made_by is not None:
             return self.made_by, self.given_options
         try:
@@ -122,12 +115,12 @@ class Denoiser(Backbone):
         except (ValueError, AttributeError) as error:
             raise ValueError(
                 "this model cannot be saved, because its network was given as an object: give "
-                "from_denoiser factory='package.module:function' with its options={…} in place of it"
+                "from_denoiser factory='package.module:function' with its options={…} instead"
             ) from error
 
     @property
     def factory(self) -> str:
-        """The name of what makes the network anew."""
+        """The name of what makes the network again."""
         return self._made_by[0]
 
     @property
@@ -137,7 +130,7 @@ class Denoiser(Backbone):
 
     @property
     def path(self) -> Any:
-        """The path as a file can hold it; ValueError where it is an object."""
+        """The path as it is saved; ValueError if it is an object."""
         path = self.given_path
         if isinstance(path, Mapping):
             return {
@@ -149,7 +142,7 @@ class Denoiser(Backbone):
         return path
 
     def _ask_at(self, steps: str | None) -> None:
-        """Ask the network at ``steps``; between whole ones its output is linear, with kinks."""
+        """Call the network at ``steps``; between whole ones its output is linear, with kinks."""
         self.steps = steps
         self.has_kinks = steps == "whole"
         says_so = isinstance(self.network, Smooth) and self.network.is_smooth
@@ -160,23 +153,21 @@ class Denoiser(Backbone):
         return self.noises.level(torch.tensor([tau], dtype=torch.float64)).item()
 
     def asking(self, time: Callable[[Tensor], Tensor], path: Path | None = None) -> "Denoiser":
-        """The same network, asked at time(τ) where this one is asked at τ, on ``path`` if there is
-        one.
-        """
+        """The same network, called at time(τ) in place of τ, on another ``path`` if there is one."""
         other = copy.copy(self)
         other.asked_at = time
         other.noises = self.noises if path is None else path
         return other
 
     def predicting(self, kind: str) -> "Denoiser":
-        """The same network, whose output is taken for a prediction of that kind."""
+        """The same network with its output read as a prediction of that kind."""
         other = copy.copy(self)
         other.predicts = kind
         return other
 
     @property
     def sigma_data(self) -> float | None:
-        """The deviation of the data in EDM's preconditioning, where that is a part of the network."""
+        """The deviation of the data in EDM's preconditioning; None for other networks."""
         return self.network.sigma_data if isinstance(self.network, Preconditioned) else None
 
     def preconditioned(self, sigma_data: float) -> "Denoiser":
@@ -187,9 +178,7 @@ class Denoiser(Backbone):
         return other
 
     def forward(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
-        """n̂ minus the noise that a standard normal latent would have, for y = x_τ/√(α² + σ²) and
-        level = log(σ/α).
-        """
+        """n̂ minus the noise of a standard normal latent, at y = x_τ/√(α² + σ²) and level log(σ/α)."""
         return self.noise(y, level, c) - expand_like((2 * level).sigmoid().sqrt(), y) * y
 
     def noise(self, y: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
@@ -198,7 +187,7 @@ class Denoiser(Backbone):
         return self.noise_from(self.predicts, f, x, tau)
 
     def noise_from(self, predicts: str, f: Tensor, x: Batch, tau: PerSample) -> Batch:
-        """n̂ where the output ``f`` at x_τ is a prediction of that kind."""
+        """n̂ if the output ``f`` at x_τ is a prediction of that kind."""
         slopes = self.noises.slopes(tau) if predicts == "velocity" else ()
         values = (self.noises.alpha(tau), self.noises.sigma(tau), *slopes)
         return PREDICTIONS[predicts](
@@ -208,8 +197,10 @@ class Denoiser(Backbone):
     def output(
         self, y: Batch, level: PerSample, c: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """x_τ, τ, and what the network says there, as it is: twice the channels where it has
-        learned variances.
+        """x_τ, τ, and the output of the network, which has twice the channels if it learned variances.
+
+        Raises:
+            ValueError: the network returns something else, or what is not finite.
         """
         x, tau, f = self._called(y, level, c)
         if not isinstance(f, Tensor):
@@ -219,23 +210,19 @@ class Denoiser(Backbone):
             raise ValueError(
                 f"network must return {tuple(x.shape)}, or twice the channels, got {tuple(f.shape)}"
             )
-        if not f.is_floating_point():
-            raise ValueError(f"network must return real floats, such as {y.dtype}, got {f.dtype}")
-        if not bool((finite := f.isfinite().flatten(1).all(1)).all()):
-            ordinary = y.flatten(1).abs().amax(1) < LARGE  # at others it may overflow
+        finite = f.isfinite().flatten(1).all(1)
+        if not bool(finite.all()):
+            ordinary = y.flatten(1).abs().amax(1) < LARGE  # it may overflow elsewhere
             for row in (~finite & ordinary).nonzero()[:1]:
-                raise ValueError(
-                    f"network must be finite, got NaN or infinity at σ/α {level[row].exp().item():.3g}"
-                )
+                noise = level[row].exp().item()
+                raise ValueError(f"network must be finite, got NaN or infinity at σ/α {noise:.3g}")
         if self.predicts == "data":
             self._check_rounding(y, level, c)
         return x, tau, f.to(y.dtype)
 
     @torch.no_grad()
     def _check_rounding(self, y: Batch, level: PerSample, c: Tensor | None) -> None:
-        """ValueError where the rounding of a prediction of data is too large for the least noise,
-        which divides it.
-        """
+        """ValueError if predicted data are rounded too much for the least noise, which divides them."""
         rows = (level <= self.least + NEAR).nonzero()[:, 0]
         if not len(rows):
             return
@@ -251,24 +238,23 @@ class Denoiser(Backbone):
             times *= 2
         tau = self.noises.time(torch.tensor([math.log(times * std)], dtype=torch.float64)).item()
         raise ValueError(
-            f"eps must be a τ with more noise, such as {tau:.2g}, or the network more precise, such as in float32: it "
-            f"rounds the data by {rounding:.2g}, which the noise of σ/α {std:.2g} divides"
+            f"eps must be a τ with more noise, such as {tau:.2g}, or the network in float32: it rounds "
+            f"the data by {rounding:.2g}, which is divided by σ/α = {std:.2g}"
         )
 
     def _rounding(self, y: Batch, level: PerSample, c: Tensor | None, times: float) -> float:
-        """Deviation of what second differences over ``times`` σ and an eighth of it have in common.
+        """The deviation of the rounding, from second differences over ``times`` σ and an eighth.
 
-        That of a smooth output falls with the square of the width. Steps of a rounding do not, or
-        with its root where they are wider, as they are met in proportion to the width.
+        Second differences of a smooth output fall with the square of the width. Those of rounding
+        steps do not fall, or with the root of the width if the steps are wider than it.
         """
         generator = torch.Generator(y.device).manual_seed(0)
         sigma = expand_like((2 * double(level)).sigmoid().sqrt().to(y), y)
         y, side = y + sigma * randn_like(y, generator), rademacher(y, 1, generator)[:, 0]
         middle, found = self._called(y, level, c)[2].to(y), []
         for width in (times, times / 8):
-            above, below = (
-                self._called(y + sign * width * sigma * side, level, c)[2].to(y) for sign in (1, -1)
-            )
+            shift = width * sigma * side
+            above, below = (self._called(at, level, c)[2].to(y) for at in (y + shift, y - shift))
             second = (above + below - 2 * middle)[:, : y.shape[1]]
             found.append((second.square().mean() * times / (6 * width)).sqrt().item())
         return min(found)
@@ -286,25 +272,24 @@ class Denoiser(Backbone):
         return x, tau, f
 
     def find_steps(self, x: Batch, c: Tensor | None = None) -> None:
-        """Ask once, at one row, whether a network of a table of steps takes fractions of a step, if
-        nobody has said so.
+        """Find out whether a network of a table of steps takes fractions of a step.
 
-        What takes whole steps alone, such as ``nn.Embedding``, refuses the float each time and
-        takes the integer. All other errors say nothing of the steps: the call that meets them
-        raises them.
+        It is called at one row, unless the user has given ``steps``. A network of whole steps, such
+        as one with ``nn.Embedding``, refuses the float each time and takes the integer. All other
+        errors are left to the calls that meet them.
         """
         if self.steps is not None or not self.noises.is_table:
             return
         fraction = x.new_full((len(x),), 0.5)
         refused = isinstance(self._error(x, fraction, c), OF_EMBEDDINGS)
         takes_whole = refused and self._error(x, fraction.long(), c) is None
-        # not for a moment only
+        # again, as the error may have been a passing one
         if takes_whole and isinstance(self._error(x, fraction, c), OF_EMBEDDINGS):
             self._ask_at("whole")
             warnings.warn(WHOLE, RuntimeWarning, stacklevel=3)
 
     def _error(self, x: Batch, tau: Tensor, c: Tensor | None) -> Exception | None:
-        """What the network raises at these steps, if anything."""
+        """The error that the network raises at these steps, if any."""
         try:
             self._asked(x, tau, c)
         except torch.OutOfMemoryError:
@@ -333,40 +318,40 @@ def from_denoiser(
     factory: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> INDM:
-    """A diffusion or flow-matching model trained elsewhere as an INDM, whose flow is the identity.
+    """An INDM with the identity flow from a diffusion or flow-matching model trained elsewhere.
 
-    The likelihood is N(0, prior_std² I), the path's own start, pulled back by the probability flow.
-    Grey levels, where ``scaling`` has them, get no noise (see :class:`indm.GreyLevels`).
+    The likelihood is N(0, prior_std² I), the start of the path, pulled back by the probability
+    flow. Grey levels, if ``scaling`` has them, get no noise (see :class:`indm.GreyLevels`).
 
     Args:
         network: network(x, τ) or, with a condition, network(x, τ, c): x (B, *shape), τ (B,) in the
-            path's own units. Twice the channels mean a learned variance. A module is used in
-            evaluation mode, on its device and in its precision. For what a function calls do that
-            yourself, and leave gradients on.
+            units of the path. An output with twice the channels has a learned variance. A module
+            is called in evaluation mode, on its device and in its precision. If you give a
+            function, do so inside it, with gradients on.
         predicts: "noise", "data", "v" = α n − σ x_0, "score", or "velocity" = dx_τ/dτ.
         path: "edm" (σ from 0.002 to 80), "linear" (flow matching with noise at τ = 1),
             "linear-reversed" (data at 1), "trigonometric", "trigonometric-reversed",
             ``{"sigmas": (low, high)}``, ``{"betas": …}`` or ``{"alphas_bar": …}`` of K steps (τ = 0
             … K − 1), or an object with ``alpha(τ)``, ``sigma(τ)`` and ``range``, from the least
             noise to the start of sampling.
-        shape: event shape.
+        shape: event shape, positive sizes.
         scaling: how raw data become the network's x; ``Scaling.between(-1, 1)`` for images of 256
             levels in [−1, 1]. By default data are x.
-        condition: what c is. The network gets what it shows networks: of :class:`indm.Classes` one
-            number for each class, 1 for this one, all 0 where it is hidden.
+        condition: what c is. From :class:`indm.Classes` the network gets one number for each class:
+            1 for the class of the row, and all 0 if it is hidden.
         dequantization: the noise of grey levels that the network was trained with; by default none.
-        eps: τ at which likelihoods begin; by default where the path has least noise. Each gives a
-            bound of log P of grey levels, the best where the network has learned best. A network
-            that predicts data in half precision needs more noise: σ/α divides its rounding, and
-            less than some 30 times that is refused where it is asked.
+        eps: τ at which likelihoods begin; by default where the path has the least noise. Each gives
+            a bound of log P of grey levels; the best is where the network has learned best. A
+            network that predicts data in half precision needs more noise: σ/α must be some 30 times
+            its rounding, else an error names a better τ.
         variance: "large", "small" or "learned", of the steps of a K-step model, see
             :func:`indm.discrete_nelbo`.
-        steps: "whole" for a network of a table of steps that takes whole k alone, such as one with
-            ``nn.Embedding``: it is asked at the two k around a fraction, in int64, and its output
-            is linear between them. "between" asks at fractions. By default the network is asked
-            once, at one row: if it refuses a float and takes an integer, it is asked at whole
-            steps, with a warning. Say "whole" of a function that works on another device alone.
-        factory: in place of ``network`` ``"package.module:function"``, so that the model can be
+        steps: "whole" for a network of a table of steps that takes only whole k, such as one with
+            ``nn.Embedding``: it is called at the two k around a fraction, in int64, and its output
+            is linear between them. "between" calls it at fractions. By default one row is tried: if
+            the network refuses a float and takes an integer, "whole" is used, with a warning. Give
+            "whole" yourself if a function works on another device only.
+        factory: ``"package.module:function"`` in place of ``network``, so that the model can be
             saved, and read again inside :func:`indm.trust`. A module that keeps its arguments as
             attributes can be saved, too.
         options: arguments of the factory.
@@ -400,7 +385,6 @@ def from_denoiser(
     if dequantization is None and scaling.levels is not None:
         dequantization = GreyLevels()
     check_shape(shape)
-    require(min(shape, default=0) >= 1, "shape", shape, "positive sizes, as (3, 32, 32)")
     eps = noises.range[0] if eps is None else eps
     sde = sde_of(noises, eps)
     denoiser.least = denoiser.level_at(eps)
@@ -423,16 +407,14 @@ def from_denoiser(
 
 
 def sde_of(path: Path, eps: float) -> LogLinearSDE:
-    """The SDE with the path's clock from ``eps`` on, and the prior of its start; ValueError for
-    ``eps`` outside of it.
+    """The SDE with the clock of the path from ``eps`` on, and with its prior.
+
+    Raises:
+        ValueError: ``eps`` is outside of the path.
     """
     first, last = path.range
-    require(
-        first <= eps < last or last < eps <= first,
-        "eps",
-        eps,
-        f"a τ from {first:g} to {last:g}, the path's own",
-    )
+    is_inside = first <= eps < last or last < eps <= first
+    require(is_inside, "eps", eps, f"a τ from {first:g} to {last:g}, the path's own")
     ends = torch.tensor([eps, last], dtype=torch.float64)
     at_eps, at_end = (-2 * path.level(ends)).tolist()
     at_zero = at_end + (at_eps - at_end) / (1 - SDE_EPS)
@@ -441,22 +423,16 @@ def sde_of(path: Path, eps: float) -> LogLinearSDE:
 
 
 def check_velocity(path: Path, eps: float) -> None:
-    """ValueError where a velocity says nothing of the noise at ``eps``, such as where α and σ both
-    stand still.
-    """
+    """ValueError if a velocity does not determine the noise at ``eps``, because α and σ stand still."""
     tau = torch.linspace(eps, path.range[1], PATH_POINTS, dtype=torch.float64)
-    (alpha, sigma), (alpha_slope, sigma_slope) = (
-        (path.alpha(tau), path.sigma(tau)),
-        path.slopes(tau),
-    )
+    alpha, sigma = path.alpha(tau), path.sigma(tau)
+    alpha_slope, sigma_slope = path.slopes(tau)
     gain = alpha / (alpha * sigma_slope - sigma * alpha_slope).abs()
     if not bool(gain[0] < MOST_NOISE_GAIN):
         later = tau[gain < USUAL_GAIN][:1].tolist()
-        advice = (
-            f"a τ nearer to the noise, such as {later[0]:.4g}"
-            if later
-            else "one where log(σ/α) changes with τ"
-        )
+        advice = "one where log(σ/α) changes with τ"
+        if later:
+            advice = f"a τ nearer to the noise, such as {later[0]:.4g}"
         raise ValueError(
             f"eps must be {advice}: at {eps:g} a velocity does not say what the noise is"
         )
@@ -467,13 +443,13 @@ class Preconditioned(nn.Module):
 
     Args:
         network: F.
-        sigma_data: deviation of the data for which it was trained.
-        noise: how F gets σ: "log" for ¼ log σ, "atan" for (2/π) arctan σ.
+        sigma_data: deviation of the data that it was trained on.
+        noise: what F sees of σ: "log" is ¼ log σ, "atan" is (2/π) arctan σ.
 
     Source: Karras et al. 2022, "Elucidating the Design Space", table 1,
     https://arxiv.org/abs/2206.00364.
 
-    Example: F = 0 is the best guess at data of deviation ``sigma_data`` and no other structure.
+    Example: F = 0 is exact for data N(0, σ² I) with σ = ``sigma_data``.
 
         >>> D = Preconditioned(lambda x, t: torch.zeros_like(x), sigma_data=0.5)
         >>> torch.allclose(D(torch.ones(1, 2), torch.tensor([0.5])), torch.tensor(0.5))
@@ -484,7 +460,6 @@ class Preconditioned(nn.Module):
 
     def __init__(self, network: Callable[..., Tensor], sigma_data: float = 0.5, noise: str = "log"):
         super().__init__()
-        check_word("noise", noise, TIMES_OF_SIGMA)
         self.network, self.sigma_data, self.noise = network, sigma_data, noise
 
     def output(self, x: Batch, time: Tensor, *c: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-r"""The likelihood bound of a model of K steps, at the steps with which it was trained."""
+r"""The likelihood bound of a K-step model (DDPM), at the steps of its training."""
 
 import torch
 from jaxtyping import Float
@@ -42,8 +42,8 @@ def discrete_nelbo(
     .. math:: -\log P \le E_q\Big[KL(q(x_{K-1}|x_0) \| \pi) + \sum_{k \ge 1} KL(q(x_{k-1}|x_k, x_0) \| p_\theta)
               - \log P(x|x_{k=0})\Big]
 
-    The network is asked at whole k alone. It is the bound of samples drawn in all K steps. With the
-    variance β_k the excess over −log p of an exact network is small, and with the posterior's it
+    The network is called at whole k only. The bound is that of samples drawn in all K steps. With
+    the variance β_k its excess over −log p is small for an exact network; with the posterior's it
     can be half a nat a dimension.
 
     Args:
@@ -51,15 +51,15 @@ def discrete_nelbo(
         x: data in model units.
         c: the condition, of a model that has one.
         times: steps drawn for each sample, one in each of that many strata.
-        variance: of p(x_{k−1}|x_k): "large" β_k, "small" as in q(x_{k−1}|x_k, x_0), or "learned",
-            for networks that give it; by default what the model was made with.
-        reference: a Gaussian law of the data, see :func:`indm.likelihood.latent_reference`: steps
-            are then drawn as often as they count under it, and the draw has less noise.
+        variance: of p(x_{k−1}|x_k): "large" β_k, "small" as in q(x_{k−1}|x_k, x_0), or "learned" by
+            the network; by default that of the model.
+        reference: a Gaussian law of the data, see :func:`indm.likelihood.latent_reference`. Steps
+            are then drawn as often as they count under it, so that the draw has less noise.
         log_q: as in :func:`indm.nelbo`.
-        generator: feeds k and the noise.
+        generator: for k and the noise.
 
     Returns:
-        The terms of :func:`indm.nelbo`, of which ``score`` is the sum of the KL divergences.
+        The terms of :func:`indm.nelbo`; ``score`` is the sum of the KL divergences.
 
     Raises:
         ValueError: the model has no steps, or no learned variance.
@@ -82,15 +82,14 @@ def discrete_nelbo(
         True
     """
     denoiser = denoiser_of(model)
-    require(times >= 1, "times", times, "at least 1 step for each sample")
     check_units(x)
     log_q = constant_log_q(model, x) if log_q is None else log_q
     model = unguided(model).given(c, len(x))
     sde, variance = model.score.sde, denoiser.variance if variance is None else variance
     check_word("variance", variance, STEP_VARIANCES)
     whole, start = denoiser.noises.whole_levels(), 0.5 * sde.clock_span()[0]
-    # The first step leads to ε, which may lie between two k. The network is asked where a step
-    # begins, at whole k.
+    # The first step leads to ε, which may lie between two k. The network is called at the start of
+    # a step, which is a whole k.
     levels = nn.functional.pad(whole[whole > start + SAME], (1, 0), value=start).to(x.device)
     draws = _drawn_steps(_shares(levels, x, reference), len(x), times, generator)
     noises = [randn_like(x, generator) for _ in range(times + 1)]
@@ -111,9 +110,7 @@ def discrete_nelbo(
 
 
 def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Tensor:
-    """Probability of each step k ≥ 1, (K − 1,): by its part of the bound under ``reference``, a
-    tenth by its length.
-    """
+    """The probability of each step k ≥ 1, by its share of the bound under ``reference``."""
     law = GaussianReference.standard(x[:1]) if reference is None else reference
     variance, r = double(law.variance), (2 * levels[1:, None]).exp()
     clock = 2 * levels.diff()
@@ -124,9 +121,7 @@ def _shares(levels: Tensor, x: Batch, reference: GaussianReference | None) -> Te
 def _drawn_steps(
     shares: Tensor, n: int, times: int, generator: torch.Generator | None
 ) -> list[tuple[Tensor, PerSample]]:
-    """``times`` draws of n steps k ≥ 1 and their shares; each sample has one step in each of
-    ``times`` strata.
-    """
+    """``times`` draws of n steps k ≥ 1 and their shares; a sample has one step in each stratum."""
     ends = shares.cumsum(0) / shares.sum()
     u = strata(n * times, generator=generator, device=shares.device).to(ends).sort().values
     parts = [part[torch.randperm(n, generator=generator, device=u.device)] for part in u.split(n)]
@@ -163,13 +158,12 @@ def divergence_of_step(
 
 
 def _log_variance(given: Tensor, large: Tensor, small: Tensor, variance: str) -> Tensor:
-    """log of the variance of p_θ, from what the network gives of it and the logs of both ends."""
+    """log of the variance of p_θ; a learned one is between the logs of ``large`` and ``small``."""
     if variance == "large":
         return large
     if variance == "small":
         return small
-    require(
-        given.shape[1] > 0, "variance", variance, "'large' or 'small', as the network gives none"
-    )
+    is_given = given.shape[1] > 0
+    require(is_given, "variance", variance, "'large' or 'small', as the network gives none")
     share = 0.5 * (given + 1)
     return share * large + (1 - share) * small

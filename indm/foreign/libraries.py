@@ -1,6 +1,4 @@
-"""Models of other diffusion and flow-matching libraries as INDMs: each library's own objects say
-what the path is.
-"""
+"""Models of other diffusion and flow-matching libraries as INDMs; their objects define the path."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,8 +16,7 @@ from indm.names import find, name_of
 from indm.scaling import Scaling
 
 OF_DIFFUSERS = {"epsilon": "noise", "sample": "data", "v_prediction": "v"}
-# How each scheduler of diffusers is read; docs/adapters.md has this table in words. All others are
-# refused by name.
+# How each scheduler of diffusers is read; docs/adapters.md explains this table
 SCHEDULERS = {
     "steps": (
         "CogVideoXDDIM", "CogVideoXDPM", "DDIM", "DDIMInverse", "DDIMParallel", "DDPM", "DDPMParallel",
@@ -32,14 +29,8 @@ SCHEDULERS = {
     "flow": ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete"),
 }  # fmt: skip
 CONSISTENCY = (
-    "LCM",
-    "TCD",
-    "FlowMatchLCM",
-    "FlowMapEulerDiscrete",
-    "CMStochasticIterative",
-    "ConsistencyDecoder",
-    "SCM",
-)
+    "LCM", "TCD", "FlowMatchLCM", "FlowMapEulerDiscrete", "CMStochasticIterative", "ConsistencyDecoder", "SCM",
+)  # fmt: skip
 OF_DENOISING_DIFFUSION = {"pred_noise": "noise", "pred_x0": "data", "pred_v": "v"}
 VARIANCE_TYPES = {
     "fixed_small": "small", "fixed_small_log": "small", "fixed_large": "large", "fixed_large_log": "large",
@@ -48,9 +39,7 @@ VARIANCE_TYPES = {
 
 
 class Called(nn.Module):
-    """A network of another library as network(x, τ) or network(x, τ, c), which is
-    ``call(network, x, τ, *c)``.
-    """
+    """A network of another library, called by ``call(network, x, τ, *c)``."""
 
     def __init__(self, network: Any, call: Callable[..., Tensor]):
         super().__init__()
@@ -64,14 +53,14 @@ class OfDiffusers(Preconditioned):
     """A network of diffusers as network(x, τ) or, with classes, network(x, τ, c).
 
     Args:
-        unet: the network, or a table of its ``name``, as :func:`indm.names.find` takes it, and its
+        unet: the network, or a table of its ``name``, as in :func:`indm.names.find`, and its
             config.
-        labels: how many classes c has; the embedding after them, if there is one, stands for a
+        labels: number of classes of c; the embedding after them, if there is one, stands for a
             hidden class.
         times: timesteps in one unit of τ.
         sigma_data: of EDM's preconditioning, with which the network predicts data.
-        sign: of the network's output there, −1 where it predicts v.
-        noise: how the network gets σ there, see :class:`indm.foreign.denoiser.Preconditioned`.
+        sign: of the output with preconditioning, −1 for a network that predicts v.
+        noise: see :class:`indm.foreign.denoiser.Preconditioned`.
     """
 
     network: Any
@@ -89,17 +78,12 @@ class OfDiffusers(Preconditioned):
         self.table = dict(unet) if isinstance(unet, Mapping) else {}
         options = {key: value for key, value in self.table.items() if key != "name"}
         self.network = find("net", self.table["name"])(**options) if self.table else unet
-        self.labels, self.times, self.sigma_data, self.sign, self.noise = (
-            labels,
-            times,
-            sigma_data,
-            sign,
-            noise,
-        )
+        self.labels, self.times = labels, times
+        self.sigma_data, self.sign, self.noise = sigma_data, sign, noise
 
     @property
     def unet(self) -> dict[str, Any]:
-        """The table of which the network can be made anew."""
+        """The table from which the network can be made again."""
         if self.table:
             return self.table
         config = {
@@ -109,11 +93,10 @@ class OfDiffusers(Preconditioned):
 
     def output(self, x: Tensor, time: Tensor, *c: Tensor) -> Tensor:
         """The output of the network, F of EDM's preconditioning."""
-        labels = (
-            {"class_labels": _numbers(c[0], self.labels, self.network.config.num_class_embeds)}
-            if c
-            else {}
-        )
+        labels = {}
+        if c:
+            embeddings = self.network.config.num_class_embeds
+            labels = {"class_labels": _numbers(c[0], self.labels, embeddings)}
         found = self.network(x, time, **labels)
         return self.sign * (found if isinstance(found, Tensor) else found[0])
 
@@ -132,29 +115,28 @@ def from_diffusers(
     condition: Condition | None = None,
     eps: float | None = None,
 ) -> INDM:
-    """A network of diffusers, with the scheduler that it was trained with, as an INDM. See
-    :func:`indm.from_denoiser`.
+    """An INDM from a network of diffusers and the scheduler of its training.
+
+    See :func:`indm.from_denoiser`.
 
     Args:
         unet: network(x, timestep) of pixels, such as ``pipeline.unet`` of a ``DDPMPipeline``.
-        scheduler: one of the table in docs/adapters.md, by name, or any object with
-            ``alphas_cumprod``. ``clip_sample`` and ``shift`` play no part in the likelihood.
+        scheduler: of a class in the table of docs/adapters.md, or any object with
+            ``alphas_cumprod``. ``clip_sample`` and ``shift`` do not change the likelihood.
         shape: event shape; by default (in_channels, sample_size, sample_size) of the network's
             config.
         scaling: how raw data become the network's x; by default grey levels 0 to 255 of images lie
             in [−1, 1], and other data are x.
-        condition: :class:`indm.Classes`, of a network with ``num_class_embeds``. Where that has one
-            more than there are classes, the last one stands for a hidden class.
+        condition: :class:`indm.Classes`, for a network with ``num_class_embeds``. If there is one
+            more embedding than classes, the last one stands for a hidden class.
         eps: τ at which likelihoods begin: the step k, σ of EDM, or σ in [0, 1] of flow matching.
 
     Raises:
-        ValueError: another scheduler or setting, a network that sees a text, or classes that do not
-            fit the network.
+        ValueError: another scheduler or setting, or classes that do not fit the network.
 
-    The latent networks of Stable Diffusion give log p of latents at most: their VAE has no exact
-    decoder.
+    The networks of Stable Diffusion can only give log p of latents: their VAE has no exact decoder.
 
-    Example: v = 0 is exact for data N(0, I). The scheduler is one of diffusers.
+    Example: v = 0 is exact for data N(0, I). The scheduler stands for one of diffusers.
 
         >>> bar = (1 - torch.linspace(1e-4, 0.02, 1000)).cumprod(0)
         >>> scheduler = SimpleNamespace(config={"prediction_type": "v_prediction"}, alphas_cumprod=bar)
@@ -164,10 +146,6 @@ def from_diffusers(
         >>> torch.allclose(model.log_prob(x), expected, atol=1e-3)
         True
     """
-    if "encoder_hidden_states" in inspect.signature(getattr(unet, "forward", unet)).parameters:
-        raise ValueError(
-            f"unet must be a network of pixels without a text, got {type(unet).__name__}"
-        )
     known, call = _read(scheduler)
     _check_classes(getattr(getattr(unet, "config", None), "num_class_embeds", None), condition)
     call["labels"] = len(condition.labels) if isinstance(condition, Classes) else 0
@@ -178,44 +156,35 @@ def from_diffusers(
 
 
 def _read(scheduler: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What a scheduler of diffusers says: arguments of from_denoiser and of :class:`OfDiffusers`."""
+    """The arguments of from_denoiser and of :class:`OfDiffusers` that a scheduler decides."""
     kind, name = _kind_of(scheduler), type(scheduler).__name__
     config = scheduler.config
     predicts = str(config.get("prediction_type"))
     path: Any
     if kind == "flow" or (config.get("use_flow_sigmas") and predicts == "flow_prediction"):
-        # With inverted sigmas the network's time is 0 at the noise, and its velocity leads to the
-        # data.
+        # with inverted sigmas, time is 0 at the noise, and the velocity leads to the data
         path = "linear-reversed" if config.get("invert_sigmas") else "linear"
         return {"predicts": "velocity", "path": path}, {"times": config["num_train_timesteps"]}
     if config.get("use_flow_sigmas"):
-        raise ValueError(
-            f"prediction_type must be 'flow_prediction' where use_flow_sigmas is True, got {predicts!r} of {name}"
-        )
+        wanted = "'flow_prediction' if use_flow_sigmas is True"
+        raise ValueError(f"prediction_type must be {wanted}, got {predicts!r} of {name}")
     if kind.startswith("edm"):
         check_word("prediction_type", predicts, ("epsilon", "v_prediction"))
         path = {"sigmas": (config["sigma_min"], config["sigma_max"])}
         sign = -1.0 if predicts == "v_prediction" else 1.0
         noise = "log" if kind == "edm" else "atan"
-        return {"predicts": "data", "path": path}, {
-            "sigma_data": config["sigma_data"],
-            "sign": sign,
-            "noise": noise,
-        }
+        call = {"sigma_data": config["sigma_data"], "sign": sign, "noise": noise}
+        return {"predicts": "data", "path": path}, call
     check_word("prediction_type", predicts, OF_DIFFUSERS)
     bar = scheduler.alphas_cumprod.clone()
     if config.get("rescale_betas_zero_snr"):
-        bar[-1] = 0.0  # some schedulers have a small number there, above the step before
+        bar[-1] = 0.0  # some schedulers have a small number there, larger than the one before
     if config.get("timestep_type") == "continuous" and predicts == "v_prediction":
-        # The network gets x/√(σ² + 1) and ¼ log σ and gives v: EDM's preconditioning with σ_data =
-        # 1.
+        # it predicts v from x/√(σ² + 1) and ¼ log σ: EDM's preconditioning with σ_data = 1
         ends = ((1 - bar[bar > 0]) / bar[bar > 0]).sqrt()[[0, -1]].tolist()
         given = (config.get("sigma_min"), config.get("sigma_max"))
-        path = {
-            "sigmas": tuple(
-                end if value is None else value for value, end in zip(given, ends, strict=True)
-            )
-        }
+        sigmas = [end if own is None else own for own, end in zip(given, ends, strict=True)]
+        path = {"sigmas": tuple(sigmas)}
         return {"predicts": "data", "path": path}, {"sigma_data": 1.0, "sign": -1.0}
     variance = config.get("variance_type") or "fixed_large"
     check_word("variance_type", variance, VARIANCE_TYPES)
@@ -227,9 +196,7 @@ def _read(scheduler: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _kind_of(scheduler: Any) -> str:
-    """The key of :data:`SCHEDULERS` for a scheduler, of which it may be a subclass; ValueError
-    where there is none.
-    """
+    """The key of :data:`SCHEDULERS` for the class of a scheduler, or for a parent of it."""
     parents = [parent.__name__.removesuffix("Scheduler") for parent in type(scheduler).__mro__]
     kinds = {name: kind for kind, names in SCHEDULERS.items() for name in names}
     for name in parents:
@@ -237,12 +204,9 @@ def _kind_of(scheduler: Any) -> str:
             return kinds[name]
     if "SchedulerMixin" not in parents and hasattr(scheduler, "alphas_cumprod"):
         return "steps"
-    is_distilled = not set(CONSISTENCY).isdisjoint(parents)
-    why = (
-        "its networks give the end of a path, and no mean of the noise"
-        if is_distilled
-        else "use from_denoiser"
-    )
+    why = "use from_denoiser"
+    if not set(CONSISTENCY).isdisjoint(parents):
+        why = "its networks give the end of a path, not a mean of the noise"
     raise ValueError(
         f"scheduler must be one of the table in docs/adapters.md, got {type(scheduler).__name__}: {why}"
     )
@@ -251,19 +215,17 @@ def _kind_of(scheduler: Any) -> str:
 def from_denoising_diffusion(
     diffusion: Any, *, scaling: Scaling | None = None, eps: float | None = None
 ) -> INDM:
-    """A model of denoising-diffusion-pytorch as an INDM. See :func:`indm.from_denoiser`.
+    """An INDM from a model of denoising-diffusion-pytorch. See :func:`indm.from_denoiser`.
 
     Args:
         diffusion: a ``GaussianDiffusion``, a ``LearnedGaussianDiffusion`` or an
-            ``ElucidatedDiffusion``. One that was trained with self-conditioning is asked without
-            it.
+            ``ElucidatedDiffusion``. Self-conditioning is not used.
         scaling: how raw data become the network's x; by default grey levels 0 to 255 lie in [−1,
-            1], as the library takes [0, 1] there.
+            1], which is where the library puts [0, 1].
         eps: τ at which likelihoods begin: the step k, or σ of an ``ElucidatedDiffusion``.
 
     Raises:
-        ValueError: another class, offset noise (which is not white), or ``auto_normalize=False``
-            without a scaling.
+        ValueError: offset noise, which is not white, or ``auto_normalize=False`` without a scaling.
 
     Example: v = 0 is exact for data N(0, I).
 
@@ -278,58 +240,47 @@ def from_denoising_diffusion(
         >>> torch.allclose(model.log_prob(x), expected, atol=1e-3)
         True
     """
-    from denoising_diffusion_pytorch import (
-        ElucidatedDiffusion,
-        GaussianDiffusion,
-        LearnedGaussianDiffusion,
-    )
+    from denoising_diffusion_pytorch import ElucidatedDiffusion, LearnedGaussianDiffusion
 
     if isinstance(diffusion, ElucidatedDiffusion):
-        sides, network = (diffusion.image_size, diffusion.image_size), diffusion
-        call: Any = lambda diffusion, x, sigma: diffusion.preconditioned_network_forward(x, sigma)  # noqa: E731
-        known: dict[str, Any] = {
-            "predicts": "data",
-            "path": {"sigmas": (diffusion.sigma_min, diffusion.sigma_max)},
-        }
-    elif isinstance(diffusion, GaussianDiffusion):
-        if diffusion.offset_noise_strength:
-            raise ValueError(
-                f"offset_noise_strength must be 0, got {diffusion.offset_noise_strength}: it is not white"
-            )
-        sides, network, call = diffusion.image_size, diffusion.model, nn.Module.__call__
-        # it predicts noise, whatever it was asked for
-        learned = isinstance(diffusion, LearnedGaussianDiffusion)
-        known = {
-            "predicts": OF_DENOISING_DIFFUSION["pred_noise" if learned else diffusion.objective]
-        }
-        known |= {"path": {"betas": diffusion.betas}, "variance": "learned" if learned else "small"}
-        if scaling is None and diffusion.normalize(torch.zeros(())) != -1:
-            raise ValueError(
-                "scaling must be given where auto_normalize is False, such as Scaling.between(-1, 1)"
-            )
-    else:
-        kinds = "a GaussianDiffusion, a LearnedGaussianDiffusion or an ElucidatedDiffusion"
+        shape = (diffusion.channels, diffusion.image_size, diffusion.image_size)
+        network = Called(diffusion, type(diffusion).preconditioned_network_forward)
+        path = {"sigmas": (diffusion.sigma_min, diffusion.sigma_max)}
+        return _indm(network, shape, scaling, eps=eps, predicts="data", path=path)
+    if diffusion.offset_noise_strength:
+        strength = diffusion.offset_noise_strength
+        raise ValueError(f"offset_noise_strength must be 0, got {strength}: it is not white")
+    if scaling is None and diffusion.normalize(torch.zeros(())) != -1:
         raise ValueError(
-            f"diffusion must be {kinds}, got {type(diffusion).__name__}; use from_denoiser for others"
+            "scaling must be given if auto_normalize is False, such as Scaling.between(-1, 1)"
         )
-    return _indm(Called(network, call), (diffusion.channels, *sides), scaling, eps=eps, **known)
+    learned = isinstance(diffusion, LearnedGaussianDiffusion)
+    objective = "pred_noise" if learned else diffusion.objective  # the former ignores its objective
+    return _indm(
+        Called(diffusion.model, nn.Module.__call__),
+        (diffusion.channels, *diffusion.image_size),
+        scaling,
+        eps=eps,
+        predicts=OF_DENOISING_DIFFUSION[objective],
+        path={"betas": diffusion.betas},
+        variance="learned" if learned else "small",
+    )
 
 
 def from_torchcfm(
     network: Any, *, shape: tuple[int, ...], sigma: float = 0.0, **options: Any
 ) -> INDM:
-    """A velocity that was trained with torchcfm as an INDM. See :func:`indm.from_denoiser`.
+    """An INDM from a velocity that was trained with torchcfm. See :func:`indm.from_denoiser`.
 
     Args:
-        network: network(t, x) or, with classes, network(t, x, y), as ``UNetModelWrapper``; or
-            network of [x, t] in one tensor, as ``MLP(time_varying=True)``, also inside a
+        network: network(t, x) or, with classes, network(t, x, y), such as ``UNetModelWrapper``; or
+            a network of [x, t] in one tensor, such as ``MLP(time_varying=True)``, also inside a
             ``torch_wrapper``.
         shape: event shape.
-        sigma: of the ``ConditionalFlowMatcher``: x_t = t x_1 + (1 − t) x_0 + σ e. One by optimal
-            transport couples noise and data: its ODE holds, and nothing that needs E[n|x], see
-            docs/adapters.md.
-        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``eps`` (1 is at the data), and
-            ``condition``: :class:`indm.Classes`, of a network with ``num_classes``.
+        sigma: of the ``ConditionalFlowMatcher``: x_t = t x_1 + (1 − t) x_0 + σ e. Optimal transport
+            couples noise and data; then only results of the ODE hold, see docs/adapters.md.
+        **options: ``scaling``, see :func:`indm.from_diffusers`, ``eps`` (1 is at the data), and
+            ``condition``: :class:`indm.Classes`, for a network with ``num_classes``.
 
     Raises:
         ValueError: classes that do not fit the network.
@@ -339,7 +290,7 @@ def from_torchcfm(
         >>> def velocity(t, x):
         ...     return ((2 * t - 1) / (t**2 + (1 - t) ** 2 + 0.01))[:, None] * x
         >>> model = from_torchcfm(velocity, shape=(2,), sigma=0.1)
-        >>> x = torch.randn(3, 2)  # at both ends x_t has the law N(0, 1.01 I), so the flow gives back N(0, I)
+        >>> x = torch.randn(3, 2)  # at both ends x_t has the law N(0, 1.01 I)
         >>> expected = torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
         >>> torch.allclose(model.log_prob(x), expected, atol=1e-3)
         True
@@ -368,15 +319,15 @@ def from_torchcfm(
 def from_flow_matching(
     model: Any, *, shape: tuple[int, ...], path: Any = "linear-reversed", **options: Any
 ) -> INDM:
-    """A velocity that was trained with flow_matching as an INDM. See :func:`indm.from_denoiser`.
+    """An INDM from a velocity that was trained with flow_matching. See :func:`indm.from_denoiser`.
 
     Args:
         model: model(x=x, t=t), such as a ``ModelWrapper``; with a condition model(x=x, t=t, c=c).
         shape: event shape.
         path: the ``AffineProbPath`` of its training, or its scheduler; by default
             ``CondOTProbPath()``.
-        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 1
-            is at the data.
+        **options: ``scaling``, see :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 1 is
+            at the data.
 
     Example: the velocity of N(0, I), E[x_1 − x_0|x].
 
@@ -402,14 +353,14 @@ def from_flow_matching(
 
 
 def from_azula(denoiser: Any, *, shape: tuple[int, ...], **options: Any) -> INDM:
-    """A denoiser of azula as an INDM. See :func:`indm.from_denoiser`.
+    """An INDM from a denoiser of azula. See :func:`indm.from_denoiser`.
 
     Args:
         denoiser: one with a ``schedule``, called as denoiser(x_t, t), whose result has a ``mean``;
             with a condition denoiser(x_t, t, c=c).
         shape: event shape.
-        **options: ``scaling``, as of :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 0
-            is at the data.
+        **options: ``scaling``, see :func:`indm.from_diffusers`, ``condition`` and ``eps``; t = 0 is
+            at the data.
 
     Example: E[x_0|x] of N(0, I).
 
@@ -445,9 +396,11 @@ def _indm(
 
 
 def _check_classes(count: int | None, condition: Condition | None) -> None:
-    """ValueError where a condition does not fit a network with ``count`` embeddings of classes."""
+    """ValueError if a condition does not fit a network with ``count`` embeddings of classes."""
     labels = condition.labels if isinstance(condition, Classes) else ()
-    if (condition is not None or count is not None) and not 0 < len(labels) <= (count or 0):
+    if condition is None and count is None:
+        return
+    if not 0 < len(labels) <= (count or 0):
         wanted = (
             f"Classes with at most {count} labels"
             if count
@@ -457,14 +410,13 @@ def _check_classes(count: int | None, condition: Condition | None) -> None:
 
 
 def _numbers(seen: Tensor, labels: int, count: Any) -> Tensor:
-    """The numbers of classes among ``count`` embeddings, from what :class:`Classes` of so many
-    ``labels`` shows.
-    """
+    """The numbers of the embeddings, of ``count``, for what :class:`Classes` of ``labels`` shows."""
     hidden = seen.sum(1) == 0
     if labels < count:
         return torch.where(hidden, labels, seen.argmax(1))
     if bool(hidden.any()):
+        wanted = "a class for each sample"
         raise ValueError(
-            f"c must be a class for each sample, as none of the network's {count} is for a hidden one"
+            f"c must be {wanted}, as none of the network's {count} is for a hidden one"
         )
     return seen.argmax(1)

@@ -1,6 +1,4 @@
-r"""Paths x_τ = α(τ) x_0 + σ(τ) n by which networks trained elsewhere noise data, in their own units
-of τ.
-"""
+r"""Paths x_τ = α(τ) x_0 + σ(τ) n from data to noise, in the units of τ of other libraries."""
 
 import math
 import warnings
@@ -18,13 +16,13 @@ Times = Tensor  # τ in float64, (B,)
 PATH_ENDS = 1e-4  # distance from the ends of a path on [0, 1] that has no noise, or no data, there
 PATH_POINTS = 257  # at which a path is checked
 HALVINGS = 60  # halvings of an interval, to find τ: below float64's rounding
-# steps of Newton's method from a line, which reach the rounding of float64 on the usual schedules
+# steps of Newton's method, which reach the rounding of float64 on the usual schedules
 NEWTON = 6
-ROUNDED_INDEX = 1e-4  # error of a whole k, at most: log(σ/α) was rounded to float32
-MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which the data cannot be told from zero
+ROUNDED_INDEX = 1e-4  # largest error of a whole k, from log(σ/α) rounded to float32
+MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which no signal is left
 # α and σ, for a velocity also dα/dτ and dσ/dτ, which broadcast against x
 Coefficients = tuple[Tensor, ...]
-# What a network of each kind says of the noise: n̂ from its output f and x_τ.
+# The noise n̂ from the output f of a network of each kind, and x_τ.
 PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
     "noise": lambda f, x, _: f,
     "data": lambda f, x, p: (x - p[0] * f) / p[1],
@@ -36,14 +34,12 @@ PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
 
 
 class Path(ABC):
-    """x_τ = α(τ) x_0 + σ(τ) n for τ between ``range[0]``, of the least noise, and ``range[1]``,
-    where sampling starts.
+    """A path x_τ = α(τ) x_0 + σ(τ) n.
 
     Attributes:
-        range: both ends, in either order.
-        prior_std: deviation of the normal law from which sampling starts, in units of x at
-            ``range[1]``.
-        is_table: whether it is known at whole steps alone.
+        range: the τ of the least noise and the τ where sampling starts; either may be larger.
+        prior_std: deviation of the normal law at the start of sampling, in units of x.
+        is_table: whether it is a table of steps.
     """
 
     is_table = False
@@ -64,7 +60,6 @@ class Path(ABC):
 
     def time(self, level: Tensor) -> Times:
         """The inverse of :meth:`level`, by bisection."""
-        # the ends of the least and of the most noise
         low, high = (torch.full_like(level, end) for end in self.range)
         for _ in range(HALVINGS):
             middle = 0.5 * (low + high)
@@ -81,9 +76,7 @@ class Path(ABC):
         return alpha, sigma
 
     def others(self) -> Iterator[tuple[str, "Path", Any]]:
-        """Other descriptions that may be meant: words, a path, and the network's second argument
-        for τ.
-        """
+        """Other descriptions to try: words, a path, and the network's second argument for τ."""
         yield from (
             (f"path={name!r}", path, torch.clone)
             for name, path in NAMED.items()
@@ -93,9 +86,7 @@ class Path(ABC):
         yield "1000 τ as the network's time", self, lambda tau: 1000 * tau
 
     def whole_levels(self) -> Tensor:
-        """log(σ/α) of each of the path's steps, (K,), the least noise first; ValueError of a
-        continuous one.
-        """
+        """log(σ/α) of each step, (K,), the least noise first; ValueError if there are no steps."""
         raise ValueError(
             "path must be a table of steps, {'betas': …} or {'alphas_bar': …}, for a bound of its steps"
         )
@@ -127,10 +118,9 @@ class Sigmas(Path):
 
 
 class Steps(Path):
-    """K steps with α² = ᾱ_k and σ² = 1 − ᾱ_k; τ = k = 0 … K − 1, and between them log(σ/α) by
-    monotone cubics.
+    """K steps τ = 0 … K − 1 with α² = ᾱ_k and σ² = 1 − ᾱ_k; log(σ/α) is a monotone cubic between.
 
-    Steps at the end with ᾱ = 0 (zero terminal SNR) or nearly so are cut off, as log(σ/α) is
+    Steps at the end with ᾱ = 0 (zero terminal SNR) or nearly so are cut off, because log(σ/α) is
     infinite there.
     """
 
@@ -161,7 +151,7 @@ class Steps(Path):
         return _cubic(*self._ends(below), tau - below)[0]
 
     def _ends(self, below: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """log(σ/α) and its slope at the steps ``below``, and at those above."""
+        """log(σ/α) and its slope at the steps ``below`` and at the next steps."""
         levels, rates = self.levels.to(below.device), self.rates.to(below.device)
         return levels[below], rates[below], levels[below + 1], rates[below + 1]
 
@@ -196,18 +186,14 @@ class Steps(Path):
 def _cubic(
     low: Tensor, low_rate: Tensor, high: Tensor, high_rate: Tensor, s: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Hermite's cubic on [0, 1] with these values and slopes at its ends, at ``s``, and its slope
-    there.
-    """
+    """Value and slope at ``s`` of Hermite's cubic on [0, 1] with these values and slopes."""
     rise = high - low
     a, b = low_rate + high_rate - 2 * rise, 3 * rise - 2 * low_rate - high_rate
     return low + s * (low_rate + s * (b + s * a)), low_rate + s * (2 * b + 3 * s * a)
 
 
 class _OfTheUnitInterval(Path):
-    """A path on [0, 1] with all noise at one end and none at the other: noise at τ = 1, or
-    ``reversed`` at 0.
-    """
+    """A path on [0, 1] between data and noise; the noise is at τ = 1, or at 0 if ``reversed``."""
 
     def __init__(self, reversed: bool = False):
         self.reversed = reversed
@@ -223,7 +209,7 @@ class _OfTheUnitInterval(Path):
     @staticmethod
     @abstractmethod
     def ramp(s: Tensor) -> Tensor:
-        """α where s is the share of the path from the noise."""
+        """α at the distance s from the noise."""
 
 
 class Linear(_OfTheUnitInterval):
@@ -249,8 +235,9 @@ class Trigonometric(_OfTheUnitInterval):
 
 
 class Given(Path):
-    """The path of an object with ``alpha(τ)``, ``sigma(τ)`` and ``range``, and ``prior_std`` if it
-    is not σ there.
+    """The path of an object with ``alpha(τ)``, ``sigma(τ)`` and ``range``.
+
+    It may have a ``prior_std``, by default σ at the start of sampling.
     """
 
     def __init__(self, path: Any):
@@ -290,7 +277,7 @@ PATH_TABLES: Mapping[str, Any] = {
 
 
 def path_of(path: Any) -> Path:
-    """The path that ``path`` names, tabulates or is; ValueError where it is none.
+    """The path that ``path`` stands for: a name, a table of numbers, or an object.
 
     >>> path_of("edm").range, path_of({"betas": [0.1, 0.2, 0.3]}).range
     ((0.002, 80.0), (0.0, 2.0))
@@ -302,12 +289,7 @@ def path_of(path: Any) -> Path:
         return NAMED[path]
     if isinstance(path, Mapping) and len(path) == 1 and next(iter(path)) in PATH_TABLES:
         ((name, numbers),) = path.items()
-        try:
-            return PATH_TABLES[name](numbers)
-        except (TypeError, RuntimeError) as error:
-            raise ValueError(
-                f"path {name} must be numbers, got {type(numbers).__name__}: {error}"
-            ) from error
+        return PATH_TABLES[name](numbers)
     if not isinstance(path, str | Mapping) and all(
         hasattr(path, name) for name in ("alpha", "sigma", "range")
     ):

@@ -1,4 +1,4 @@
-r"""Schedules of steps by their families: which one has these noise levels at these steps?
+r"""Families of schedules of steps, and the search for the schedule of given noise levels.
 
 A family gives ᾱ_k of K steps from a few parameters. Each can be rescaled to zero terminal SNR: √ᾱ
 then falls to 0 at the last step and keeps its first value.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from indm.foreign.paths import Steps
 
-MOST_BETA = 0.999  # which the libraries allow
+MOST_BETA = 0.999  # the largest that the libraries allow
 NO_SIGNAL = 1e-11  # ᾱ below which a step has no signal
 DIGITS = 3  # of fitted parameters
 EVALUATIONS = 50  # of a schedule, for a fit
@@ -54,7 +54,7 @@ def _of_betas(betas: Tensor) -> Tensor:
 
 
 def _of_function(count: int, alpha_bar: Callable[[Tensor], Tensor]) -> Tensor:
-    """ᾱ_k as the product of ratios of a function of (k + 1)/K and k/K, none below 1 − MOST_BETA."""
+    """ᾱ_k as the product of f((k + 1)/K)/f(k/K), none below 1 − MOST_BETA, for f = ``alpha_bar``."""
     values = alpha_bar(torch.linspace(0, 1, count + 1, dtype=torch.float64))
     return _of_betas(1 - values[1:] / values[:-1])
 
@@ -116,7 +116,7 @@ def rescaled(alphas_bar: Tensor) -> Tensor:
 def levels_of(
     family: str, count: int, parameters: Sequence[float], zero_snr: bool = False
 ) -> Tensor:
-    """log(σ/α) of the steps of a family, without those at the end that have no signal."""
+    """log(σ/α) of the steps of a schedule, except those without signal at the end."""
     bar = FAMILIES[family].alphas_bar(count, *parameters)
     bar = rescaled(bar) if zero_snr else bar
     bar = bar[bar > NO_SIGNAL]
@@ -135,9 +135,7 @@ def schedule(family: str, count: int, parameters: Sequence[float], zero_snr: boo
 
 
 def words(family: str, parameters: Sequence[float], zero_snr: bool = False) -> str:
-    """A schedule by its name, with the parameters that are not the default, as the user can pass
-    them on.
-    """
+    """The name of a schedule and the parameters that are not the default."""
     about = FAMILIES[family]
     text = family
     if tuple(parameters) != about.usual[0]:
@@ -151,9 +149,7 @@ Parameters = tuple[str, tuple[float, ...], bool]
 
 
 def usual(count: int) -> Iterator[Parameters]:
-    """The schedules that libraries use: those of 1,000 steps and, for other ``count``, with betas
-    in proportion.
-    """
+    """The schedules of the libraries, also with betas in proportion if ``count`` is not 1,000."""
     for name, family in FAMILIES.items():
         sizes = [1.0, 1000 / count] if family.of_betas and count != 1000 else [1.0]
         for parameters, size, zero_snr in itertools.product(family.usual, sizes, (False, True)):
@@ -169,18 +165,17 @@ def schedules(count: int) -> Iterator[tuple[str, Steps]]:
 def nearest(
     steps: Tensor, levels: Tensor, weights: Tensor, count: int
 ) -> Iterator[tuple[str, Steps]]:
-    """Schedules by how near they are to log(σ/α) = ``levels`` at ``steps`` k: some usual ones, then
-    some fitted ones.
+    """The schedules nearest to log(σ/α) = ``levels`` at ``steps`` k: some usual, then some fitted.
 
-    The distance is a sum of squares with ``weights``. Each family is fitted in its parameters.
+    The distance is a sum of squares with ``weights``. The fits are in the parameters of each
+    family.
     """
     k, target, scale = (values.double().cpu().numpy() for values in (steps, levels, weights.sqrt()))
 
     def off(*about: Any) -> np.ndarray:
         found = levels_of(about[0], count, *about[1:]).numpy()
-        if (
-            len(found) < 2 or not np.isfinite(found).all() or not (np.diff(found) > 0).all()
-        ):  # no schedule has these parameters
+        rises = bool(np.isfinite(found).all()) and bool((np.diff(found) > 0).all())
+        if len(found) < 2 or not rises:  # no schedule has these parameters
             return np.full(len(k), FAR) * scale
         return scale * (np.interp(k, np.arange(len(found)), found) - target)
 

@@ -1,4 +1,4 @@
-"""What a network says of itself: the base class of backbones and its defaults."""
+"""The base class of backbones, with its defaults."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,25 +11,24 @@ from indm.tensors import Batch, PerSample
 
 
 class Backbone(nn.Module):
-    """A network inside :class:`indm.ScoreModel`: write ``forward``, and override what differs.
+    """The base class of networks inside :class:`indm.ScoreModel`.
 
-    ``forward(z, level, c=None)`` returns a tensor of the shape of z (B, *event), the noisy latents;
-    ``level`` (B,) is log(σ/α), and c what is seen of conditions, of a network that takes them.
+    Write ``forward(z, level, c=None)``, which returns a tensor of the shape of z (B, *event), the
+    noisy latents. ``level`` (B,) is log(σ/α), and c is what the network sees of conditions.
 
     Attributes:
-        takes_condition: whether it is called with a condition, as forward(z, level, c).
+        takes_condition: whether it is called as forward(z, level, c).
         is_smooth: whether it varies slowly along the level, without ripples of an embedding.
             Likelihoods and samples then take fewer steps.
         has_kinks: whether its slope along the level jumps.
-        parameterization: the subclass of :class:`indm.ScoreModel` whose ``forward`` makes a score
-            of the output; None for :class:`indm.ScoreModel` itself, which adds the output to the
-            noise of N(0, I).
-        with_divergence: with_divergence(z, level), with c where there is one, returns the output
-            and its exact divergence in z, (B,); None where no closed form is known.
-        examine: examine(model, raw, …) compares the description of a network of another library
-            with data, see :func:`indm.check_denoiser`; None for others.
+        parameterization: the subclass of :class:`indm.ScoreModel` that makes a score of the output;
+            None for :class:`indm.ScoreModel` itself, which adds the noise of N(0, I).
+        with_divergence: with_divergence(z, level) or (z, level, c) returns the output and its exact
+            divergence in z, (B,); None if there is no closed form.
+        examine: examine(model, raw, …) checks the description of a network of another library, see
+            :func:`indm.check_denoiser`; None for others.
 
-    A plain ``nn.Module`` works, too. It has these defaults, whatever attributes it has.
+    A plain ``nn.Module`` works, too, and gets these defaults.
 
     Example: two layers that see z and the noise level.
 
@@ -53,24 +52,20 @@ class Backbone(nn.Module):
 
     @property
     def base(self) -> Any:
-        """The law of latents to whose exact score the network adds, by default N(0, I)."""
+        """The law of latents whose exact score the network adds to, by default N(0, I)."""
         return STANDARD
 
     def noise_parts(
         self, z: Batch, level: PerSample, c: Tensor | None = None
     ) -> tuple[Batch, Batch]:
-        """The output in two parts: the noise that :attr:`base` has and N(0, I) has not, and what
-        the network adds.
-        """
+        """The output in two parts: the noise of :attr:`base` beyond that of N(0, I), and the rest."""
         output = self(z, level) if c is None else self(z, level, c)
         return torch.zeros_like(output), output
 
 
-PLAIN = Backbone()  # what a network of another class says: the defaults
+PLAIN = Backbone()  # the defaults, for networks of other classes
 
 
 def declared(network: Any) -> Backbone:
-    """The network whose attributes describe ``network``: itself, or the defaults for a module of
-    another class.
-    """
+    """``network`` if it is a :class:`Backbone`, else the defaults."""
     return network if isinstance(network, Backbone) else PLAIN

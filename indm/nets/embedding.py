@@ -14,15 +14,13 @@ LONGEST_PERIOD = 32.0
 
 
 class LevelEmbedding(nn.Module):
-    r"""Sinusoidal features of the log noise level :math:`\log(\sigma/\alpha)`, then a two-layer
-    MLP.
+    r"""Sinusoidal features of the log noise level log(σ/α), then a two-layer MLP.
 
-    The periods of the ``frequencies`` go down geometrically from 32, more than twice the range [−8,
-    6] of the level, to ``shortest``. Shorter periods make the network less smooth in the level, so
+    The periods of the ``frequencies`` fall geometrically from 32, more than twice the range [−8, 6]
+    of the level, to ``shortest``. Shorter periods make the network less smooth in the level, so
     that its ODE needs more steps.
 
-    Source: the sinusoidal embedding of Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, of
-    another variable.
+    Source: the sinusoidal embedding of Vaswani et al. 2017, https://arxiv.org/abs/1706.03762.
     """
 
     def __init__(self, width: int, frequencies: int = 32, shortest: float = 1.0):
@@ -46,17 +44,13 @@ class LevelEmbedding(nn.Module):
 
 
 def with_waves(z: Tensor, frequencies: Sequence[float]) -> Tensor:
-    """z (B, C, …) and sin(πkz), cos(πkz) for each of ``frequencies``, (B, C (1 + 2 · frequencies),
-    …).
-    """
+    """z (B, C, …) with sin(πkz) and cos(πkz) for each k of ``frequencies`` as further channels."""
     angles = [math.pi * k * z for k in frequencies]
     return torch.cat([z, *(wave for angle in angles for wave in (angle.sin(), angle.cos()))], 1)
 
 
 class ConditionEmbedding(nn.Module):
-    """A vector made of c (B, *seen_shape) by ``blocks`` residual blocks, added to the level's
-    embedding: 0 at first.
-    """
+    """The embedding of c (B, *seen_shape), by ``blocks`` residual blocks; it starts at 0."""
 
     def __init__(
         self, seen_shape: tuple[int, ...], width: int, blocks: int = 0, dropout: float = 0.0
@@ -90,11 +84,11 @@ class EmbeddingBlock(nn.Module):
 
 
 class ConditionOfImages(nn.Module):
-    """The input of c to a network of images: a vector joins the level's embedding, an image the
-    first convolution.
+    """The input of c to a network of images.
 
-    ``width`` is the size of the embedding; ``channels`` is the number of the convolution's outputs,
-    one place of which is a square of ``patch`` pixels a side (1: a convolution of 3×3).
+    A vector is added to the level's embedding, of ``width`` numbers. An image is added to the first
+    features, of ``channels`` channels, by a 3×3 convolution, or for ``patch`` above 1 by one of
+    squares of that side.
     """
 
     def __init__(self, seen_shape: tuple[int, ...], width: int, channels: int, patch: int = 1):
@@ -114,9 +108,7 @@ class ConditionOfImages(nn.Module):
         embedding: Float[Tensor, "batch features"],
         h: Float[Tensor, "batch channels rows columns"],
     ) -> tuple[Tensor, Tensor]:
-        """The embedding, and the features after the first convolution (which may be padded), with c
-        in them.
-        """
+        """The embedding and the first features, which may be padded, with c."""
         if not self.is_image:
             return embedding + self.layer(c), h
         padding = (0, self.patch * h.shape[3] - c.shape[3], 0, self.patch * h.shape[2] - c.shape[2])
@@ -124,9 +116,7 @@ class ConditionOfImages(nn.Module):
 
 
 def seen(network: nn.Module, c: Tensor | None, z: Tensor) -> Tensor | None:
-    """The condition that ``network`` sees: ``c``, or zeros where c is hidden; None without a
-    condition.
-    """
+    """The condition that ``network`` sees: ``c``, zeros if it is hidden, None without a condition."""
     shape = tuple(network.condition)
     if not shape and c is None:
         return None

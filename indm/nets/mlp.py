@@ -13,9 +13,7 @@ from indm.tensors import Batch, PerSample, zeroed
 
 
 class MLPBlock(nn.Module):
-    """h ↦ h + W₂ silu((1 + a) · W₁ norm(h) + b), with a and b linear in the level's embedding
-    (FiLM).
-    """
+    """h ↦ h + W₂ silu((1 + a) · W₁ norm(h) + b) with a and b linear in the embedding (FiLM)."""
 
     def __init__(self, width: int, dropout: float = 0.0):
         super().__init__()
@@ -35,21 +33,18 @@ class MLPBlock(nn.Module):
 
 
 class MLP(Backbone):
-    """Residual MLP (z, level) → an output of z's shape; it flattens the event, and starts at zero
-    output.
+    """A residual MLP, (z, level) → an output of z's shape, which is zero before training.
 
     Args:
         shape: the event shape, any number of axes.
         width: hidden width, also of the noise level's embedding.
         depth: number of residual blocks.
         fourier: the first layer also sees sin(ωz) and cos(ωz) of every entry for ω = 2ᵏπ/2, k <
-            ``fourier``, as a plain MLP is slow to learn sharp edges.
-        condition: shape of what it sees of a condition,
-            :attr:`indm.conditions.Condition.seen_shape`; () for none. It is in the embedding and,
-            beside z, in the first layer.
-        condition_blocks: of the embedding of a condition, see
-            :class:`indm.nets.embedding.ConditionEmbedding`; None for a condition in the first layer
-            alone.
+            ``fourier``, because a plain MLP is slow to learn sharp edges.
+        condition: :attr:`indm.conditions.Condition.seen_shape` of its condition; () for none. It is
+            in the embedding and in the first layer.
+        condition_blocks: of :class:`indm.nets.embedding.ConditionEmbedding`; None for a condition
+            in the first layer alone.
         dropout: share of the hidden units of blocks that are dropped in training.
 
     Example: it starts at zero, for events of any shape.
@@ -92,17 +87,13 @@ class MLP(Backbone):
             self.condition_input = nn.Linear(math.prod(self.condition), width, bias=False)
 
     def features(self, z: Batch) -> Float[Tensor, "batch features"]:
-        """The entries of z, then their sines and cosines at every frequency: (B, d (1 + 2 ·
-        fourier)).
-        """
+        """The entries of z, and their sines and cosines, (B, d (1 + 2 · fourier))."""
         z = z.flatten(1)
         phase = (z[:, None] * self.omega[:, None]).flatten(1)
         return torch.cat((z, phase.sin(), phase.cos()), dim=1)
 
     def forward(self, z: Batch, level: PerSample, c: Tensor | None = None) -> Batch:
-        """The output for inputs ``z`` at log noise levels ``level`` = log(σ/α), (B,), and
-        conditions ``c``.
-        """
+        """The output for inputs ``z`` at levels log(σ/α), (B,), and conditions ``c``."""
         embedding, h = self.embedding(level), self.input(self.features(z))
         if (c := seen(self, c, z)) is not None:
             h = h + self.condition_input(c.flatten(1))
@@ -114,13 +105,12 @@ class MLP(Backbone):
 
 
 class Zero(Backbone):
-    """(z, level) → 0: with :class:`~indm.score.ScoreModel` the exact score of latents distributed
-    as N(0, I).
+    """The network (z, level) → 0, which gives the exact score of latents N(0, I).
 
-    It makes an INDM a plain normalizing flow, whose NELBO is −log N(h(x); 0, I) − log|det ∂h/∂x|,
-    but for ε and T.
+    With it an INDM is a plain normalizing flow, whose NELBO is −log N(h(x); 0, I) − log|det ∂h/∂x|,
+    up to ε and T.
 
-    Example: behind it the bound of a model is the likelihood of its flow, here of z = 2x.
+    Example: the likelihood of a model is that of its flow, here of z = 2x.
 
         >>> import indm
         >>> model = indm.build_model({"flow": {"name": "actnorm", "channels": 2}, "sde": "vp", "net": "zero"}, (2,))

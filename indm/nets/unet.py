@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.checks import require
+from indm.checks import check_counts
 from indm.nets.base import Backbone
 from indm.nets.embedding import ConditionOfImages, LevelEmbedding, seen, with_waves
 from indm.tensors import PerSample, zeroed
@@ -21,8 +21,10 @@ def attend(
     key: Float[Tensor, "batch heads tokens features"],
     value: Float[Tensor, "batch heads tokens features"],
 ) -> Float[Tensor, "batch heads tokens features"]:
-    """softmax(query keyᵀ/√features) value; written out for few tokens in bfloat16 on CPUs, where
-    the fused one is slow.
+    """softmax(query keyᵀ/√features) value.
+
+    PyTorch's fused kernel is slow for few tokens in bfloat16 on CPUs. The formula is written out
+    for them.
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or query.shape[2] > FEW_TOKENS:
         return F.scaled_dot_product_attention(query, key, value)
@@ -35,16 +37,15 @@ SMALLEST_SIDE = 8
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with the most groups, at most 32, that divide ``channels`` and hold 4 channels or
-    more each.
-    """
+    """GroupNorm with as many groups as divide ``channels``, at most 32, of at least 4 channels."""
     groups = max(g for g in range(1, 33) if channels % g == 0 and (g == 1 or channels >= 4 * g))
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
-    """Residual block (shortcut(r(h)) + conv(silu(norm(conv(r(silu(norm(h)))) + level)))) · scale; r
-    may resample.
+    """The residual block (shortcut(r(h)) + conv(silu(norm(conv(r(silu(norm(h)))) + level)))) · scale.
+
+    ``resample`` is r, the identity if None.
     """
 
     def __init__(
@@ -81,8 +82,9 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over the pixels of one image, one head: (h + project(attend(norm(h)))) ·
-    scale.
+    """Self-attention over the pixels of an image, with one head.
+
+    It computes (h + project(attend(norm(h)))) · scale.
     """
 
     def __init__(self, channels: int, scale: float = SKIP_SCALE):
@@ -111,9 +113,20 @@ class Stage(nn.Module):
         return self.attention(self.residual(h, embedding))
 
 
+def inputs_down(channels: int, widths: Sequence[int], blocks: int) -> list[list[int]]:
+    """The input channels of each block on the way down, by level."""
+    before = [channels, *widths[:-1]]
+    return [[b] + [w] * (blocks - 1) for b, w in zip(before, widths, strict=True)]
+
+
+def inputs_up(widths: Sequence[int], blocks: int) -> list[list[int]]:
+    """The input channels of each block on the way up, by level, with one skip connection each."""
+    below = [*widths[1:], widths[-1]]
+    return [[b + w] + [2 * w] * (blocks - 1) for b, w in zip(below, widths, strict=True)]
+
+
 class UNet(Backbone):
-    """U-Net (z, level) → an output of z's shape for images; its output convolution, and so its
-    output, starts at zero.
+    """A U-Net for images, (z, level) → an output of z's shape, which is zero before training.
 
     Each level halves the side by average pooling. Images whose sides do not halve evenly are padded
     with zeros at the bottom and the right. Activations have the memory format of the weights:
@@ -127,24 +140,20 @@ class UNet(Backbone):
         multipliers: for each level, its feature channels as a multiple of ``channels``.
         blocks: residual blocks of a level, on each way.
         attention: feature-map heights, after padding, whose blocks are followed by self-attention.
-            The middle,
-            at the lowest resolution, always has one.
+            The middle, at the lowest resolution, always has one.
         dropout: probability of dropping a feature inside the residual blocks, in training.
-        fourier: frequencies k of sin(πkz) and cos(πkz), which the input gets beside z: for L grey
-            levels in [−1, 1] choose L/2 and L, as in "Variational Diffusion Models",
+        fourier: frequencies k of sin(πkz) and cos(πkz), further inputs. For L grey levels in
+            [−1, 1] choose L/2 and L, as in "Variational Diffusion Models",
             https://arxiv.org/abs/2107.00630.
-        condition: shape of what it sees of a condition,
-            :attr:`indm.conditions.Condition.seen_shape`; () for none.
+        condition: :attr:`indm.conditions.Condition.seen_shape` of its condition; () for none.
 
     Raises:
-        ValueError: ``shape`` is not an image with sides of at least 8, or there is no level or no
-            block.
+        ValueError: ``shape`` is not an image with sides of at least 8, or there is no block.
 
-    Source: DDPM++ of Song et al. 2021, https://arxiv.org/abs/2011.13456, with one skip per block
-    and resampling without weights between the blocks.
+    Source: DDPM++ of Song et al. 2021, https://arxiv.org/abs/2011.13456. Here each block has one
+    skip connection, and resampling between blocks has no weights.
 
-    Example: sides that do not halve evenly are padded; the output has the shape of z and starts at
-    zero.
+    Example: sides that do not halve evenly are padded.
 
         >>> net = UNet((3, 10, 9), channels=8)
         >>> output = net(torch.randn(2, 3, 10, 9), torch.zeros(2))
@@ -166,57 +175,50 @@ class UNet(Backbone):
         condition: tuple[int, ...] = (),
     ):
         super().__init__()
-        self.shape, self.multipliers, self.attention = (
-            tuple(shape),
-            tuple(multipliers),
-            tuple(attention),
-        )
-        self.channels, self.blocks, self.dropout, self.fourier = (
-            channels,
-            blocks,
-            dropout,
-            tuple(fourier),
-        )
+        self.shape, self.multipliers = tuple(shape), tuple(multipliers)
+        self.channels, self.blocks, self.dropout = channels, blocks, dropout
+        self.attention, self.fourier = tuple(attention), tuple(fourier)
+        self.condition, self.takes_condition = tuple(condition), bool(condition)
+        self._check()
+        widths = [channels * m for m in self.multipliers]
+        embedding = 4 * channels
+
+        def stages(k: int, inputs: Sequence[int], attentions: Sequence[bool]) -> nn.ModuleList:
+            pairs = zip(inputs, attentions, strict=True)
+            return nn.ModuleList(Stage(i, widths[k], embedding, dropout, a) for i, a in pairs)
+
+        attends = [[height in self.attention] * blocks for height in self.heights]
+        down, up = inputs_down(channels, widths, blocks), inputs_up(widths, blocks)
+        self.embedding = LevelEmbedding(embedding)
+        self.stem = nn.Conv2d(self.shape[0] * (1 + 2 * len(self.fourier)), channels, 3, padding=1)
+        self.encoder = nn.ModuleList(map(stages, range(len(widths)), down, attends))
+        # registered before the middle, which is drawn first: weights of a seed depend on the order
+        self.decoder = nn.ModuleList()
+        self.middle = stages(-1, [widths[-1]] * 2, [True, False])
+        for k in reversed(range(len(widths))):
+            self.decoder.append(stages(k, up[k], attends[k]))
+        self.norm = group_norm(widths[0])
+        self.output = zeroed(nn.Conv2d(widths[0], self.shape[0], 3, padding=1))
+        if self.condition:
+            self.condition_input = ConditionOfImages(self.condition, embedding, channels)
+
+    def _check(self) -> None:
+        """ValueError for a shape that is no image, or for no block."""
+        check_counts(blocks=self.blocks)
         if len(self.shape) != 3 or min(self.shape[1:]) < SMALLEST_SIDE:
             sides = f"(channels, height, width) with height and width at least {SMALLEST_SIDE}"
             raise ValueError(f"shape must be {sides}, got {self.shape}; the MLP takes vectors")
-        require(
-            len(self.multipliers) > 0,
-            "multipliers",
-            multipliers,
-            "one or more, one for each resolution",
-        )
-        require(blocks >= 1, "blocks", blocks, "at least 1")
-        resolutions = len(self.multipliers)
-        self.multiple = 2 ** (resolutions - 1)
-        widths = [channels * m for m in self.multipliers]
-        height = -(-self.shape[1] // self.multiple) * self.multiple
-        attends = [height // 2**k in self.attention for k in range(resolutions)]
-        embedding = 4 * channels
 
-        def stage(inputs: int, k: int, attention: bool) -> Stage:
-            return Stage(inputs, widths[k], embedding, dropout, attention)
+    @property
+    def multiple(self) -> int:
+        """The number that divides the sides of padded images."""
+        return 2 ** (len(self.multipliers) - 1)
 
-        self.embedding = LevelEmbedding(embedding)
-        self.stem = nn.Conv2d(self.shape[0] * (1 + 2 * len(self.fourier)), channels, 3, padding=1)
-        self.encoder, self.decoder = nn.ModuleList(), nn.ModuleList()
-        width = channels
-        for k in range(resolutions):
-            inputs = [width] + [widths[k]] * (blocks - 1)
-            self.encoder.append(nn.ModuleList(stage(i, k, attends[k]) for i in inputs))
-            width = widths[k]
-        self.middle = nn.ModuleList(
-            [stage(width, resolutions - 1, True), stage(width, resolutions - 1, False)]
-        )
-        for k in reversed(range(resolutions)):
-            inputs = [width + widths[k]] + [2 * widths[k]] * (blocks - 1)
-            self.decoder.append(nn.ModuleList(stage(i, k, attends[k]) for i in inputs))
-            width = widths[k]
-        self.norm = group_norm(width)
-        self.output = zeroed(nn.Conv2d(width, self.shape[0], 3, padding=1))
-        self.condition, self.takes_condition = tuple(condition), bool(condition)
-        if self.condition:
-            self.condition_input = ConditionOfImages(self.condition, embedding, channels)
+    @property
+    def heights(self) -> list[int]:
+        """The height of the feature maps of each level, from the finest."""
+        padded = -(-self.shape[1] // self.multiple) * self.multiple
+        return [padded // 2**k for k in range(len(self.multipliers))]
 
     def forward(
         self,
@@ -224,16 +226,14 @@ class UNet(Backbone):
         level: PerSample,
         c: Tensor | None = None,
     ) -> Float[Tensor, "batch channels height width"]:
-        """The output for images ``z`` at log noise levels ``level`` = log(σ/α), (B,), and
-        conditions ``c``.
-        """
+        """The output for images ``z`` at levels log(σ/α), (B,), and conditions ``c``."""
         height, width = z.shape[2:]
         embedding = self.embedding(level)
         z = with_waves(z, self.fourier)
-        h = self.stem(
-            F.pad(z, (0, -width % self.multiple, 0, -height % self.multiple)).contiguous()
-        )
-        if (c := seen(self, c, z)) is not None:
+        padding = (0, -width % self.multiple, 0, -height % self.multiple)
+        h = self.stem(F.pad(z, padding).contiguous())
+        c = seen(self, c, z)
+        if c is not None:
             embedding, h = self.condition_input(c, embedding, h)
         skips = []
         for i, stages in enumerate(self.encoder):

@@ -1,8 +1,8 @@
-"""The flow and the score networks of the paper's code, and released checkpoints as run folders.
+"""The flow and the score networks of the paper's code, and its released checkpoints.
 
-:class:`NCSNpp` is DDPM++ and NCSN++, with its score, :class:`PublishedScore`;
-:class:`ConditionalResidualFlow` is the flow of the paper's code; :mod:`indm.published.checkpoint`
-reads what was released. The rest of the package does without this room.
+:class:`NCSNpp` is DDPM++ and NCSN++, with its score, :class:`PublishedScore`.
+:class:`ConditionalResidualFlow` is the flow of the paper's code. :mod:`indm.published.checkpoint`
+reads the released files.
 """
 
 from indm.published.conditional import ConditionalResidualFlow as ConditionalResidualFlow

@@ -1,10 +1,10 @@
-r"""The conditional residual flow: a residual flow for each value of a global code u of the image.
+r"""The conditional residual flow: a residual flow h_u for each value of a code u of the image.
 
 .. math:: \log p(x) \ge E_{u \sim q(u|x)}\big[\log p_z(h_u(x)) + \log|\det \partial h_u/\partial x|\big]
           - \mathrm{KL}\big(q(u|x)\,\|\,p(u)\big)
 
-The code is the latent of a variational autoencoder around the flow: what all pixels have in common.
-q(u|x) is a Gaussian from a small residual network; p(u) is a coupling flow of N(0, I).
+The code is the latent of a variational autoencoder around the flow. q(u|x) is a Gaussian from a
+small residual network; p(u) is a coupling flow of N(0, I).
 
 Sources: Ma et al. 2020, "Decoupling Global and Local Representations via Invertible Generative
 Flows", https://arxiv.org/abs/2004.11820 (code, encoder, prior); Kim et al. 2022 (the residual
@@ -15,7 +15,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -23,15 +23,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm import tensors
-from indm.checks import check_counts, check_name, require
-from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow
+from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Mapped
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import (
     ActivationName,
     Norm,
     ResidualBlock,
     Weights,
-    check_block,
+    check_coeff,
     checked_norm,
     residual_chain,
 )
@@ -39,6 +38,7 @@ from indm.tensors import Batch, PerSample, full_precision, zeroed
 
 Codes = Float[Tensor, "batch code"]
 
+EncoderActivation = Literal["elu", "relu", "leaky_relu"]
 ENCODER_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "elu": nn.ELU,
     "relu": nn.ReLU,
@@ -47,12 +47,10 @@ ENCODER_ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class ConditionalBlock(ResidualBlock):
-    """A residual block for each code, which :meth:`at` gives: the middle map acts on its input + A
-    u + a.
+    """A residual block x ↦ x + W₃ φ W₂ (φ W₁ (φ) x + A u + a) for each code u, see :meth:`at`.
 
-    x ↦ x + W₃ φ W₂ (φ W₁ (φ) x + A u + a). The middle map is 1×1, so a constant at its input is one
-    at its output: u changes the bias W₂(A u + a) + b₂ of each sample, and neither the Lipschitz
-    constant nor the cost.
+    The middle map is 1×1, so u only changes its bias W₂(A u + a) + b₂. The Lipschitz constant and
+    the cost stay the same.
     """
 
     u: Tensor  # the codes of a block that :meth:`at` gave
@@ -62,9 +60,7 @@ class ConditionalBlock(ResidualBlock):
         self.code = nn.Linear(code_dim, width)
 
     def at(self, code: Tensor) -> ResidualBlock:
-        """The block at ``code`` (B, K), or (1, K) for all samples: an ordinary flow with the same
-        parameters.
-        """
+        """The flow at ``code`` (B, K), or (1, K) for all samples; it shares the parameters."""
         block = copy.copy(self)
         block.u = code
         return block
@@ -88,9 +84,7 @@ class AtCodes(Compose):
 
 
 class EncoderBlock(nn.Module):
-    """Two 3×3 convolutions with batch norm around a shortcut; a 1×1 convolution where the shape
-    changes.
-    """
+    """Two 3×3 convolutions with batch norm, and a shortcut, 1×1 if the shape changes."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, activation: str):
         super().__init__()
@@ -109,12 +103,11 @@ class EncoderBlock(nn.Module):
 
 
 class CodeEncoder(nn.Module):
-    """x → mean and log-variance of q(u|x), each (B, K). Both are 0 at first: the standard normal
-    for every x.
+    """x → mean and log-variance of q(u|x), each (B, K); both start at 0.
 
     Each of ``planes`` is a level of two :class:`EncoderBlock`, the second of which halves the
-    sides; ``channels`` is the depth of the feature map that is flattened at the end. Vectors (D,)
-    are images of one pixel.
+    sides. The feature map at the end has ``channels`` channels. Vectors (D,) are images of one
+    pixel.
     """
 
     def __init__(
@@ -144,17 +137,13 @@ class CodeEncoder(nn.Module):
 
 
 class Interleaved(ExactFlow):
-    """A flow of the reordered entries, those at even places before those at odd places; it restores
-    their order.
-    """
+    """A flow of the entries at even places, followed by those at odd places; it restores the order."""
 
     def __init__(self, flow: ExactFlow):
         super().__init__()
         self.flow = flow
 
-    def forward(
-        self, x: Batch, *, generator: torch.Generator | None = None
-    ) -> tuple[Batch, PerSample]:
+    def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:
         z, log_det = self.flow(torch.cat([x[:, 0::2], x[:, 1::2]], dim=1), generator=generator)
         return self._back(z), log_det
 
@@ -166,8 +155,9 @@ class Interleaved(ExactFlow):
 
 
 class SigmoidAffine:
-    """y ↦ y s + b, s = sigmoid(a + 2) + 0.001: raw parameters (a, b) of each entry; at 0, s is
-    ``start``.
+    """y ↦ y s + b with s = sigmoid(a + 2) + 0.001 and raw parameters (a, b) of each entry.
+
+    At raw parameters 0, s is ``start``.
     """
 
     size = 2
@@ -186,10 +176,10 @@ class SigmoidAffine:
 
 
 class CodePrior(Compose):
-    """u → e ~ N(0, I), the flow whose density at u is p(u); p(u) starts as N(0, I).
+    """The flow u → e ~ N(0, I) whose density at u is p(u); p(u) starts as N(0, I).
 
-    A step is ActNorm, a linear map, two couplings that transform one half by the other in turn,
-    ActNorm, and two more couplings between the entries at even and at odd places.
+    A step has an ActNorm, a linear map, two couplings in turn between the halves, an ActNorm, and
+    two couplings in turn between the entries at even and at odd places.
     """
 
     def __init__(self, code_dim: int, steps: int, width: int, activation: str):
@@ -229,14 +219,13 @@ class CodePrior(Compose):
 
 
 class ConditionalResidualFlow(Flow):
-    """A residual flow h_u for each code u, with q(u|x) and p(u): z = h_u(x) and a bound in place of
-    log|det|.
+    """The flow of the paper's code: residual flows h_u with a code u, which gives a lower bound.
 
-    ``flow(x, code)`` is h_u and its own log|det|, and ``flow.inverse(z, code=code)`` undoes it.
-    ``flow(x)`` draws u ~ q(u|x) and returns log|det| − log q(u|x) + log p(u) in place of log|det|:
-    with it every log-likelihood of a model becomes a draw of a lower bound. ``flow.inverse(z)``
-    draws u ~ p(u) from PyTorch's own generator,
-    as sampling does. ``flow.at(code)`` is h_u for one u, an ordinary flow.
+    ``flow(x, code)`` is h_u with its log|det|, and ``flow.inverse(z, code=code)`` inverts it.
+    ``flow(x)`` draws u ~ q(u|x) and returns log|det| − log q(u|x) + log p(u) in place of log|det|,
+    so that every log-likelihood of a model is a draw of a lower bound. ``flow.inverse(z)`` draws
+    u ~ p(u) from the global random state, for samples. ``flow.at(code)`` is h_u for one u, an
+    ordinary flow.
 
     Args:
         shape: event shape, (C, H, W) or (D,).
@@ -244,14 +233,14 @@ class ConditionalResidualFlow(Flow):
             :class:`~indm.flows.ResidualFlow`.
         code_dim: entries K of the code, an even number.
         encoder_planes, encoder_channels, encoder_activation: of q(u|x), see :class:`CodeEncoder`.
-            With ``squeeze`` it takes the squeezed image.
+            With ``squeeze`` it sees the squeezed image.
         prior_steps, prior_width, prior_activation: of p(u), see :class:`CodePrior`.
 
     It starts at the identity, where the bound is exact. The published CIFAR-10 flow is
     ``blocks=(16, 16), width=512, encoder_planes=(48, 96, 96), prior_width=256``. In training mode
     batch norm makes q(u|x) depend on the whole batch.
 
-    Example: at a code it is one map with an inverse; without one it is another map in every call.
+    Example: with a code it is one map with an inverse; without one, each call is another map.
 
         >>> flow = ConditionalResidualFlow((3,), blocks=(2,), width=8, coeff=0.9, code_dim=2).eval()
         >>> for parameter in flow.chain.parameters():
@@ -278,32 +267,23 @@ class ConditionalResidualFlow(Flow):
         code_dim: int = 64,
         encoder_planes: tuple[int, ...] = (16, 32),
         encoder_channels: int = 8,
-        encoder_activation: str = "elu",
+        encoder_activation: EncoderActivation = "elu",
         prior_steps: int = 2,
         prior_width: int = 64,
-        prior_activation: str = "elu",
+        prior_activation: EncoderActivation = "elu",
     ):
         super().__init__()
-        shape = tuple(shape)
-        blocks = tuple(blocks)
-        norm = checked_norm(norm)
-        encoder_planes = tuple(encoder_planes)
-        check_block(width, coeff)
-        _check_codes(code_dim, encoder_planes, encoder_activation, prior_activation)
-        check_counts(
-            encoder_channels=encoder_channels, prior_steps=prior_steps, prior_width=prior_width
-        )
-
-        self.shape = shape
-        self.blocks = blocks
+        check_coeff(coeff)
+        self.shape = tuple(shape)
+        self.blocks = tuple(blocks)
         self.width = width
-        self.norm = norm
+        self.norm = checked_norm(norm)
         self.coeff = coeff
         self.activation = activation
         self.squeeze = squeeze
         self.actnorm = actnorm
         self.code_dim = code_dim
-        self.encoder_planes = encoder_planes
+        self.encoder_planes = tuple(encoder_planes)
         self.encoder_channels = encoder_channels
         self.encoder_activation = encoder_activation
         self.prior_activation = prior_activation
@@ -361,33 +341,27 @@ class ConditionalResidualFlow(Flow):
         return self.prior.code_of(noise)
 
     def kl(self, x: Batch, code: Tensor) -> PerSample:
-        """log q(u|x) − log p(u) at ``code`` (B, K), nats: for u ~ q(u|x) an unbiased draw of
-        KL(q(u|x) ‖ p(u)).
+        """log q(u|x) − log p(u) at ``code`` (B, K), nats.
+
+        For u ~ q(u|x) it is an unbiased draw of KL(q(u|x) ‖ p(u)).
         """
         mean, log_variance = self.posterior(x)
-        return _normal_log_prob(
-            (code - mean) * (-0.5 * log_variance).exp(), log_variance
-        ) - self.prior.log_prob(code)
+        noise = (code - mean) * (-0.5 * log_variance).exp()
+        return _normal_log_prob(noise, log_variance) - self.prior.log_prob(code)
 
     def at(self, code: Float[Tensor, " code"]) -> Compose:
-        """h_u for one code u (K,): a flow with its own log|det|, where one fixed map is needed.
-
-        It shares the parameters of this flow's blocks.
-        """
-        if code.shape != (self.code_dim,):
-            raise ValueError(
-                f"code must be one code of shape ({self.code_dim},), got {tuple(code.shape)}"
-            )
+        """h_u for one code u (K,), a flow with a log|det|; it shares the parameters of this flow."""
         return self._at(code[None].detach().clone())
 
     def forward(
         self, x: Batch, code: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> tuple[Batch, PerSample]:
-        """z = h_u(x) and log|det ∂z/∂x| at ``code`` (B, K); without one, that − kl at a code drawn
-        from q(u|x).
+        """z = h_u(x) and log|det ∂z/∂x| at ``code`` (B, K).
+
+        Without a code, u is drawn from q(u|x) and :meth:`kl` is subtracted.
         """
         if code is not None:
-            return self._at(self._checked(code, x))(x, generator=generator)
+            return self._at(code)(x, generator=generator)
         code, kl = self._draw(x, generator)
         z, log_det = self._at(code)(x, generator=generator)
         return z, log_det - kl
@@ -395,7 +369,7 @@ class ConditionalResidualFlow(Flow):
     def latent(
         self, x: Tensor, code: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> Tensor:
-        code = self._draw(x, generator)[0] if code is None else self._checked(code, x)
+        code = self._draw(x, generator)[0] if code is None else code
         return self._at(code).latent(x)
 
     def inverse(self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None) -> Tensor:
@@ -408,7 +382,7 @@ class ConditionalResidualFlow(Flow):
         return self._at(self._code_of(z, code)).solve_inverse(z, tol=tol)
 
     def _code_of(self, z: Tensor, code: Tensor | None) -> Tensor:
-        return self.sample_code(len(z)).to(z) if code is None else self._checked(code, z).detach()
+        return self.sample_code(len(z)).to(z) if code is None else code.detach()
 
     def _at(self, code: Tensor) -> Compose:
         parts: Iterable[Any] = self.chain
@@ -416,30 +390,12 @@ class ConditionalResidualFlow(Flow):
             [part.at(code) if isinstance(part, ConditionalBlock) else part for part in parts]
         )
 
-    def _checked(self, code: Tensor, x: Tensor) -> Tensor:
-        if code.shape != (len(x), self.code_dim):
-            wanted = f"{(len(x), self.code_dim)}, one row for each sample"
-            raise ValueError(f"code must have shape {wanted}, got {tuple(code.shape)}")
-        return code
-
     def _draw(self, x: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
         """u ~ q(u|x) and log q(u|x) − log p(u)."""
         mean, log_variance = self.posterior(x)
         noise = tensors.randn_like(mean, generator)
         code = mean + (0.5 * log_variance).exp() * noise
         return code, _normal_log_prob(noise, log_variance) - self.prior.log_prob(code)
-
-
-def _check_codes(
-    code_dim: int, planes: tuple[int, ...], encoder_activation: str, prior_activation: str
-) -> None:
-    """ValueError naming an argument of the codes that is out of range."""
-    is_even = code_dim >= 2 and code_dim % 2 == 0
-    require(is_even, "code_dim", code_dim, "an even number of at least 2")
-    fits = min(planes, default=0) >= 1
-    require(fits, "encoder_planes", planes, "the channels of each resolution")
-    check_name(encoder_activation, ENCODER_ACTIVATIONS, "activation", "encoder_activation")
-    check_name(prior_activation, ENCODER_ACTIVATIONS, "activation", "prior_activation")
 
 
 def _normal_log_prob(noise: Tensor, log_variance: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""Weights of released flows: the plain residual flow and the conditional one. What does not match
-is listed.
-"""
+"""Weights of released flows: the plain residual flow and the conditional one."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -43,10 +41,8 @@ def flow_from_state(
     prefix = "generator.flow." if is_conditional else ""
     groups = len(chains(reader, prefix))
     if groups > 2:
-        raise ValueError(
-            f"state must hold one or two groups of blocks, got {groups}: of more, the original puts the entries of z "
-            "into another order than their places in the image"
-        )
+        wanted = "one or two groups of blocks"
+        raise ValueError(f"state must hold {wanted}, got {groups}: more would reorder the latent")
     uninitialized = [
         key
         for key, value in reader.state.items()
@@ -70,13 +66,12 @@ def chains(reader: Reader, prefix: str) -> list[str]:
 
 
 def read_chain(reader: Reader, prefix: str, flows: Iterable[nn.Module]) -> None:
-    """Copy blocks and ActNorms, in the order in which data pass them."""
+    """Copy blocks and ActNorms, from the data to the latent."""
     sources = [f"{chain}{j}" for chain in chains(reader, prefix) for j in reader.indices(chain)]
     targets = [flow for flow in flows if isinstance(flow, ResidualBlock | ActNorm)]
     if len(sources) != len(targets):
-        reader.problems.append(
-            f"{prefix}transforms has {len(sources)} layers where {len(targets)} are needed"
-        )
+        found = f"{prefix}transforms has {len(sources)} layers"
+        reader.problems.append(f"{found} where {len(targets)} are needed")
     for source, target in zip(sources, targets, strict=False):
         if isinstance(target, ResidualBlock):
             read_block(reader, source, target)
@@ -95,9 +90,7 @@ def read_actnorm(reader: Reader, source: str, target: ActNorm) -> None:
 
 
 def read_block(reader: Reader, source: str, target: ResidualBlock) -> None:
-    """Copy activations and maps, which alternate; a block that is not pre-activated begins with a
-    map.
-    """
+    """Copy activations and maps, which alternate; the first is a map unless it is pre-activated."""
     for i, linear in enumerate(target.maps):
         place = f"{source}.nnet.{2 * i + target.preactivate}"
         reader.copy_layer(place, linear)

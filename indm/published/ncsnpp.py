@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.checks import check_counts, check_name, require
+from indm.checks import check_counts, check_name
 from indm.nets.base import Backbone
 from indm.nets.embedding import ConditionOfImages, seen
 from indm.nets.unet import SKIP_SCALE, Attention, ResBlock, group_norm
@@ -25,25 +25,27 @@ CAUTIOUS_GAIN = math.sqrt(0.1)  # gain of the 1×1 maps that start small in the 
 
 
 class PublishedScore(ScoreModel):
-    r"""The score as Song et al. publish it: −backbone(z_t, 999 t)/σ_t under VP and sub-VP,
-    backbone(z_t, σ_t) under VE.
+    r"""The score as Song et al. publish it.
+
+    It is −backbone(z_t, 999 t)/σ_t under VP and sub-VP, and backbone(z_t, σ_t) under VE.
 
     Args:
-        backbone: :class:`~indm.NCSNpp`, or another with forward(z (B, *event), level (B,)) → (B,
+        backbone: :class:`~indm.NCSNpp`, or another network (z (B, *event), level (B,)) → (B,
             *event).
-        sde: VP, sub-VP or VE, kept as ``.sde``.
+        sde: VP, sub-VP or VE, kept as ``.sde``. Its ε must leave noise in single precision; 1e-5 is
+            usual.
 
-    The published σ_t of VP and sub-VP comes from 1 − e^{−B} by subtraction, which in single
-    precision is 0.6 % off at t = 1e-5 under β = 0.1 … 20. The networks were trained and evaluated
-    with it, so :meth:`published_sigma` repeats it.
+    The published σ_t of VP and sub-VP is the root of 1 − e^{−B}, whose subtraction is 0.6 % off in
+    single precision at t = 1e-5 under β = 0.1 … 20. The networks were trained and evaluated with
+    it, so :meth:`published_sigma` repeats it.
 
     Raises:
-        ValueError: another SDE, or one whose ε is so small that the published σ_ε is 0.
+        ValueError: another SDE.
 
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs",
     https://arxiv.org/abs/2011.13456.
 
-    Example: a backbone that gives the level that it sees, 999 t under VP.
+    Example: a backbone that returns its level, 999 t under VP.
 
         >>> class Level(nn.Module):
         ...     def forward(self, z, level):
@@ -59,11 +61,6 @@ class PublishedScore(ScoreModel):
             got = f"{type(sde).__name__}; unet and mlp take any"
             raise ValueError(f"sde must be vp, subvp or ve for a published network, got {got}")
         super().__init__(backbone, sde)
-        eps = torch.tensor(sde.eps)
-        if not self.published_sigma(eps) > 0:
-            raise ValueError(
-                f"sde.eps must leave noise in single precision, got {sde.eps}; a common value is 1e-5"
-            )
 
     base = None  # the network gives the noise itself
 
@@ -84,14 +81,14 @@ class PublishedScore(ScoreModel):
         sigma = self.published_sigma(t)
         if isinstance(self.sde, VESDE):
             return called(self.backbone, z_t, sigma, c).to(z_t.dtype)
-        return -called(self.backbone, z_t, LARGEST_LEVEL * t, c).to(z_t.dtype) / expand_like(
-            sigma, z_t
-        )
+        noise = called(self.backbone, z_t, LARGEST_LEVEL * t, c).to(z_t.dtype)
+        return -noise / expand_like(sigma, z_t)
 
 
 class Positional(nn.Module):
-    """sin and cos of ω · level for ``features``/2 frequencies ω from 1 down to 1/10000, a zero at
-    the end if odd.
+    """sin and cos of ω · level for ``features``/2 frequencies ω from 1 down to 1/10000.
+
+    An odd number of features has a zero at the end.
     """
 
     def __init__(self, features: int):
@@ -107,9 +104,7 @@ class Positional(nn.Module):
 
 
 class Fourier(nn.Module):
-    """sin and cos of 2π ω log level for random frequencies ω ~ N(0, ``scale``²), drawn once;
-    ``features`` in all.
-    """
+    """sin and cos of 2π ω log level for ``features``/2 random frequencies ω ~ N(0, ``scale``²)."""
 
     def __init__(self, features: int, scale: float):
         super().__init__()
@@ -127,13 +122,14 @@ def upfirdn2d(
     down: int = 1,
     padding: tuple[int, int] = (0, 0),
 ) -> Float[Tensor, "batch channels new_height new_width"]:
-    """Put ``up`` − 1 zeros after every sample, pad with zeros, convolve with ``kernel``, keep every
-    ``down``-th sample.
+    """Images put through a resampling filter.
+
+    It puts ``up`` − 1 zeros after every sample, pads with zeros, convolves with ``kernel``, and
+    keeps every ``down``-th sample, in both directions.
 
     Args:
-        x: images; every channel is filtered apart, in both directions alike.
-        kernel: a true convolution's, so that the image of a single point is the kernel as it
-            stands.
+        x: images; every channel is filtered alone.
+        kernel: of a true convolution: the result of a single point is the kernel itself.
         padding: zeros before and after, on both axes; negative numbers crop.
 
     Returns:
@@ -152,22 +148,17 @@ def upfirdn2d(
 
 
 class Filter(nn.Module):
-    """The common part of the resampling layers: a low-pass filter that keeps means, or none."""
+    """Base of the resampling layers: a low-pass filter that keeps means, or none."""
 
     def __init__(self, taps: tuple[float, ...] = ()):
         super().__init__()
         self.taps = tuple(taps)
-        is_filter = len(self.taps) >= 2 and sum(self.taps) > 0
-        wanted = "two taps or more of positive sum, or empty for no filter"
-        require(
-            not self.taps or is_filter, "fir", self.taps, wanted, "a common value is (1, 3, 3, 1)"
-        )
         kernel = torch.outer(torch.tensor(self.taps), torch.tensor(self.taps)).float()
         self.register_buffer("kernel", kernel / kernel.sum(), persistent=False)
 
     @staticmethod
     def margins(surplus: int) -> tuple[int, int]:
-        """``surplus`` zeros, half of them before and half after; an odd one goes before."""
+        """Half of ``surplus`` zeros before, and half of them after; an odd one goes before."""
         return (surplus + 1) // 2, surplus // 2
 
 
@@ -191,9 +182,7 @@ class Down(Filter):
 
 
 class StridedConv(Filter):
-    """(B, inputs, H, W) → (B, outputs, H/2, W/2): a 3×3 convolution of stride 2 of what the filter
-    leaves.
-    """
+    """(B, inputs, H, W) → (B, outputs, H/2, W/2): the filter, then a 3×3 convolution of stride 2."""
 
     def __init__(self, inputs: int, outputs: int, taps: tuple[float, ...] = ()):
         super().__init__(taps)
@@ -206,9 +195,7 @@ class StridedConv(Filter):
 
 
 class Inlet(nn.Module):
-    """Input pyramid whose levels carry features: image ← (conv(image) + h) · scale, which also goes
-    on as h.
-    """
+    """A level of the input pyramid of features: image ← (conv(image) + h) · scale, also the new h."""
 
     def __init__(self, inputs: int, outputs: int, taps: tuple[float, ...], scale: float):
         super().__init__()
@@ -222,43 +209,38 @@ class Inlet(nn.Module):
 class NCSNpp(Backbone):
     """The U-Net of Song et al., (z, level) → an output of z's shape; it starts at zero output.
 
-    Its ``level`` is 999 t under VP and sub-VP and σ_t under VE, and its output is the noise there,
-    the score here: see :class:`~indm.PublishedScore`, which goes with it.
+    Its :class:`~indm.PublishedScore` calls it with the level 999 t for the noise under VP and
+    sub-VP, and with σ_t for the score under VE.
 
-    ============
-    ============================================================================================
-    DDPM++        all defaults; with VP or sub-VP
-    NCSN++        embedding="fourier", fir=(1, 3, 3, 1), input_pyramid="residual",
-                  scale_by_sigma=True, centered=False, on data in [0, 1]; with VE
-    "deep"        blocks=8
-    ============
-    ============================================================================================
+    - DDPM++ has all defaults; with VP or sub-VP.
+    - NCSN++ has embedding="fourier", fir=(1, 3, 3, 1), input_pyramid="residual",
+      scale_by_sigma=True and centered=False, on data in [0, 1]; with VE.
+    - "deep" ones have blocks=8.
 
     Args:
         shape: (channels, height, width); both sides divisible by 2^(levels − 1).
-        channels: feature channels of the first level; the noise level's embedding has four times as
-            many.
+        channels: feature channels of the first level, at least 4; the noise level's embedding has
+            four times as many.
         multipliers: for each level, its feature channels as a multiple of ``channels``.
         blocks: residual blocks of a level on the way down; there is one more on the way up.
         attention: heights at which self-attention follows every block on the way down, and the last
             on the way up. The middle always has one.
         dropout: probability of dropping a feature inside the residual blocks, in training.
         embedding: of the noise level: "positional", sinusoids of the level, or "fourier", random
-            ones of its log.
-        fourier_scale: standard deviation of the latter's frequencies.
-        fir: taps of the low-pass filter of all resampling, which residual blocks do (BigGAN's);
-            empty for none.
-        input_pyramid: whether the image enters each level by a pyramid of strided convolutions:
-            "none" or "residual".
+            sinusoids of its log.
+        fourier_scale: standard deviation of the random frequencies.
+        fir: taps of the low-pass filter of all resampling, which is done in residual blocks
+            (BigGAN's); empty for none.
+        input_pyramid: "residual" puts the image into each level by a pyramid of strided
+            convolutions; "none" does not.
         rescale: whether sums of two branches are divided by √2.
         centered: whether data lie in [−1, 1]; if not, in [0, 1], and the network maps z to 2z − 1.
         scale_by_sigma: whether the output is divided by the noise level, which is σ_t with the
             embedding "fourier".
-        condition: shape of what it sees of a condition,
-            :attr:`indm.conditions.Condition.seen_shape`; () for none.
+        condition: :attr:`indm.conditions.Condition.seen_shape` of its condition; () for none.
 
     Raises:
-        ValueError: for a shape that does not halve evenly, an empty choice or an unknown one.
+        ValueError: sides that do not halve evenly, or an unknown embedding or pyramid.
 
     Source: Song et al. 2021, "Score-Based Generative Modeling through SDEs",
     https://arxiv.org/abs/2011.13456.
@@ -351,8 +333,6 @@ class NCSNpp(Backbone):
                 f"shape must be {wanted}, got {self.shape}; take fewer multipliers or other sides"
             )
         check_counts(multipliers=min(self.multipliers, default=0), blocks=self.blocks)
-        wanted = "at least 4 for the embedding of the level"
-        require(self.channels >= 4, "channels", self.channels, wanted)
         check_name(self.embedding, TIME_EMBEDDINGS, "embedding", "embedding")
         check_name(self.input_pyramid, INPUT_PYRAMIDS, "input pyramid", "input_pyramid")
         if self.scale_by_sigma and self.embedding != "fourier":
@@ -361,9 +341,7 @@ class NCSNpp(Backbone):
             )
 
     def _build_encoder(self) -> list[int]:
-        """Build the levels on the way down; the channels of the features that each hands to the way
-        up.
-        """
+        """Build the way down; the channels of its skip connections, in order."""
         h, image = self.channels, self.shape[0]
         skips = [h]
         for level, width in enumerate(self.widths):
@@ -381,9 +359,7 @@ class NCSNpp(Backbone):
         return skips
 
     def _build_decoder(self, skips: list[int]) -> None:
-        """Build the levels on the way up, which take the features ``skips`` from the last to the
-        first.
-        """
+        """Build the way up, which takes the skip connections from the last to the first."""
         h = self.widths[-1]
         for level, width in reversed(list(enumerate(self.widths))):
             if level < len(self.widths) - 1:
@@ -401,9 +377,7 @@ class NCSNpp(Backbone):
         return Attention(self.widths[level], self.scale) if attends else nn.Identity()
 
     def _initialise(self) -> None:
-        """Xavier-uniform weights, zero biases, and zero last maps of every residual branch and of
-        the output.
-        """
+        """Xavier-uniform weights and zero biases; zero last maps of all branches and the output."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d | nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -1,7 +1,7 @@
 """Weights of released score networks, layer by layer.
 
-The original keeps its layers in one list, ``all_modules.N``; :func:`published_order` walks ours in
-that order, and :func:`tensors_of` says which of its tensors become which of ours.
+The original keeps its layers in one list, ``all_modules.N``. :func:`published_order` lists ours in
+that order, and :func:`tensors_of` gives the original's names of their tensors.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from indm.published.ncsnpp import Fourier, Inlet, NCSNpp
 
 
 def published_order(net: NCSNpp) -> Iterator[nn.Module]:
-    """The parts of ``net`` in the order of the original's list, including those without parameters."""
+    """The parts of ``net`` in the order of the original's list, also those without parameters."""
     if isinstance(net.features, Fourier):
         yield net.features
     yield from (net.level[0], net.level[2], net.stem)
@@ -38,9 +38,7 @@ def _present(*parts: nn.Module) -> Iterator[nn.Module]:
 
 
 def tensors_of(part: Any) -> list[tuple[str, Tensor]]:
-    """The tensors of a part of a network, by their names in the original's layer that they are
-    copied from.
-    """
+    """The tensors of a part of a network, with their names in the original's layer."""
     if isinstance(part, Fourier):
         return [("W", part.omega)]
     if isinstance(part, ResBlock):

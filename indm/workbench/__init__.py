@@ -1,1 +1,1 @@
-"""Everything with a recipe, a run folder, a command, a page or an app: a customer of the method."""
+"""The workbench around the method: recipes, run folders, commands, and the app."""

@@ -1,7 +1,4 @@
-"""Released checkpoints as run folders of this library, by the recipe that describes them.
-
-The layout is the one of the paper's code and of score_sde_pytorch.
-"""
+"""Released checkpoints of the paper's code and of score_sde_pytorch as run folders."""
 
 import math
 from collections.abc import Mapping
@@ -27,9 +24,8 @@ from indm.workbench.recipes import recipe as recipes
 from indm.workbench.runs.folder import CONVERSION, check_empty
 from indm.workbench.runs.provenance import describe_run, provenance
 
-# tables of a recipe that may be changed
 SIDES = {"cifar10": 32, "celeba": 64}  # data sets whose size is no option, or has a default
-GREY_LEVELS = 256  # grey levels of the released models' data
+GREY_LEVELS = 256  # of the data of all released models
 
 
 def convert(
@@ -41,8 +37,7 @@ def convert(
     weights: Weights | None = None,
     changes: Mapping[str, str] | None = None,
 ) -> dict:
-    """Write the run folder ``out`` from a released score checkpoint and, where there is one, its
-    flow checkpoint.
+    """Write a run folder from a released checkpoint of a score, and of a flow if there is one.
 
     Args:
         checkpoint: file of the score.
@@ -50,54 +45,43 @@ def convert(
         recipe: its data, SDE, network, flow and evaluation, such as "cifar10-vp-nll".
         flow_checkpoint: file of the flow; without one the flow is the identity.
         weights: "ema" or "model" (the last ones) for both; by default "ema" for the score and
-            "model" for the flow, as the paper's results were evaluated.
+            "model" for the flow, like the paper's results.
         changes: dotted keys of the tables data, sde, net, flow and evaluate, as on the command
             line.
 
     Returns:
-        What is also written to ``conversion.json``, there with its provenance: the files with their
-        weights and what of them is passed over.
+        The content of ``conversion.json`` without the provenance: the files with their weights, and
+        which of their entries are not used.
 
     Raises:
-        ValueError: files that cannot be read, settings that are unknown, tensors that do not match
-            the recipe (all of them listed), or a folder ``out`` that is not empty.
+        OSError: a file is missing or may not be read.
+        ValueError: a file is damaged, a setting is unknown, tensors do not match the recipe (all are
+            listed), or ``out`` is not empty.
     """
     out = Path(out)
     check_empty(out)
     tables = recipes.override(recipes.load(recipe), changes or {})
-    data = tables["data"]
-    net = tables["net"]
-    sde = tables["sde"]
+    data, name = tables["data"], tables["net"]["name"]
     check_data(**data)
-    require(net["name"] == "ncsnpp", "net.name", net["name"], "ncsnpp, whose checkpoint this is")
-    shape = (
-        data.get("channels") or 3,
-        *height_and_width(data.get("size", SIDES.get(data["name"], 0))),
-    )
+    require(name == "ncsnpp", "net.name", name, "ncsnpp, whose checkpoint this is")
+    size = height_and_width(data.get("size", SIDES.get(data["name"], 0)))
+    shape = (data.get("channels") or 3, *size)
     source = read_checkpoint(checkpoint)
     files = [_file(source, weights or "ema")]
-    score = score_of_checkpoint(source.weights(weights or "ema"), sde, net, shape)
-    is_centered = score.backbone.centered
-    require(
-        data.get("centered", True) == is_centered,
-        "data.centered",
-        data.get("centered"),
-        f"net.centered, {is_centered}",
-    )
+    state = source.weights(weights or "ema")
+    score = score_of_checkpoint(state, tables["sde"], tables["net"], shape)
     flow: Flow = Identity()
     if flow_checkpoint is not None:
         source_of_flow = read_checkpoint(flow_checkpoint)
         files.append(_file(source_of_flow, weights or "model"))
         flow = flow_from_state(source_of_flow.weights(weights or "model"), tables["flow"], shape)
-    model = INDM(flow, score, Scaling.images(GREY_LEVELS, is_centered), shape).eval()
+    model = INDM(flow, score, _scaling(data, score), shape).eval()
+    parts = {"score": model.score, "flow": model.flow}
     result = {
         "files": files,
         "step": source.step,
         "shape": list(shape),
-        "parameters": {
-            "score": count_parameters(model.score),
-            "flow": count_parameters(model.flow),
-        },
+        "parameters": {name: count_parameters(part) for name, part in parts.items()},
         "recipe": str(recipe),
         "data": data,
     }
@@ -105,11 +89,19 @@ def convert(
     return result
 
 
+def _scaling(data: Mapping[str, Any], score: PublishedScore) -> Scaling:
+    """The scaling of the data; ValueError if the network is for another one."""
+    is_centered = score.backbone.centered
+    fits = data.get("centered", True) == is_centered
+    require(fits, "data.centered", data.get("centered"), f"net.centered, {is_centered}")
+    return Scaling.images(GREY_LEVELS, is_centered)
+
+
 def _write(out: Path, model: INDM, tables: recipes.AnyTables, result: dict) -> None:
     """Write the run folder of a converted model."""
     files = result["files"]
     made_by = provenance(None, {file["name"]: file["sha256"] for file in files})
-    # what has no JSON is an error before all writing
+    # first, as it is an error if something has no JSON
     conversion = atomic.json_into(result | {"provenance": made_by})
     notes = [f"converted from {file['name']}" for file in files]
     parts = {
@@ -128,24 +120,20 @@ def score_of_checkpoint(
     """The published score with the weights of the original's ``state``, in evaluation mode.
 
     Raises:
-        ValueError: listing the tensors that do not fit, or noise levels of another SDE.
+        ValueError: tensors that do not fit, which are listed, or noise levels of another SDE.
     """
     if "sigmas" in state and sde["name"] == "ve":
-        levels = state["sigmas"].tolist()
+        levels = state["sigmas"][[0, -1]].tolist()
         own = [sde.get("sigma_max", VESDE().sigma_max), sde.get("sigma_min", VESDE().sigma_min)]
-        if not all(
-            math.isclose(a, b, rel_tol=1e-6)
-            for a, b in zip((levels[0], levels[-1]), own, strict=True)
-        ):
-            raise ValueError(
-                f"sde must have sigma_max and sigma_min {levels[0]:g} and {levels[-1]:g}, got {own}"
-            )
+        fits = all(math.isclose(a, b, rel_tol=1e-6) for a, b in zip(levels, own, strict=True))
+        require(fits, "sde.sigma_max and sde.sigma_min", own, f"{levels} of the checkpoint")
     network: Any = build({**net, "name": "ncsnpp"}, "net", shape)
     load_published(network, state)
     return PublishedScore(network, cast(LinearSDE, build(sde, "sde", shape))).eval()
 
 
 def _file(source: Checkpoint, weights: Weights) -> dict[str, Any]:
+    """The record of a file in ``conversion.json``."""
     digest = sha256(source.path.read_bytes()).hexdigest()
     return {
         "name": source.path.name,

@@ -13,9 +13,7 @@ def is_name(text: str) -> bool:
 
 
 def shipped(name: str) -> Path | None:
-    """The folder of a model that comes with this package, such as "digits-pretrained"; None where
-    there is none.
-    """
+    """The folder of a model of this package, such as "digits-pretrained"; None if there is none."""
     return SHIPPED / name if name in shipped_names() else None
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from indm.checks import brief
-from indm.workbench.data.base import Data, describe_split, limited
+from indm.workbench.data.base import Data, describe_split
 from indm.workbench.data.folder import fingerprint_of, list_images
 from indm.workbench.data.images import ImageFiles, data_of_images
 
@@ -156,7 +156,7 @@ def split_by_concept(
         raise ValueError(
             f"{len(seen)} concepts are too few: none is in the split {empty[0]}; the packages have 1,700"
         )
-    parts["train"] = limited(parts["train"], limit)
+    parts["train"] = parts["train"][:limit]
     return {part: torch.tensor(positions) for part, positions in parts.items()}
 
 

@@ -614,11 +614,8 @@ def test_far_latents_are_inverted_in_single_precision(shape):
         ({"norm": math.nan}, "norm"),
         ({"coeff": 1.0}, "coeff"),
         ({"coeff": 0.0}, "coeff"),
-        ({"blocks": ()}, "blocks"),
-        ({"blocks": (4, 0)}, "blocks"),
         ({"shape": (3, 8)}, "shape"),
         ({"shape": (1, 6, 8), "blocks": (1, 1, 1)}, "shape"),
-        ({"width": 0}, "width"),
     ],
 )
 def test_bad_arguments_are_named(arguments, words):

@@ -683,15 +683,6 @@ def test_classes_of_torchcfm_and_names_of_the_others():
 
 def test_what_no_adapter_can_do_is_refused(unet):
     theirs, condition = library("diffusers"), indm.Classes("abcd")
-
-    class OfText(nn.Module):
-        def forward(self, sample, timestep, encoder_hidden_states):
-            return sample
-
-    with pytest.raises(
-        ValueError, match="unet must be a network of pixels without a text, got OfText"
-    ):
-        indm.from_diffusers(OfText(), theirs.DDIMScheduler(), shape=(1, 8, 8))
     with pytest.raises(ValueError, match=r"scheduler must be .* got ScoreSdeVeScheduler"):
         indm.from_diffusers(unet, theirs.ScoreSdeVeScheduler(), condition=condition)
     with pytest.raises(ValueError, match=r"variance_type must be one of .* got 'learned'"):
@@ -706,12 +697,10 @@ def test_what_is_refused_of_denoising_diffusion_pytorch():
         indm.from_denoising_diffusion(
             theirs.GaussianDiffusion(Net(), offset_noise_strength=0.1, **options)
         )
-    with pytest.raises(ValueError, match="scaling must be given where auto_normalize is False"):
+    with pytest.raises(ValueError, match="scaling must be given if auto_normalize is False"):
         indm.from_denoising_diffusion(
             theirs.GaussianDiffusion(Net(), auto_normalize=False, **options)
         )
-    with pytest.raises(ValueError, match=r"diffusion must be a GaussianDiffusion, .* got Net"):
-        indm.from_denoising_diffusion(Net())
 
 
 @pytest.mark.parametrize("zero_snr", [False, True])

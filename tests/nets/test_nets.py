@@ -186,9 +186,7 @@ class TestUNet:
         with pytest.raises(ValueError, match=rf"shape .*{shape[-1]}"):
             UNet(shape)
 
-    def test_refuses_no_level_and_no_block(self):
-        with pytest.raises(ValueError, match="multipliers"):
-            UNet((1, 8, 8), multipliers=())
+    def test_refuses_no_block(self):
         with pytest.raises(ValueError, match="blocks"):
             UNet((1, 8, 8), blocks=0)
 

@@ -274,7 +274,7 @@ def test_the_flow_is_converted_by_its_own_module(released, tmp_path, monkeypatch
     "arguments, complaint",
     [
         ("missing.pth", "missing.pth"), ("text.pth", "text.pth"), ("cut.pth", "cut.pth"), ("list.pth", "list.pth"),
-        ("odd.pth", "odd.pth"), ("flow.pth", "all_modules"), ("checkpoint_1.pth --net.blocks 2", "all_modules"),
+        ("flow.pth", "all_modules"), ("checkpoint_1.pth --net.blocks 2", "all_modules"),
         ("checkpoint_1.pth --net unet", "net.name"), ("checkpoint_1.pth --net.cantered 1", "cantered"),
         ("checkpoint_1.pth --data.size 15", "shape"), ("checkpoint_1.pth --evaluate.probez 1", "probez"),
         ("checkpoint_1.pth --out full", "full"), ("checkpoint_1.pth --data 5", "data.name"),
@@ -291,7 +291,6 @@ def test_mistakes_are_one_line(arguments, complaint, released, tmp_path, monkeyp
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "precious.txt").write_text("x")
     torch.save([1, 2], tmp_path / "list.pth")
-    checkpoint({"a": torch.ones(2)}, tmp_path / "odd.pth", averages={"a": 1})
     checkpoint({"nnet.0.weight": torch.ones(2)}, tmp_path / "flow.pth")
     before = {path for path in tmp_path.rglob("*")}
     capsys.readouterr()

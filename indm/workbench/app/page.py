@@ -1,9 +1,7 @@
-"""The page of ``indm app``, of Gradio: what can be set, which request a button makes, and whose
-requests are taken.
+"""The page of ``indm app``, made with Gradio.
 
-One request is computed at a time. Nothing is fetched from elsewhere, and no file of this machine is
-served but the uploads and pictures of the page, which are kept in a folder of their own until the
-program ends.
+One request is computed at a time. Nothing is fetched from elsewhere. The only files that are served
+are the uploads and pictures of the page, which are in a folder of their own until the program ends.
 """
 
 import contextlib
@@ -13,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read where Gradio is imported
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 
 import gradio as gr
@@ -32,7 +30,7 @@ from indm.workbench.data.images import IMAGE_SUFFIXES
 LOCAL = ("127.0.0.1", "localhost", "::1")
 # bytes of a file; requests; seconds of an upload
 LARGEST_UPLOAD, MOST_WAITING, KEPT_SECONDS = 10 * 2**20, 4, 3600
-AROUND = 2**20  # bytes of a request beside a file
+AROUND = 2**20  # bytes of a request apart from its file
 THEME = gr.themes.Base(
     primary_hue="blue", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
 )
@@ -43,29 +41,23 @@ img { image-rendering: pixelated; } .picture .image-container { padding-top: 2re
 
 
 class Guard:
-    """Refuses what pages of other sites send, and more than one image at a time."""
+    """Refuses requests from pages of other sites, and requests larger than one image."""
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        headers = (
-            Headers(scope=scope)
-            if scope["type"] == "http" and scope["method"] == "POST"
-            else Headers()
-        )
+        is_post = scope["type"] == "http" and scope["method"] == "POST"
+        headers = Headers(scope=scope) if is_post else Headers()
         origin = headers.get("origin")
         other_site = origin is not None and origin.partition("://")[2] != headers.get("host")
-        if other_site or headers.get("sec-fetch-site") == "cross-site":
-            return await PlainTextResponse("Origin must be that of this page", 403)(
-                scope, receive, send
-            )
         length = headers.get("content-length", "") if headers else "0"
-        if not length.isdecimal() or int(length) > LARGEST_UPLOAD + AROUND:
-            return await PlainTextResponse("a request must hold one image at most", 413)(
-                scope, receive, send
-            )
-        await self.app(scope, receive, send)
+        answer = self.app
+        if other_site or headers.get("sec-fetch-site") == "cross-site":
+            answer = PlainTextResponse("Origin must be that of this page", 403)
+        elif not length.isdecimal() or int(length) > LARGEST_UPLOAD + AROUND:
+            answer = PlainTextResponse("a request must hold one image at most", 413)
+        await answer(scope, receive, send)
 
 
 class Builder:
@@ -75,7 +67,7 @@ class Builder:
         self.seconds = seconds
 
     def on(self, listen: Callable, compute: Callable, inputs: Sequence[Any], outputs: Any) -> None:
-        """Let an event compute something; one at a time on the whole page."""
+        """Compute something at an event, one at a time on the whole page."""
 
         @functools.wraps(compute)
         def handler(*values: Any) -> Any:
@@ -95,13 +87,13 @@ class Builder:
         )
 
     def source(self, side: Side) -> list[Any]:
-        """Fields that choose an image, and how the model sees it; gives its file and its number."""
+        """The fields of an uploaded file and of the number of a test image, with a preview."""
         with gr.Column(min_width=200):
             file = gr.File(label="Image", file_types=sorted(IMAGE_SUFFIXES), height=150)
-            have, label = side.test is not None, "or the test image of number"
-            index = gr.Number(
-                0 if have else None, label=label, precision=0, minimum=0, visible=have
-            )
+            count = len(side.test or ())
+            have, label = count > 0, "or the test image of number"
+            limits: Any = {"minimum": 0, "maximum": max(0, count - 1)}
+            index = gr.Number(0 if have else None, label=label, precision=0, visible=have, **limits)
             start = requests.preview(side, Source(None, 0)) if have else None
             shown = image_field("Image, as the model sees it", height=180, value=start)
         for field in (file, index):
@@ -112,14 +104,8 @@ class Builder:
         with gr.Row():
             with gr.Column(scale=1, min_width=260):
                 n = gr.Slider(1, 64, 16, step=1, label="Number")
-                steps = gr.Slider(
-                    1,
-                    200,
-                    25,
-                    step=1,
-                    label="Steps",
-                    info="“ode” takes as many as its error needs.",
-                )
+                info = "“ode” takes as many as its error needs."
+                steps = gr.Slider(1, 200, 25, step=1, label="Steps", info=info)
                 sampler = gr.Dropdown(list(SAMPLERS), value=SAMPLER, label="Sampler")
                 seed = seed_field()
                 temperature = gr.Slider(0.1, 1.5, 1.0, step=0.05, label="Temperature",
@@ -171,21 +157,15 @@ class Builder:
             with gr.Column(scale=2, min_width=300):
                 pair, strip = image_field("Source and result"), image_field("The way")
 
-        def compute(
-            file: str | None, index: float | None, way: str, c_a: str, c_b: str, *more: Any
-        ) -> tuple:
+        def compute(file: Any, index: Any, way: str, c_a: str, c_b: str, *more: Any) -> tuple:
             return ends.translate(Source(file, index), way, (c_a, c_b), *more)
 
-        self.on(
-            button.click,
-            compute,
-            [*chosen, way, *classes, strength, steps, guidance],
-            [pair, strip],
-        )
+        inputs = [*chosen, way, *classes, strength, steps, guidance]
+        self.on(button.click, compute, inputs, [pair, strip])
 
 
 def seen_image(side: Side, file: str | None, index: float | None) -> requests.Picture | None:
-    """The image as the model sees it; None where none is chosen."""
+    """The image as the model sees it; None if none is chosen."""
     return None if file is None and index is None else requests.preview(side, Source(file, index))
 
 
@@ -231,31 +211,15 @@ def serving(sides: Sequence[Side], host: str, port: int | None, seconds: float) 
     with tempfile.TemporaryDirectory(prefix="indm-app-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         page = build_page(sides, seconds)
-        options: Any = {
-            "prevent_thread_lock": True,
-            "quiet": True,
-            "share": False,
-            "ssr_mode": False,
-        }
-        options |= {
-            "footer_links": [],
-            "run_history": False,
-            "enable_monitoring": False,
-            "pwa": False,
-        }
-        options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
         guards = [Middleware(Guard)]
-        # a page of somebody else is refused, also by a name that he lets point here
+        # refuses pages of other sites, also if their name points to this machine
         if host in LOCAL:
             guards.append(Middleware(TrustedHostMiddleware, allowed_hosts=[*LOCAL, "[::1]"]))
-        options["app_kwargs"] = {"middleware": guards}
-        try:
-            _, address, _ = page.launch(theme=THEME, css=PAGE_STYLE, **options)
-        except OSError as error:
-            place = f"port {port}" if port else "any port from 7860 to 7959"
-            raise OSError(
-                f"nothing can listen at {host} and {place}; choose another host or port"
-            ) from error
+        off = ("share", "ssr_mode", "run_history", "enable_monitoring", "pwa")
+        options: Any = {"prevent_thread_lock": True, "quiet": True} | dict.fromkeys(off, False)
+        options |= {"footer_links": [], "theme": THEME, "css": PAGE_STYLE}
+        options |= {"server_name": host, "server_port": port, "max_file_size": LARGEST_UPLOAD}
+        _, address, _ = page.launch(app_kwargs={"middleware": guards}, **options)
         try:
             yield address
         finally:

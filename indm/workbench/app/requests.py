@@ -1,8 +1,4 @@
-"""The requests behind the buttons of ``indm app``: pictures and words computed with a run.
-
-Images of strangers are read by :mod:`indm.workbench.data.images` alone. A request that takes too
-long is stopped at the next evaluation of a network.
-"""
+"""The requests behind the buttons of ``indm app``: pictures and words computed with a run."""
 
 import functools
 import math
@@ -44,7 +40,7 @@ Picture = np.ndarray  # (height, width, 3) bytes
 
 @dataclass(frozen=True)
 class Source:
-    """An image that somebody has chosen: a file that was uploaded, else a test image by its number."""
+    """A chosen image: an uploaded file, else a test image by its number."""
 
     file: str | None
     number: float | None = None
@@ -52,28 +48,25 @@ class Source:
 
 @dataclass(frozen=True)
 class Side:
-    """A model, and the images that it knows."""
+    """A model with its test images."""
 
     run: Path
     model: INDM  # a model of images (1 or 3, H, W) in grey levels
     data: dict  # the [data] table, which says how images are cut and resized
-    test: Examples | None  # None where they cannot be had, as of a model from the hub
-    absent: str = ""  # why there are none
+    test: Examples | None  # None if they are not there, as for a model from the hub
+    absent: str = ""  # why they are not there
     guidance: float = 1.0  # initial guidance of samples
 
     @classmethod
     def opened(cls, run: Path) -> "Side":
         """The model of a run folder with its test images."""
         model, recipe = open_run(run)
-        shape, levels = tuple(model.shape), model.scaling.levels
-        if len(shape) != 3 or shape[0] not in (1, 3) or levels is None:
+        shape, condition = tuple(model.shape), model.condition
+        is_of_images = len(shape) == 3 and shape[0] in (1, 3) and model.scaling.levels is not None
+        if not is_of_images or not (condition.is_none or condition.is_class):
+            got = f"{run} has events of shape {shape} and the condition {type(condition).__name__}"
             raise ValueError(
-                f"indm app needs a model of images in grey levels, {run} has events of shape {shape}; "
-                f"use 'indm sample {run}' and 'indm evaluate {run}'"
-            )
-        if not (model.condition.is_none or model.condition.is_class):
-            raise ValueError(
-                f"indm app needs a model of p(x) or p(x|class), got {run}; use 'indm sample {run}'"
+                f"indm app needs a model of images in grey levels, without a condition or of classes, {got}"
             )
         table = recipe.data.table()
         return cls(run, model, table, None, guidance=recipe.sample.guidance).with_data(table)
@@ -87,26 +80,21 @@ class Side:
 
     @property
     def name(self) -> str:
-        """The name of its folder; for a side of a pair, after the name of the pair."""
+        """The name of its folder, after the name of its pair if there is one."""
         folder = self.run.resolve()
         return f"{folder.parent.name}/{folder.name}" if is_pair(folder.parent) else folder.name
 
     def read(self, source: Source) -> tuple[Tensor, str]:
-        """An image as this model sees it, (C, H, W) in its grey levels, and what was done to it."""
+        """An image as this model sees it, (C, H, W) in its grey levels, and a note on it."""
         if source.file is None:
             if self.test is None or source.number is None:
                 why = f"; there are no test images: {self.absent}" if self.absent else ""
                 raise ValueError(f"upload an image first{why}")
-            if not 0 <= source.number < len(self.test):
-                raise ValueError(
-                    f"the test image must be 0 to {len(self.test) - 1}, got {source.number:g}"
-                )
             return self.test[int(source.number)], f"test image {source.number:g}"
         file = Path(source.file)
         try:
             example = read_example(file, self.model.shape, self.levels, self.data)
-        # name the file itself, not the place where uploads are kept
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError) as error:  # without the folder of uploads
             raise ValueError(str(error).replace(f"{file.parent}{os.sep}", "")) from error
         return example.pixels, example.note
 
@@ -123,27 +111,25 @@ class Side:
 
     @functools.cached_property
     def reference(self) -> GaussianReference | None:
-        """The law of the latents of test images, which takes noise from likelihoods; None where it
-        is not known.
-        """
+        """A law of the latents of test images, which makes likelihoods less noisy, if there are any."""
         if self.test is None or sees_condition(self.model.flow):
             return None
         return latent_reference(self.model, stack(self.test, REFERENCE_IMAGES).to(self.device))
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The names of the classes; none of a model that has none."""
+        """The names of the classes, if there are any."""
         condition = self.model.condition
         return condition.labels if isinstance(condition, Classes) else ()
 
     @property
     def knows_marginal(self) -> bool:
-        """Whether a model of p(x|c) is one of p(x), too, and can be guided."""
+        """Whether a model of p(x|c) is also one of p(x), and can be guided."""
         return self.model.condition.drop > 0
 
 
 def open_sides(folders: Sequence[Path]) -> list[Side]:
-    """The model of a run; of two runs or of the folder of a pair, both."""
+    """The models of one or two runs, or of a pair."""
     if len(folders) == 1 and is_pair(folders[0]):
         folders = [folders[0] / side for side in SIDES]
     if not 1 <= len(folders) <= 2:
@@ -153,14 +139,12 @@ def open_sides(folders: Sequence[Path]) -> list[Side]:
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Inside, an evaluation of a network after so many seconds raises a TimeoutError."""
+    """Raise a TimeoutError at the first evaluation of a network after so many seconds."""
     end = time.monotonic() + seconds
 
     def check(module: torch.nn.Module, inputs: tuple) -> None:
         if time.monotonic() > end:
-            raise TimeoutError(
-                f"stopped after {seconds:g} seconds; take fewer steps or images, or allow more seconds"
-            )
+            raise TimeoutError(f"stopped after {seconds:g} seconds; take fewer steps or images")
 
     hook = register_module_forward_pre_hook(check)
     try:
@@ -185,13 +169,9 @@ def samples(
     guidance: float,
 ) -> Picture:
     """A grid of samples; the arguments go to :func:`indm.sample`."""
-    options: Any = {
-        "sampler": sampler,
-        "steps": steps,
-        "temperature": temperature,
-        "guidance": guidance,
-    }
-    x = sample(side.model, n, c=c or None, generator=side.generator(seed), **options)
+    options: Any = {"steps": steps, "temperature": temperature, "guidance": guidance}
+    generator = side.generator(seed)
+    x = sample(side.model, n, c=c or None, sampler=sampler, generator=generator, **options)
     return sheets.grid(side.model.scaling.to_data(x).cpu(), side.levels)
 
 
@@ -201,12 +181,8 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
     raw, generator = torch.stack([image] * draws).to(side.device), side.generator(seed)
     with evaluation_mode(model):
         x, log_q = model.from_data(raw, generator=generator)
-        more: dict[str, Any] = {
-            "c": c or None,
-            "log_q": log_q,
-            "reference": side.reference,
-            "generator": generator,
-        }
+        more: dict[str, Any] = {"c": c or None, "log_q": log_q, "reference": side.reference}
+        more["generator"] = generator
         bound = nelbo(model, x, times=NELBO_TIMES, **more).nats
         report = nll(model, x, **more)
     unit = math.log(2) * image.numel()
@@ -215,17 +191,15 @@ def likelihood(side: Side, source: Source, draws: int, seed: float, c: str | Non
     for name, nats, error in (("NELBO", bound, "–"), ("NLL (ODE)", report.nats, solver_error)):
         mean, deviation = mean_and_error(nats.double().cpu() / unit)
         lines.append(f"| **{name}** | {mean:.3f} | {deviation:.3f} | {error} |")
-    said = f"The image{f' given {c}' if c else ''}: {note or 'as it was uploaded'}, {'×'.join(map(str, model.shape))}. "
-    return "\n".join(
-        [*lines, "", f"{said}±: standard error over {draws} draws, of this image alone."]
-    )
+    given, size = f" given {c}" if c else "", "×".join(map(str, model.shape))
+    said = f"The image{given}: {note or 'as it was uploaded'}, {size}. "
+    lines += ["", f"{said}±: standard error over {draws} draws, of this image alone."]
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Ends:
-    """A and B of a translation: each with its model and images, and the runs that lead from one to
-    the other.
-    """
+    """A and B of a translation, each with its model and images, and the runs between them."""
 
     sides: tuple[Side, Side]  # the same side twice for one model of classes
     runs: TranslationRuns
@@ -237,7 +211,7 @@ class Ends:
 
     @property
     def guides(self) -> bool:
-        """Whether the way down can be guided: by a model of A and B whose score alone sees which."""
+        """Whether a translation can be guided: by one model of A and B whose flow sees no class."""
         return self.within_one and not sees_condition(self.sides[0].model.flow)
 
     def translate(
@@ -249,33 +223,26 @@ class Ends:
         steps: int,
         guidance: float = 1.0,
     ) -> tuple[Picture, Picture]:
-        """Source and result side by side, and the way between them, a row a leg; guidance is of one
-        model alone.
-        """
+        """Source and result side by side, and the way between them, a row for each leg."""
         a, b = self.sides
         runs = replace(self.runs, classes=(c[0] or None, c[1] or None))
         first, last = (a, b) if way == WAYS[0] else (b, a)
         runs = runs if way == WAYS[0] else runs.backward()
-        route = runs.route(
-            strength=strength, steps=steps, guidance=guidance if self.guides else 1.0
-        )
+        guidance = guidance if self.guides else 1.0
+        route = runs.route(strength=strength, steps=steps, guidance=guidance)
         raw = first.read(source)[0][None].to(first.device)
         arrival = route.translate(raw, frames=FRAMES)
         shown = torch.cat([raw.cpu(), last.model.scaling.to_data(arrival.x).cpu()])
         rows = []
-        for i, (leg, frames) in enumerate(
-            zip(route.legs, arrival.frames[0].split(FRAMES), strict=True)
-        ):
-            times = route.times(FRAMES)[i * FRAMES : (i + 1) * FRAMES]
-            rows.append(sheets.strip(leg.model.scaling.to_data(frames).cpu(), times))
+        for leg, frames in zip(route.legs, arrival.frames[0].split(FRAMES), strict=True):
+            shown_frames = leg.model.scaling.to_data(frames).cpu()
+            rows.append(sheets.strip(shown_frames, leg.times(FRAMES)))
         pair = sheets.Panel(shown, 2, tops=("source", "result"))
         return sheets.sheet([pair], first.levels), sheets.sheet(rows, first.levels, 1)
 
 
 def ends_of(sides: Sequence[Side]) -> Ends | None:
-    """The translation between two models, two classes of one, or the ends of a bridge; None where
-    there is none.
-    """
+    """The translation between two models, two classes of one, or the ends of a bridge, if any."""
     if len(sides) == 2:
         a, b = sides
         check_pair(a.model, b.model)

@@ -1,4 +1,4 @@
-"""Common ground of all commands: options, exit statuses, printing."""
+"""What all commands share: options, exit statuses, printing."""
 
 import os
 from abc import ABC, abstractmethod
@@ -21,17 +21,15 @@ DONE, SOME_FAILED, MISTAKE, DEFECT, INTERRUPTED, NOBODY_READS = 0, 1, 2, 3, 130,
 
 @dataclass(kw_only=True)
 class Common(ABC):
-    """Options of every command. A command is a dataclass of its options with
-    ``run() -> exit status``.
-    """
+    """Options of every command, which is a dataclass with ``run() -> exit status``."""
 
     tables: ClassVar[tuple[str, ...]] = ()
-    """Tables whose keys are given as ``--table.key value``, and parts of the recipe as
-    ``--table name``, see :func:`indm.workbench.cli.main.take_tables`.
+    """Tables of flags ``--table.key value`` and ``--table name``, see
+    :func:`indm.workbench.cli.main.take_tables`.
     """
 
     table_values: Annotated[dict[str, str], Suppress] = field(default_factory=dict)
-    """What was given so, as TOML texts."""
+    """The values of these flags, as TOML texts."""
     trust: Annotated[
         tuple[str, ...], UseAppendAction, arg(metavar="PACKAGE", help_behavior_hint="(repeatable)")
     ] = ()
@@ -40,23 +38,21 @@ class Common(ABC):
     """Also show where in the program an error came from."""
 
     def named(self) -> list[str]:
-        """Names of parts on this command line itself: code that they name may be run."""
+        """Names of parts on this command line: their code may be run."""
         return []
 
     def trusted(self) -> list[str]:
         """The packages whose code may be run."""
-        return [
-            *self.trust,
-            *(place for name in self.named() for place in names.outside_places(name)),
-        ]
+        places = (place for name in self.named() for place in names.outside_places(name))
+        return [*self.trust, *places]
 
     def computing(self) -> AbstractContextManager[None]:
-        """Inside, everything is computed where the command shall compute."""
+        """Compute on the device of the command."""
         return nullcontext()
 
     @abstractmethod
     def run(self) -> int:
-        """Do it; the exit status."""
+        """Run the command; the exit status."""
 
 
 @dataclass(kw_only=True)
@@ -64,7 +60,7 @@ class Computes(Common):
     """A command that computes with a model."""
 
     device: Annotated[str, arg(metavar="auto|cpu|cuda|cuda:1|mps")] = "auto"
-    """What to compute on; auto is the GPU if there is one."""
+    """The device; auto is the GPU if there is one."""
 
     def computing(self) -> AbstractContextManager[None]:
         if self.device == "auto":
@@ -88,7 +84,7 @@ class ShowsProgress(Computes):
 
 
 def say(text: str, file: Any = None) -> None:
-    """Print what all processes know, once."""
+    """Print in the main process only."""
     from accelerate import PartialState
 
     if PartialState().is_main_process:
@@ -96,8 +92,6 @@ def say(text: str, file: Any = None) -> None:
 
 
 def run_name(source: str) -> str:
-    """Name of a run of a recipe or on a folder: a single name, which never leads out of the folder
-    of runs.
-    """
+    """The name of a run for a recipe or a folder: a single name, inside the folder of runs."""
     path = Path(os.path.abspath(source))
     return (path.name if path.is_dir() else path.stem).lstrip(".") or "run"

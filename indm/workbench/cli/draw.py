@@ -1,6 +1,5 @@
 """The commands that draw: ``indm sample``, ``fid`` and ``translate``."""
 
-import importlib.util
 import itertools
 import sys
 import warnings
@@ -28,10 +27,8 @@ class DrawsSamples(ShowsProgress):
 
     def sampler_options(self) -> dict[str, object]:
         """The values of --sampler.tol and so on."""
-        return {
-            name.removeprefix("sampler."): recipes.value_of(text)
-            for name, text in self.table_values.items()
-        }
+        values = self.table_values.items()
+        return {name.removeprefix("sampler."): recipes.value_of(text) for name, text in values}
 
     def named(self) -> list[str]:
         return [self.drawing.sampler]
@@ -41,9 +38,9 @@ class DrawsSamples(ShowsProgress):
 class Sample(DrawsSamples):
     """Draw samples of a run: samples.png and samples.npz.
 
-    samples.png is a grid of 256 images at most, or points with the data; samples.csv has the rows
-    of a table. samples.json says how they were drawn. A model of classes draws a row of each; one
-    class by --condition 3, and classes as often as the data have them by -n.
+    samples.png is a grid of at most 256 images, or points with the data; samples.csv has the rows
+    of a table. samples.json records how they were drawn. A model of classes draws a row of each.
+    Draw one class with --condition 3, and classes as often as in the data with -n.
     """
 
     run_folder: RunFolder
@@ -67,9 +64,8 @@ class Sample(DrawsSamples):
             sheets.save_grid(samples, levels or 256, out / "samples.png")
         elif samples.shape[1] > 1:
             plots.scatter(samples, test_data(made_by["data"], len(samples)), out / "samples.png")
-        by = made_by["sampler"] + (
-            f", {counted(made_by['steps'], 'step')}" if made_by["steps"] else ""
-        )
+        by = made_by["sampler"]
+        by += f", {counted(made_by['steps'], 'step')}" if made_by["steps"] else ""
         # single numbers have no picture
         shown = "samples.png" if (out / "samples.png").exists() else SAMPLES
         print(f"{out / shown}: {counted(len(samples), 'sample')} by {by}")
@@ -80,7 +76,7 @@ class Sample(DrawsSamples):
 
 
 def test_data(table: dict[str, Any], n: int) -> Any:
-    """The first ``n`` test examples; None, and a warning, where the data of a run cannot be loaded."""
+    """The first ``n`` test examples of a run; None, with a warning, if they cannot be loaded."""
     from indm.workbench.data.base import load_data, stack, without_download
 
     try:
@@ -100,17 +96,13 @@ class Fid(ShowsProgress):
     samples: Annotated[Positional[Path], arg(metavar="RUN|FOLDER")]
     """A folder that holds samples.npz of "indm sample", or a folder of images."""
     reference: Annotated[Positional[str], arg(metavar="FOLDER|NAME")]
-    """A folder of images, or a data set that torch-fidelity knows, such as cifar10-train."""
+    """A folder of images, or a data set of torch-fidelity, such as cifar10-train."""
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("that of the samples")] = None
     """Where to write."""
     overwrite: bool = False
     """Overwrite existing scores."""
 
     def run(self) -> int:
-        if importlib.util.find_spec("torch_fidelity") is None:
-            raise ValueError(
-                "indm fid needs the library torch-fidelity: pip install torch-fidelity"
-            )
         from indm.files import atomic
         from indm.workbench.evaluation import fid
         from indm.workbench.runs.folder import check_absent
@@ -131,22 +123,21 @@ class Fid(ShowsProgress):
 class Translate(ShowsProgress):
     """Translate images of A into images of B by trained runs.
 
-    "indm translate RUN_A RUN_B photos --out results" takes two models: to noise along A's
-    probability flow, back along B's.
+    "indm translate RUN_A RUN_B photos --out results" uses two models: the probability flow of A to
+    noise, and that of B back.
 
     "indm translate PAIR photos --out results" does the same, with the folder of "indm train-pair".
 
-    "indm translate BRIDGE photos --out results" takes one model of "indm train-bridge".
+    "indm translate BRIDGE photos --out results" uses one model of "indm train-bridge".
 
-    "indm translate RUN photos --condition cat dog --out results" takes one model of classes: to
+    "indm translate RUN photos --condition cat dog --out results" uses one model of classes: to
     noise as cat, back as dog.
 
-    With --method sdedit --strength 0.5 all of these use the model of B alone: they add noise, then
-    follow B's flow back. "indm translate RUN_B photos" is then enough.
+    With --method sdedit --strength 0.5 all of these add noise, then follow the flow of B back. Then
+    "indm translate RUN_B photos" is enough.
 
-    Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results
-    interleaved, and translation.json with the distance of each result from its source and the
-    reason for each that failed.
+    Writes NAME.png for each image (NAME.npz for an array), sheet.png with sources and results, and
+    translation.json with the distance of each result from its source, and reasons for failures.
     """
 
     paths: Annotated[
@@ -163,8 +154,8 @@ class Translate(ShowsProgress):
     condition: Annotated[
         tuple[str, str] | None, arg(metavar="CLASS CLASS"), default("two data sets")
     ] = None
-    """For one model of classes: the class of the images, and the class that they become. Give
-    names, or indices from 0 unless a class name contains a digit.
+    """For one model of classes: the class of the images, and the class of the results, by name, or by
+    index from 0 unless a class name contains a digit.
     """
     options: Annotated[TranslationOptions, arg(name="")] = field(default_factory=TranslationOptions)
     overwrite: bool = False
@@ -183,16 +174,14 @@ class Translate(ShowsProgress):
         second = [path if path.suffix else run_folder(path) for path in others[:1]]
         given = (run_folder(first), *second, *others[1:])
         count = len([*itertools.takewhile(lambda path: is_run(path) or is_pair(path), given)])
-        if not count or count == len(given):
+        runs, sources = given[:count], given[count:]
+        if not runs or not sources:
             what = "images after the run folders"
-            if not count:
+            if not runs:
                 what = "a run folder (with a recipe.toml in it) first"
             raise ValueError(f"translate needs {what}, got {' '.join(map(str, self.paths))}")
-        sources = given[count:]
         found_in(sources)
-        opened = open_runs(
-            given[:count], self.direction, self.condition, method=self.options.method
-        )
+        opened = open_runs(runs, self.direction, self.condition, method=self.options.method)
         report = translate_files(opened, sources, self.out, self.options, progress=self.progress)
         print(summary(report))
         for name, why in report["failed"].items():

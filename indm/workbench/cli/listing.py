@@ -1,4 +1,4 @@
-"""``indm list``: recipes, the names of parts, and the keys of a table; options of a table as flags."""
+"""``indm list``: recipes, parts, and the keys of a table; also options of a table as flags."""
 
 import functools
 import inspect
@@ -41,9 +41,8 @@ class List(Common):
 
     def run(self) -> int:
         if self.what is not None:
-            check_name(
-                self.what, ["recipes", *OPTION_TABLES, *names.BUILT_IN], "kind of parts", self.what
-            )
+            known = ["recipes", *OPTION_TABLES, *names.BUILT_IN]
+            check_name(self.what, known, "kind of parts", self.what)
         if self.what in (None, "recipes"):
             print(of_recipes())
         if self.what in OPTION_TABLES:
@@ -55,7 +54,7 @@ class List(Common):
 
 
 def of_recipes() -> str:
-    """The recipes that come with indm, by what they are for, with their time and memory."""
+    """The recipes of this package by their purpose, with time and memory."""
     lines = [row("", "two cores", "GPU", "")]
     for group, command in PURPOSES.items():
         lines.append(f"{group[0].upper()}{group[1:]}: {command}")
@@ -82,42 +81,32 @@ def of_table(table: str) -> str:
 
 
 def sentences_of(declared: Any) -> dict[str, str]:
-    """Descriptions of a function's or class's arguments, or of a dataclass's fields with its bases,
-    from docstrings.
-    """
+    """The descriptions of arguments, or of fields of a dataclass and its bases, from docstrings."""
     function = declared.func if isinstance(declared, functools.partial) else declared
     bases = inspect.getmro(function)[::-1] if isinstance(function, type) else ()
     kinds: list[Any] = [base for base in bases if is_dataclass(base)]
     found: dict[str, str] = {}
     for kind in kinds or [function]:
-        arguments = docstring_parser.parse_from_object(
-            kind, docstring_parser.DocstringStyle.GOOGLE
-        ).params
-        found |= {
-            name.strip(): str(line.description)
-            for line in arguments
-            for name in line.arg_name.split(",")
-        }
+        style = docstring_parser.DocstringStyle.GOOGLE
+        for line in docstring_parser.parse_from_object(kind, style).params:
+            names_of_line = map(str.strip, line.arg_name.split(","))
+            found |= dict.fromkeys(names_of_line, str(line.description))
     return found
 
 
 def flags_of(options: type, default_of_all: str) -> type:
-    """A dataclass with a field for each of the dataclass ``options``: its TOML text, or None where
-    no value was given.
+    """A dataclass with the fields of ``options`` as TOML texts, or None if a flag is not given.
 
     The help shows ``default_of_all`` as the default of each flag.
     """
     sentences, made = sentences_of(options), []
     for option in fields(options):
-        flag = arg(
-            metavar=f"<{type_words(option.type)}>", help=" ".join(sentences[option.name].split())
-        )
-        made.append(
-            (option.name, Annotated[str | None, flag, default(default_of_all)], field(default=None))
-        )
-    return make_dataclass(
-        f"{options.__name__}Flags", made, namespace={"__doc__": options.__doc__}, kw_only=True
-    )
+        words = " ".join(sentences[option.name].split())
+        flag = arg(metavar=f"<{type_words(option.type)}>", help=words)
+        kind = Annotated[str | None, flag, default(default_of_all)]
+        made.append((option.name, kind, field(default=None)))
+    space = {"__doc__": options.__doc__}
+    return make_dataclass(f"{options.__name__}Flags", made, namespace=space, kw_only=True)
 
 
 def wrapped(text: str, indent: int = 0, first: int = 0) -> str:

@@ -1,7 +1,6 @@
-"""The ``indm`` program: its commands, the one that the arguments ask for, and that run to its exit
-status.
+"""The ``indm`` program: its commands, its arguments, and its exit status.
 
-A command is a class, imported when it is asked for.
+A command is a class, which is imported when it is needed.
 """
 
 import contextlib
@@ -45,14 +44,11 @@ TITLE = "Log-likelihoods of diffusion models, with error bars: yours, or one tra
 MORE = """To begin:      indm list recipes     indm train digits     indm sample runs/digits
 To know more:  indm COMMAND --help     indm list"""
 CONFIG = (tyro.conf.FlagCreatePairsOff,)
+MISTAKES = (ValueError, OSError, MemoryError, ModuleNotFoundError)  # errors with exit status 2
 
 
 def command_of(name: str) -> type[Common]:
-    """The command of that name.
-
-    Raises:
-        ValueError: there is none; names the nearest.
-    """
+    """The command of that name; ValueError with the nearest name if there is none."""
     if name not in COMMANDS:
         raise ValueError(f"{one_line(name)} is not a command of indm{nearest(name, COMMANDS)}")
     return pkgutil.resolve_name(f"indm.workbench.cli.{COMMANDS[name]}")
@@ -62,19 +58,18 @@ def overview() -> str:
     """All commands on one screen."""
     lines = ["usage: indm COMMAND …", TITLE, ""]
     for title, group in GROUPS.items():
-        lines += [
-            title,
-            *(f"  {name:14}{str(command_of(name).__doc__).splitlines()[0]}" for name in group),
-        ]
+        lines.append(title)
+        for name in group:
+            lines.append(f"  {name:14}{str(command_of(name).__doc__).splitlines()[0]}")
     return "\n".join([*lines, "", MORE])
 
 
 def parse(arguments: list[str]) -> Common:
-    """The command that the arguments ask for.
+    """The command of the arguments.
 
     Raises:
-        ValueError: what is wrong with the arguments.
-        SystemExit: help was asked for, or tyro found a mistake; either was shown.
+        ValueError: a mistake in the arguments.
+        SystemExit: help, or a mistake that tyro found, was shown.
     """
     name, *options = arguments or ["--help"]
     if name in ("-h", "--help", "--version"):
@@ -92,14 +87,10 @@ def parse(arguments: list[str]) -> Common:
 
 
 def take_tables(arguments: list[str], tables: Collection[str]) -> tuple[list[str], dict[str, str]]:
-    """Take the values of the recipe's tables out of the arguments, which tyro has no fields for.
+    """The arguments without those of the recipe's tables, and the latter by ``table.key`` or ``table``.
 
-    They are ``--train.steps 500``, ``--flow coupling``, ``--flow.width 64``.
-    The keys of a part come from its class, which may be anybody's; the recipe's checks reject a
-    wrong one.
-
-    Returns:
-        The other arguments, and the values by ``table.key`` and ``table``.
+    They are ``--train.steps 500``, ``--flow coupling``, ``--flow.width 64``. tyro cannot know them,
+    because the keys of a part come from its class. The recipe is checked later.
     """
     others, taken = [], {}
     named = {*tables} & {*NAMED_TABLES, *OPTIONAL_TABLES}
@@ -129,13 +120,12 @@ def complaint(name: str, kind: type[Common], unknown: str) -> str:
     keys = [f"--{table}.{f.name}" for table in kind.tables if table in OPTION_TABLES
             for f in dataclasses.fields(OPTION_TABLES[table])]  # fmt: skip
     near = did_you_mean(unknown.partition("=")[0], [*flags(kind), *keys])
-    return f"{unknown} is not an option of indm {name}" + (
-        near or f'; "indm {name} --help" lists its options'
-    )
+    hint = near or f'; "indm {name} --help" lists its options'
+    return f"{unknown} is not an option of indm {name}{hint}"
 
 
 def flags(options: type) -> Iterator[str]:
-    """The options of a command that are not in a table, as they are typed."""
+    """The flags of a command, except those of tables."""
     hints = get_type_hints(options)
     for field in dataclasses.fields(options):
         if isinstance(hints[field.name], type) and dataclasses.is_dataclass(hints[field.name]):
@@ -145,11 +135,11 @@ def flags(options: type) -> Iterator[str]:
 
 
 def flag_of(error: Exception, command: Common | None) -> str:
-    """The flag of the argument that an error names first, or of the package that it asks to trust;
-    "" of others.
-    """
+    """The flag of the argument in an error, or the package to trust or to install; "" without."""
     if isinstance(error, names.Untrusted):
         return f" (--trust {error.package})"
+    if isinstance(error, ModuleNotFoundError):
+        return f" (pip install {str(error.name).replace('_', '-')})"
     argument = str(error).partition(" ")[0]
     flag = f"--{argument.replace('_', '-')}"
     return f" ({flag})" if command is not None and flag in flags(type(command)) else ""
@@ -157,12 +147,12 @@ def flag_of(error: Exception, command: Common | None) -> str:
 
 @contextlib.contextmanager
 def trusting(packages: list[str]) -> Iterator[None]:
-    """Code of these packages may be run; it is found where Python looks, and in the current folder."""
+    """Allow code of these packages, which may also be in the current folder."""
     if not packages:
         yield
         return
     here = os.getcwd()
-    sys.path.append(here)  # the last place, so that no file there stands for a library
+    sys.path.append(here)  # last, so that no file there replaces a library
     try:
         with names.trust(*packages):
             yield
@@ -171,10 +161,8 @@ def trusting(packages: list[str]) -> Iterator[None]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; failures are explained on standard error and by the exit status, see
-    docs/reliability.md.
-    """
-    # None where it was closed before the program started
+    """Run one command; the exit status, see docs/reliability.md. Errors go to standard error."""
+    # None if it was closed before the program started
     sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
     warnings.formatwarning = lambda message, *_: f"indm: warning: {one_line(message)}\n"
@@ -199,18 +187,13 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         if command is not None and command.debug:
             traceback.print_exc()
-        kind = type(error)
-        known = kind is RuntimeError or kind.__name__ == "OutOfMemoryError"  # PyTorch's
-        if known or issubclass(kind, ValueError | OSError | MemoryError):
-            print(
-                f"indm: error: {one_line(error) or kind.__name__}{flag_of(error, command)}",
-                file=sys.stderr,
-            )
+        kind, text = type(error), one_line(error)
+        is_torch = kind is RuntimeError or kind.__name__ == "OutOfMemoryError"
+        if is_torch or isinstance(error, MISTAKES):
+            print(f"indm: error: {text or kind.__name__}{flag_of(error, command)}", file=sys.stderr)
             return MISTAKE
-        message = f"unexpected {kind.__name__}: {one_line(error)}"
-        print(
-            f"indm: error: {message} (the same command with --debug shows where)", file=sys.stderr
-        )
+        more = "(the same command with --debug shows where)"
+        print(f"indm: error: unexpected {kind.__name__}: {text} {more}", file=sys.stderr)
         return DEFECT
 
 

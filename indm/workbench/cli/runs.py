@@ -1,6 +1,5 @@
 """Commands on runs: ``indm evaluate``, ``compare``, ``app`` and ``convert``."""
 
-import importlib.util
 import signal
 import sys
 import threading
@@ -24,11 +23,10 @@ EvaluationFlags = flags_of(Evaluation, "the recipe's")
 class Evaluate(ShowsProgress):
     """Report the likelihood of held-out data under a run, in bits/dim or nats.
 
-    Prints a table of NELBO and NLL, with and without reconstruction, beside baselines on the same
+    Prints a table of NELBO and NLL, with and without reconstruction, with baselines on the same
     examples: uniform noise, a Gaussian, PNG. Also prints the NELBO by noise level. Writes
-    evaluation.json, and per-example nats to evaluation.npz. Options that are not given come from
-    the recipe's [evaluate] table. Use --data NAME or --data.path my-images to evaluate on data that
-    differ from the recipe's.
+    evaluation.json, and nats by example to evaluation.npz. Options that are not given come from the
+    recipe's [evaluate] table. Use --data NAME or --data.path my-images for other data.
     """
 
     tables = ("data",)
@@ -50,16 +48,15 @@ class Evaluate(ShowsProgress):
         from indm.workbench.runs.folder import check_absent, recipe_of, run_folder
 
         texts = {key: text for key, text in vars(self.options).items() if text is not None}
-        options = recipes.options_of(
-            "evaluate", {key: recipes.value_of(text) for key, text in texts.items()}
-        )
+        values = {key: recipes.value_of(text) for key, text in texts.items()}
+        options = recipes.options_of("evaluate", values)
         run = run_folder(self.run_folder)
         data = recipes.override(recipe_of(run), self.table_values)["data"]
         if data["name"] == GIVEN and "path" in data:
             data["name"] = "folder" if Path(data["path"]).is_dir() else "array"
         check_absent(run, ["evaluation.json", "evaluation.npz"], self.overwrite)
         result = evaluate_run(run, options, data_table=data, progress=self.progress)
-        if PartialState().is_main_process:  # it alone has the results of all processes
+        if PartialState().is_main_process:  # only it has the results of all processes
             print(likelihood_table(result), *level_table(Report.read(result)), sep="\n")
             print("nothing was written" if result["interrupted"] else verdict(result))
         return INTERRUPTED if result["interrupted"] else DONE
@@ -97,11 +94,10 @@ class Compare(ShowsProgress):
 class App(Computes):
     """Try a run in the browser: samples, likelihoods, translation.
 
-    With "indm app RUN RUN_B" it also translates between two models, with "indm app PAIR" between
-    both of a pair, and with one model of classes between classes. Ctrl-C ends it. It needs Gradio,
-    and no network. Images of up to 10 MB are read as "indm translate" reads them, one request is
-    computed at a time, and no file of this machine is served. Uploads are deleted after an hour, or
-    when the app ends.
+    "indm app RUN RUN_B" also translates between two models, "indm app PAIR" between both of a pair,
+    and one model of classes between classes. Ctrl-C ends it. It needs Gradio, but no network.
+    Images have up to 10 MB, one request is computed at a time, and no file of this machine is
+    served. Uploads are deleted after an hour, or when the app ends.
     """
 
     run_folders: Annotated[
@@ -118,8 +114,6 @@ class App(Computes):
     """The longest that a request may take."""
 
     def run(self) -> int:
-        if importlib.util.find_spec("gradio") is None:
-            raise ValueError("indm app needs the library Gradio: pip install gradio")
         from indm.workbench.app import requests
         from indm.workbench.runs.folder import run_folder
 
@@ -131,10 +125,8 @@ class App(Computes):
         with serving(sides, self.host, self.port, self.seconds) as address:
             print(f"{address} (Ctrl-C ends it)", flush=True)
             if self.host not in LOCAL:
-                print(
-                    f"indm: warning: everybody who reaches {self.host} may use this",
-                    file=sys.stderr,
-                )
+                warning = f"indm: warning: everybody who reaches {self.host} may use this"
+                print(warning, file=sys.stderr)
             with suppress(KeyboardInterrupt):
                 threading.Event().wait()
         return DONE
@@ -144,10 +136,10 @@ class App(Computes):
 class Convert(Common):
     """Make a run of a checkpoint that the paper's authors or score_sde_pytorch released.
 
-    Checkpoints of score_sde_pytorch have no flow. --recipe says what the networks are: --recipe
-    cifar10-vp-nll is that setting of the paper. Keys like --net.blocks 8, --sde subvp,
-    --flow.activation swish or --data.path my-images change it. A tensor that does not fit is an
-    error that lists it. Nothing pickled in the files is run.
+    Checkpoints of score_sde_pytorch have no flow. --recipe describes the networks, such as
+    cifar10-vp-nll of the paper. Change it with keys like --net.blocks 8, --sde subvp,
+    --flow.activation swish or --data.path my-images. Tensors that do not fit are listed. Nothing
+    pickled in the files is run.
     """
 
     tables = ("data", "sde", "net", "flow", "evaluate")
@@ -181,7 +173,6 @@ class Convert(Common):
         for file in made["files"]:
             print(f"passed over in {file['name']}: {', '.join(file['passed_over']) or 'nothing'}")
         files = " and ".join(f"{file['name']} ({file['weights']})" for file in made["files"])
-        print(
-            f"{self.out}: {files}, step {made['step']}, {made['parameters']['score']:,} parameters of the score"
-        )
+        count = f"{made['parameters']['score']:,} parameters of the score"
+        print(f"{self.out}: {files}, step {made['step']}, {count}")
         return DONE

@@ -38,13 +38,10 @@ class TrainsRecipe(ShowsProgress):
     """Show the whole recipe, the sizes, and the time of a step and of the run; write nothing."""
 
     def named(self) -> list[str]:
-        if self.resume:  # a run that somebody else may have written
+        if self.resume:  # the run may be somebody else's
             return []
-        return [
-            value
-            for key, value in self.table_values.items()
-            if "." not in key or key == "train.objective"
-        ]
+        values = self.table_values.items()
+        return [value for key, value in values if "." not in key or key == "train.objective"]
 
     def train(
         self,
@@ -54,7 +51,7 @@ class TrainsRecipe(ShowsProgress):
         *,
         translates: bool = False,
     ) -> int:
-        """Train one run and print what came of it, or show the plan; the exit status."""
+        """Train one run and print its result, or show the plan; the exit status."""
         from indm.workbench.training.loop import train
 
         if self.dry_run:
@@ -62,10 +59,8 @@ class TrainsRecipe(ShowsProgress):
         summary = train(recipe, out, like=like, resume=self.resume, progress=self.progress)
         run, trained = shlex.quote(str(out)), recipes.resolve(recipes.load(out)).train
         if summary["interrupted"]:
-            say(
-                f"Interrupted at step {summary['steps']}. Continue with: indm train {run} --resume",
-                file=sys.stderr,
-            )
+            where = f"at step {summary['steps']}"
+            say(f"Interrupted {where}. Continue with: indm train {run} --resume", file=sys.stderr)
             return INTERRUPTED
         say(f"{out}: {came_to(summary)}")
         commands = {f"indm translate {run} IMAGES --out FOLDER": TRANSLATES} if translates else {}
@@ -79,9 +74,7 @@ class TrainsRecipe(ShowsProgress):
 
 
 def loaded(source: str) -> recipes.Tables:
-    """The recipe that the user named; a ValueError with the command that was meant where it is
-    data.
-    """
+    """The tables of a recipe; if it is data, a ValueError with the right command."""
     path = Path(source)
     if path.is_dir() and not (path / "recipe.toml").is_file() and source not in recipes.bundled():
         meant = "it is empty: give the command that made it, without --resume"
@@ -101,14 +94,13 @@ class Train(TrainsRecipe):
     """Train a model by a recipe, in a run folder.
 
     Change any key of the recipe by an option: --train.steps 500 --flow.width 32 --data.path
-    my-images. A table's name alone chooses a part: --flow identity (a linear diffusion), --sde ve,
-    --net mlp. A part can also be code of yours: --net my_package.nets:Mine --net.width 64. Values
-    are TOML (--net.multipliers "[1, 2]"); what is not TOML is a string. "indm list train" explains
-    the keys of [train], the reference of the site the keys of a part.
+    my-images. The name of a table takes another part: --flow identity (a linear diffusion), --sde
+    ve, --net mlp. A part can also be your own code: --net my_package.nets:Mine --net.width 64.
+    Values are TOML (--net.multipliers "[1, 2]"); any other text is a string. "indm list train"
+    explains the keys of [train]; the keys of a part are in the reference on the site.
 
-    Ctrl-C finishes the step, saves, and prints the command that continues: "indm train runs/digits
-    --resume", with the recipe saved there. "indm train digits --dry-run > mine.toml" writes a
-    recipe to start your own from.
+    Ctrl-C finishes the step, saves, and prints the command that continues, such as "indm train
+    runs/digits --resume". "indm train digits --dry-run > mine.toml" writes a recipe to change.
     """
 
     recipe: Annotated[Positional[str], arg(metavar="RECIPE")]
@@ -116,9 +108,7 @@ class Train(TrainsRecipe):
     out: Annotated[Path | None, arg(metavar="FOLDER"), default("runs/RECIPE")] = None
     """The run folder."""
     like: Annotated[Path | None, arg(metavar="RUN"), default("the recipe's budget")] = None
-    """Choose the number of steps so that this run costs the same as RUN. First, the cost of a step
-    of both is measured, in turn.
-    """
+    """Choose the number of steps so that this run costs the same as RUN; a step of both is measured."""
 
     def run(self) -> int:
         options = {"--resume": self.resume, "--dry-run": self.dry_run}
@@ -137,12 +127,11 @@ class TrainPair(TrainsRecipe):
     """Train two models, of the data of A and of B, for "indm translate".
 
     Give two image folders, or a recipe with [data] and [data_b] (sneaker-boot, pullover-dress,
-    digits-3-8, …). Both models have the recipe's settings, and its budget each. Any key can be
-    changed as in "indm train":
-    --data.size 32 (with two folders: for both), --train.seconds 600; --flow identity trains linear
-    diffusions (DDIB).
+    digits-3-8, …). Both models have the recipe's settings, and each has its whole budget. Change
+    keys as in "indm train": --data.size 32 (for both folders), --train.seconds 600. With --flow
+    identity they are linear diffusions (DDIB).
 
-    The run folder holds a run for each side, a and b. Ctrl-C saves; the same command with --resume
+    The run folder has a run for each side, a and b. Ctrl-C saves; the same command with --resume
     continues.
     """
 
@@ -166,9 +155,8 @@ class TrainPair(TrainsRecipe):
         for side, summary in summaries.items():
             say(f"{out / side}: {came_to(summary)}")
         commands = {f"indm translate {shlex.quote(str(out))} IMAGES --out FOLDER": TRANSLATES}
-        commands |= {
-            f"indm evaluate {shlex.quote(str(out / side))}": EVALUATES for side in summaries
-        }
+        for side in summaries:
+            commands[f"indm evaluate {shlex.quote(str(out / side))}"] = EVALUATES
         say(next_commands(commands))
         return DONE
 
@@ -180,12 +168,11 @@ class TrainBridge(TrainsRecipe):
     It is class-conditional: A and B are its classes. A translation goes to noise as class A and
     back as class B.
 
-    With --form terminal its diffusion leads from A at t = 0 to B at t = T: it minimises the NELBO
-    of A plus train.terminal times −log p of B's images under the flow and the prior, both per
-    dimension and logged as nelbo and terminal. Only the flow models B. For this form recipes
-    therefore have a flow that can model images, and a large weight of B.
+    With --form terminal its diffusion leads from A at t = 0 to B at t = T. It minimises the NELBO
+    of A plus train.terminal times −log p of B under the flow and the prior, both per dimension.
+    Only the flow models B, so recipes for this form have a strong flow and a large weight of B.
 
-    Sources and changes as in "indm train-pair".
+    Sources and changes are those of "indm train-pair".
     """
 
     sources: Sources
@@ -211,7 +198,7 @@ class TrainBridge(TrainsRecipe):
 
 
 def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "") -> int:
-    """Print what a run would be, as a recipe with comments; the exit status."""
+    """Print the recipe of a run with its costs in comments; the exit status."""
     from indm.workbench.training.loop import plan
 
     whole, known = plan(recipe)
@@ -221,7 +208,7 @@ def show_plan(recipe: recipes.AnyTables, out: Path, more: str = "") -> int:
 
 
 def came_to(summary: dict) -> str:
-    """Outcome of a run in one line; summary.json has more."""
+    """The result of a run in one line."""
     seconds = timedelta(seconds=round(summary["seconds"]))
     parts = [f"{counted(summary['steps'], 'step')} in {seconds}"]
     if "valid_nelbo" in summary:
@@ -238,7 +225,7 @@ def came_to(summary: dict) -> str:
 
 
 def next_commands(lines: dict[str, str]) -> str:
-    """Commands, each with what it is for."""
+    """Commands with their purposes."""
     width = max(map(len, lines))
     return "\n".join(f"  {command:{width}}   {words}" for command, words in lines.items())
 
@@ -248,31 +235,23 @@ def recipe_of_two(
     changes: dict[str, str],
     prepared: Callable[[recipes.Tables], recipes.Tables] = lambda recipe: recipe,
 ) -> tuple[recipes.Tables, str]:
-    """The recipe that two image folders or one recipe with two data sets stand for, and the name of
-    its run.
+    """The recipe of two image folders, or one recipe with two data sets; and the name of its run.
 
-    With two folders, changes of ``data`` also hold for ``data_b``. What the user changes is changed
-    in the ``prepared`` recipe.
+    With two folders, changes of ``data`` are also made to ``data_b``. ``prepared`` is applied
+    before the changes.
     """
-    is_alone = (
-        len(sources) == 1
-        and Path(sources[0]).is_dir()
-        and not (Path(sources[0]) / "recipe.toml").is_file()
-    )
+    first = Path(sources[0]) if sources else Path()
+    is_alone = len(sources) == 1 and first.is_dir() and not (first / "recipe.toml").is_file()
     if is_alone or len(sources) not in (1, 2):
         got = f"the folder {sources[0]} alone" if is_alone else f"{len(sources)} sources"
         raise ValueError(f"two image folders or one recipe must be given, got {got}")
     if len(sources) == 1:
         recipe = recipes.override(prepared(loaded(sources[0])), changes)
     else:
-        both = {
-            f"data_b.{key[5:]}": value for key, value in changes.items() if key.startswith("data.")
+        a, b = map(json.dumps, sources)
+        of_data = {
+            key.partition(".")[2]: v for key, v in changes.items() if key.startswith("data.")
         }
-        paths = {
-            f"{table}.path": json.dumps(source)
-            for table, source in zip(("data", "data_b"), sources, strict=True)
-        }
-        recipe = recipes.override(
-            prepared(recipes.load("translate-folders")), paths | both | changes
-        )
+        both = {"data.path": a, "data_b.path": b} | {f"data_b.{k}": v for k, v in of_data.items()}
+        recipe = recipes.override(prepared(recipes.load("translate-folders")), both | changes)
     return recipe, "-".join(map(run_name, sources))

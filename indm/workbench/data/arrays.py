@@ -1,6 +1,4 @@
-"""Arrays in .npy and .npz files, and tables of numbers in text files and in Parquet, as pandas
-reads them.
-"""
+"""Arrays in .npy and .npz files, and tables in text files and in Parquet."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +13,7 @@ from torch import Tensor
 from indm.checks import brief, nearest, reason
 from indm.files import check_plain, untrusted
 from indm.files.untrusted import check_memory
-from indm.workbench.data.base import Data, DividedLoader
+from indm.workbench.data.base import Data, DividedLoader, as_data
 from indm.workbench.data.examples import OnDemand, are_lost, grey_levels, in_words_lost
 
 if TYPE_CHECKING:
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 SEPARATORS = {".csv": ",", ".tsv": "\t", ".txt": r"\s+"}
 PARQUET = (".parquet", ".pq")
-CELL = 32  # bytes that a cell takes while a table is read: its copies at one time; 25 were measured
 CURE = "data.read_csv has arguments of pandas.read_csv, such as {sep = ';', decimal = ','}"
 
 
@@ -32,32 +29,29 @@ class ArrayFile(DividedLoader):
     """An array of a .npy or .npz file, or a table of a .csv, .tsv, .txt or .parquet file.
 
     Floats (N, D) are vectors, standardised by the training split. Integers are grey levels 0 …
-    ``levels`` − 1: images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D). For tables
-    see :func:`read_columns`; they are floats without ``levels``, and integers with them.
+    ``levels`` − 1: images (N, H, W), (N, H, W, C) or (N, C, H, W), or vectors (N, D). Tables, see
+    :func:`read_columns`, are integers if ``levels`` are given.
     """
 
     path: str | Path
     """The file."""
     key: str | None = None
-    """Name of the array in an .npz; by default ``samples``, ``x`` or the only one."""
+    """Name of the array in an .npz file; by default ``samples``, ``x`` or the only one."""
     levels: int | None = None
     """Number of grey levels of integers; by default 256 if they are uint8."""
     x: str | tuple[str, ...] = ()
     """Columns of a table by name; by default all but ``c``."""
     c: str | tuple[str, ...] = ()
-    """What the condition of each example is: columns of a table by name, the key of another array
-    of an .npz, or another .npy file by its path from the same folder. One column of words or whole
-    numbers is one of class labels.
+    """The condition of each example: columns of a table by name, the key of another array of an
+    .npz file, or another .npy file by its path from the same folder. A single column of words or
+    whole numbers has class labels.
     """
     header: bool = True
     """Whether the first line of a table in a text file names its columns."""
     read_csv: dict[str, Any] = field(default_factory=dict)
-    """Arguments of pandas.read_csv for a table in a text file, such as {sep = ";", decimal = ","}.
-    """
+    """Arguments of pandas.read_csv for a text file, such as {sep = ";", decimal = ","}."""
     mmap: bool = False
-    """Leave a .npy file on disk, and read rows as training asks for them: for more than memory
-    holds.
-    """
+    """Read the rows of a .npy file from disk when they are needed, if it is larger than memory."""
 
     def data(self) -> Data:
         place = Path(self.path).expanduser()
@@ -69,22 +63,30 @@ class ArrayFile(DividedLoader):
             array, conditions = _with_conditions(
                 place, self.key, self.levels, x, c, self.read_csv, self.header
             )
-        given = False if conditions is None else conditions
-        data = self.as_data(array, name="array", levels=self.levels, where=self.path, c=given)
+        data = as_data(
+            array,
+            name="array",
+            levels=self.levels,
+            valid=self.valid,
+            test=self.test,
+            seed=self.seed,
+            limit=self.limit,
+            centered=self.centered,
+            flip=self.flip,
+            c=False if conditions is None else conditions,
+            where=self.path,
+        )
         note = f"read from {self.path}" + (f", key {self.key}" if self.key else "")
         return replace(data, notes=[note, *data.notes])
 
 
 def _mapped_array(path: Path) -> np.ndarray:
-    """The array of a .npy file, mapped into memory and not read; ValueError where it is another
-    file, or of objects.
-    """
+    """The array of a .npy file, mapped into memory."""
     try:
         check_plain(path)
         return np.lib.format.open_memmap(path, mode="r")
     except (ValueError, OSError) as error:
-        what = "cannot be mapped into memory, as an .npy file of numbers can"
-        raise ValueError(f"{path} {what}: {reason(error)}") from error
+        raise ValueError(f"{path} cannot be mapped into memory: {reason(error)}") from error
 
 
 def _with_conditions(
@@ -96,12 +98,8 @@ def _with_conditions(
     read_csv: Mapping[str, Any] = MappingProxyType({}),
     header: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The array of a file, and the conditions that ``c`` names in it or in its folder; None without."""
+    """The array of a file, and the conditions that ``c`` names in it or in its folder, if any."""
     if path.suffix.lower() in {*SEPARATORS, *PARQUET}:
-        if key is not None:
-            raise ValueError(
-                f"{path}: key {key!r} was given, but a table is one array without a name"
-            )
         values, conditions = read_columns(path, x, c, read_csv, header)
         is_whole = levels is not None and np.array_equal(values, np.floor(values))
         return values.astype(np.int64) if is_whole else values, conditions
@@ -110,53 +108,48 @@ def _with_conditions(
             f"{path} has no named columns: data.x and several data.c are for tables, got {(*x, *c)}"
         )
     array = _read_array(path, key)
-    if array.dtype.kind == "f" and array.ndim > 2:  # grey levels that were most likely lost
+    if array.dtype.kind == "f" and array.ndim > 2:  # images that have lost their grey levels
         raise ValueError(
             f"{path} must hold float vectors or uint8 images, got {array.dtype} of shape {array.shape}"
         )
     if not c:
         return array, None
-    is_beside = untrusted.array_names(path) is None
-    return array, untrusted.array(path.parent / c[0]) if is_beside else _read_array(path, c[0])
+    if untrusted.array_names(path) is None:
+        return array, untrusted.array(path.parent / c[0])
+    return array, _read_array(path, c[0])
 
 
 def read_events(path: Path, levels: int | None) -> Tensor:
-    """The events of a .npy, .npz (the only array, or ``samples``) or .csv file, in data units, (N,
-    *event).
+    """The events of an array or a table in data units, (N, *event).
+
+    Raises:
+        ValueError: they are not floats, or not integers of this number of ``levels``.
     """
     array, _ = _with_conditions(path, None, levels, (), ())
-    if 0 in array.shape:
-        raise ValueError(f"{path} holds no events: its shape is {array.shape}")
     if (levels is None) != (array.dtype.kind == "f"):
         wanted = "floats" if levels is None else f"integers 0 … {levels - 1}"
         raise ValueError(f"{path} must hold {wanted}, as the model has them, got {array.dtype}")
-    events = (
-        array.astype(np.float32, copy=False)
-        if levels is None
-        else grey_levels(array, levels, path)[0]
-    )
-    return torch.from_numpy(events)
+    if levels is None:
+        return torch.from_numpy(array.astype(np.float32, copy=False))
+    return torch.from_numpy(grey_levels(array, levels, path)[0])
 
 
 def _read_array(path: Path, key: str | None) -> np.ndarray:
+    """The array of a .npy file, or an array of an .npz file: ``key``, or a usual name."""
     names = untrusted.array_names(path)
     if names is None:
-        if key is not None:
-            raise ValueError(
-                f"{path}: key {key!r} was given, but a .npy file holds one array without a name"
-            )
         return untrusted.array(path)
-    usual = [name for name in ("samples", "x") if name in names] or names
-    if key is None and (len(usual) == 1 or usual is not names):
-        key = usual[0]
-    if key is None:
-        raise ValueError(f"key must be one of the arrays of {path}, {brief(', '.join(names))}")
+    usual = [name for name in ("samples", "x") if name in names]
+    if key is None and (usual or len(names) == 1):
+        key = [*usual, *names][0]
     if key not in names:
-        raise ValueError(f"{path} has no array {key!r}{nearest(key, map(brief, names))}")
+        raise ValueError(
+            f"key must be one of {brief(', '.join(names))}, the arrays of {path}, got {key!r}"
+        )
     return untrusted.array(path, key)
 
 
-# ── Tables ────────────────────────────────────────────────────────────────────────────────────────
+# ── Tables
 
 
 def read_columns(
@@ -166,10 +159,9 @@ def read_columns(
     read_csv: Mapping[str, Any] = MappingProxyType({}),
     header: bool = True,
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size); None
-    without any.
+    """The columns ``x`` as float32 (n, D), and ``c`` as labels (n,) or numbers (n, size), or None.
 
-    Without ``x`` they are all but ``c``. A single column c of words or whole numbers is one of
+    Without ``x`` all columns but ``c`` are taken. A single column c of words or whole numbers has
     labels.
 
     Raises:
@@ -202,8 +194,7 @@ def read_columns(
 
 
 def names_of(data: Mapping[str, Any]) -> list[str]:
-    """The names of the columns of a model, from the ``[data]`` table of its run; none of files
-    without names.
+    """The names of the columns of a model, from the ``[data]`` table of its run, if they have any.
 
     Raises:
         ValueError: the file cannot be read.
@@ -225,35 +216,36 @@ def read_frame(
     read_csv: Mapping[str, Any] = MappingProxyType({}),
     header: bool = True,
 ) -> "pandas.DataFrame":
-    """The table in a file, as pandas reads it; of Parquet only the ``columns``. Columns without
-    names are x1, x2, ….
+    """The table in a file, as pandas reads it; only ``columns`` of a Parquet file.
 
-    Cells are separated by commas in .csv, by tabs in .tsv and by blanks in .txt files; ``read_csv``
-    are other arguments of pandas.
+    Cells are separated by commas in .csv, by tabs in .tsv and by blanks in .txt files. Columns
+    without names are called x1, x2, ….
+
+    Args:
+        read_csv: arguments of pandas.read_csv.
+        header: whether the first line of a text file has the names.
 
     Raises:
-        ValueError: it cannot be read, memory cannot hold it, or the first line has numbers where
-            names must be.
+        ValueError: it cannot be read, memory cannot hold it, or the first line has numbers in place
+            of names.
     """
     import pandas
 
     try:
         check_plain(path)
         if path.suffix.lower() in PARQUET:
-            table = _parquet(path, [*columns] or None)
+            table = pandas.read_parquet(path, columns=[*columns] or None).reset_index(drop=True)
         else:
             # a number takes two characters or more, and four bytes in memory
             check_memory(2 * path.stat().st_size)
-            options = {"sep": SEPARATORS[path.suffix.lower()], "skipinitialspace": True} | dict(
-                read_csv
-            )
-            # exact without the option
+            options = {"sep": SEPARATORS[path.suffix.lower()], "skipinitialspace": True} | {
+                **read_csv
+            }
+            # from 3.1 on, floats are exact without this option
             is_exact = tuple(map(int, pandas.__version__.split(".")[:2])) >= (3, 1)
             exact = {} if is_exact or "engine" in options else {"float_precision": "round_trip"}
             table = pandas.read_csv(path, header="infer" if header else None, **exact | options)
-    except ImportError as error:  # pandas needs pyarrow
-        raise ValueError(f"{path}: Parquet needs pyarrow: pip install pyarrow") from error
-    except Exception as error:  # pandas and pyarrow raise of every kind
+    except Exception as error:  # pandas and pyarrow raise errors of many kinds
         raise ValueError(f"{path} cannot be read as a table: {reason(error)}") from error
     if not header:
         table.columns = [f"x{i + 1}" for i in range(len(table.columns))]
@@ -265,7 +257,7 @@ def read_frame(
         )
     if _is_number(first):
         raise ValueError(
-            f"header must be false where the first line is no line of names: {path} has {first!r} there"
+            f"header must be false if the first line has no names: {path} has {first!r}"
         )
     return table
 
@@ -277,36 +269,10 @@ def _is_number(text: str) -> bool:
         return False
 
 
-def _parquet(path: Path, columns: list[str] | None) -> "pandas.DataFrame":
-    """Columns of a Parquet file, all without any, by row groups; MemoryError where its metadata say
-    more than fits.
-
-    Words stay as numbers of a dictionary: a file of a megabyte may repeat one in a billion rows.
-    """
-    import pyarrow
-    from pyarrow import parquet
-
-    schema = parquet.read_schema(path)
-    for name in columns or ():
-        if name not in schema.names:
-            raise ValueError(f"it has no column {name!r}{nearest(name, schema.names)}")
-    words = [field.name for field in schema if pyarrow.types.is_string(field.type)]
-    with parquet.ParquetFile(path, read_dictionary=words) as file:
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        rows = sum(group.num_rows for group in groups)
-        unpacked = sum(group.total_byte_size for group in groups)
-        check_memory(CELL * rows * len(columns or schema.names) + unpacked)
-        parts = [file.read_row_group(i, columns=columns) for i in range(len(groups))]
-    whole = pyarrow.concat_tables(parts) if parts else schema.empty_table()
-    return whole.unify_dictionaries().to_pandas().reset_index(drop=True)
-
-
 def _numbers(path: Path, table: "pandas.DataFrame") -> np.ndarray:
     """A table of finite numbers as float32 (rows, columns)."""
     import pandas
 
-    if table.empty:
-        raise ValueError(f"{path} holds no rows of numbers")
     values = np.empty(table.shape, np.float32)
     for i, name in enumerate(table):
         column = table[name]

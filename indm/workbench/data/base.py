@@ -1,4 +1,4 @@
-"""Data sets by name, and what each becomes: three splits of raw data with their scaling.
+"""Data sets by name, as three splits of raw data with their scaling.
 
 A data set is a :class:`Loader`, or a function or class with keyword options that returns a
 :class:`Data` or anything that :func:`as_data` takes.
@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,33 +25,31 @@ from indm.scaling import Scaling
 from indm.workbench.data.examples import Examples, InMemory, OnDemand, events
 
 SPLITS = ("train", "valid", "test")
-Items = TypeVar("Items", Tensor, list)
 Source = InMemory | OnDemand
 
 
 @dataclass(frozen=True, eq=False)
 class Data:
-    """Three disjoint data sets and what is known about them.
+    """Three disjoint splits of data, with their scaling, and conditions if they have any.
 
     Attributes:
         train, valid, test: the examples of each split, of shape ``shape``.
         scaling: data units to model units; ``scaling.levels`` are the grey levels, None for
             continuous data.
-        shape: of one item, (C, H, W) or (D,).
-        entropy: of the data in total nats (data units), where it is known.
+        shape: of one example, (C, H, W) or (D,).
+        entropy: of the data in total nats (data units), if it is known.
         flip: whether training should flip images horizontally at random.
-        labels: class labels (n,) int64 of each split, in its order, where the data have them.
+        labels: class labels (n,) int64 by split, if the data have them.
         classes: names of the labels 0, 1, …
-        conditions: numbers c for p(x|c), (n, size) or images (n, C, H, W), of each split, in its
-            order.
-        groups: which group each example is of, (n,) int64 of each split, in its order, where
-            examples of one group are alike (frames of one film): no group is in two splits, and
-            standard errors are over groups.
-        notes: where the data came from and what was done to them, one sentence each.
-        fingerprint: SHA-256 of what decides, beside the options, which example is in which split;
-            "" where that never changes.
+        conditions: numbers c for p(x|c), (n, size) or images (n, C, H, W), by split.
+        groups: the group of each example, (n,) int64 by split, if examples of a group are alike,
+            such as frames of a film. No group is in two splits, and standard errors are over
+            groups.
+        notes: sentences on the source of the data and on their preparation.
+        fingerprint: SHA-256 of what decides, with the options, the split of each example; "" if
+            that never changes.
 
-    Example: labels, which are divided as the examples are.
+    Example: labels are divided like the examples.
 
         >>> data = as_data(torch.randn(100, 2), c=["even", "odd"] * 50)
         >>> data.classes, [len(data.labels[part]) for part in ("train", "valid", "test")]
@@ -79,7 +77,7 @@ class Data:
 
     @property
     def remarks(self) -> list[str]:
-        """The notes, and that training mirrors images where it does."""
+        """The notes, and a sentence if training mirrors images."""
         mirrored = "mirrored at random in training; data.flip false leaves images as they are"
         return [*self.notes, *([mirrored] if self.flip else [])]
 
@@ -87,22 +85,21 @@ class Data:
         """The conditions of a split: its ``labels``, or numbers.
 
         Raises:
-            ValueError: there are none of that kind.
+            ValueError: there are none.
         """
         rows = self.labels if labels else self.conditions
         if split not in rows:
-            places = (
-                "digits and fashion-mnist have labels; so has a folder of folders with data.classes true"
-                if labels
-                else 'the array "c" of an .npz (data.c "c"), or columns of a table (data.c)'
-            )
             kind = "class labels" if labels else "numbers"
-            places += ", and a data set of pairs (x, c), in Python also as_data(pairs, c=True)"
-            raise ValueError(f"data {self.name!r} have no {kind} for a condition; {places}")
+            where = (
+                "folders with data.classes true, arrays and tables with data.c, and pairs (x, c)"
+            )
+            raise ValueError(
+                f"data {self.name!r} have no {kind} for a condition; {where} have some"
+            )
         return rows[split]
 
     def rows(self, condition: Condition, split: str) -> Tensor:
-        """c of the examples of a split, as ``condition`` takes it, classes by their names.
+        """c of the examples of a split, as ``condition`` takes it; classes go by their names.
 
         Raises:
             ValueError: there are none of this kind.
@@ -117,7 +114,10 @@ class Data:
 
 
 def check_kind(data: Data, like: Any, whose: str, name: str = "data") -> None:
-    """ValueError where ``data``, called ``name``, are of other events or grey levels than ``like``."""
+    """ValueError if ``data`` differ from ``like`` in the shape of events or in grey levels.
+
+    Messages call the data ``name`` and the others ``whose``.
+    """
     for what, wanted, actual in (
         ("events of shape", tuple(like.shape), tuple(data.shape)),
         ("grey levels", like.scaling.levels, data.scaling.levels),
@@ -129,7 +129,7 @@ def check_kind(data: Data, like: Any, whose: str, name: str = "data") -> None:
 def stack(dataset: Examples, n: int | None = None) -> Tensor:
     """The first ``n`` items (all by default) as one tensor (n, *event).
 
-    Example: grey levels as they are stored, for what takes a tensor.
+    Example: grey levels as they are stored.
 
         >>> data = as_data(torch.randint(256, (50, 1, 8, 8), dtype=torch.uint8))
         >>> raw = stack(data.test)
@@ -141,12 +141,12 @@ def stack(dataset: Examples, n: int | None = None) -> Tensor:
     return torch.stack([dataset[i] for i in range(len(dataset))[:n]])
 
 
-# ── Options and splits ────────────────────────────────────────────────────────────────────────────
+# ── Options and splits
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loader(ABC):
-    """A data set by its options: those that all have in common, and those that a subclass adds."""
+    """A data set by its options; a subclass adds its own."""
 
     limit: int | None = None
     """Training examples to keep, the first ones; all by default."""
@@ -157,12 +157,12 @@ class Loader(ABC):
 
     @abstractmethod
     def data(self) -> Data:
-        """Read it; ValueError for an option out of range, and for files that cannot be used."""
+        """The data; ValueError for an option out of range, and for files that cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DividedLoader(Loader):
-    """A data set that is divided here, into fractions."""
+    """A data set that is divided into fractions."""
 
     valid: float = 0.1
     """Fraction of the examples for validation."""
@@ -174,43 +174,26 @@ class DividedLoader(Loader):
     def divided(
         self, n: int, groups: Sequence[str] = (), labels: Sequence[str] = ()
     ) -> dict[str, Tensor]:
-        """Indices of ``n`` examples in each split: by :func:`split`, or :func:`split_groups` if
-        there are groups.
-        """
+        """Indices of ``n`` examples by split, see :func:`split` and :func:`split_groups`."""
         sizes = counts(n, self.valid, self.test)
         if len(groups):
             return split_groups(groups, labels, **sizes, seed=self.seed, limit=self.limit)
         return split(n, **sizes, seed=self.seed, limit=self.limit)
 
-    def as_data(self, source: Any, **more: Any) -> Data:
-        """:func:`as_data` with these options."""
-        return as_data(
-            source,
-            valid=self.valid,
-            test=self.test,
-            seed=self.seed,
-            limit=self.limit,
-            centered=self.centered,
-            flip=self.flip,
-            **more,
-        )
-
 
 def split(
     n: int, *, valid: int, test: int = 0, seed: int = 0, limit: int | None = None
 ) -> dict[str, Tensor]:
-    """Shuffle 0 … n−1 by ``seed`` into disjoint index tensors: ``test``, ``valid``, and the rest as
-    ``train``.
+    """The indices 0 … n−1, shuffled by ``seed``, by split: "train", "valid", and "test" unless 0.
 
-    ``limit`` keeps the first ``limit`` of the shuffled training indices. Without ``test`` there is
-    no such key.
+    ``limit`` keeps the first of the shuffled training indices.
     """
     if valid < 1 or test < 0 or valid + test >= n:
         raise ValueError(
             f"{n} items cannot be split into {valid} for validation, {test} for testing and some to train"
         )
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    parts = {"train": limited(order[valid + test :], limit), "valid": order[test : test + valid]}
+    parts = {"train": order[valid + test :][:limit], "valid": order[test : test + valid]}
     return parts | ({"test": order[:test]} if test else {})
 
 
@@ -223,12 +206,14 @@ def split_groups(
     seed: int = 0,
     limit: int | None = None,
 ) -> dict[str, Tensor]:
-    """As :func:`split`, with all examples of a group in one split, and ``valid`` and ``test`` up to
-    a group.
+    """As :func:`split`, with all examples of a group in one split.
 
-    Groups of the same class or classes are divided together. Of two or more at least one is held
-    out; a single one is in ``train``. There is a group, and where there are classes a label, for
-    each example.
+    So ``valid`` and ``test`` are met up to a group. Groups of the same class or classes are divided
+    together. If there are two or more, at least one is held out; a single one is in ``train``.
+
+    Args:
+        groups: of each example.
+        labels: of each example, if there are classes.
 
     Raises:
         ValueError: too few groups.
@@ -264,21 +249,11 @@ def split_groups(
         part: torch.from_numpy(np.isin(group, held[part]))[order] for part in ("valid", "test")
     }
     train = order[~(chosen["valid"] | chosen["test"])]
-    return {"train": limited(train, limit)} | {part: order[where] for part, where in chosen.items()}
-
-
-def limited(items: Items, limit: int | None) -> Items:
-    """The first ``limit`` of the training items; all where it is None."""
-    require(
-        limit is None or limit >= 1, "limit", limit, "at least 1 training item, or None for all"
-    )
-    return items[:limit]
+    return {"train": train[:limit]} | {part: order[where] for part, where in chosen.items()}
 
 
 def counts(n: int, valid: float, test: float) -> dict[str, int]:
     """Fractions of ``n`` as counts of at least one."""
-    for name, fraction in (("valid", valid), ("test", test)):
-        require(0 < fraction < 1, name, fraction, "a fraction between 0 and 1 of the data")
     return {"valid": max(1, round(valid * n)), "test": max(1, round(test * n))}
 
 
@@ -291,12 +266,11 @@ def describe_split(parts: Mapping[str, Tensor], seed: int, how: str = "") -> str
 def condition_fields(
     c: Any, parts: Mapping[str, Tensor], where: str | Path, classes: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """The fields of :class:`Data` that follow from conditions of all examples and index tensors
-    into them.
+    """The fields of :class:`Data` for conditions of all examples and the indices of each split.
 
-    Whole numbers and words (n,) are labels; whole numbers are numbers (n, 1), too. Other numbers
-    (n, size) and images (n, C, H, W), or (n, H, W, C) of 1 or 3 channels, are numbers. Labels are
-    numbered in the order of ``classes``, or alphabetically.
+    Whole numbers and words (n,) are labels, numbered in the order of ``classes`` or alphabetically;
+    whole numbers are numbers (n, 1), too. All others are numbers: (n, size), and images (n, C, H, W)
+    or, with 1 or 3 channels, (n, H, W, C).
     """
     c = np.asarray(c)
     n = 1 + max(int(index.max()) for index in parts.values() if len(index))
@@ -307,13 +281,11 @@ def condition_fields(
         )
     fields: dict[str, Any] = {}
     if c.ndim == 1 and c.dtype.kind not in "f":
-        values, numbers = np.unique(
-            c.astype(str) if c.dtype.kind == "O" else c, return_inverse=True
-        )
+        words = c.astype(str) if c.dtype.kind == "O" else c
+        values, numbers = np.unique(words, return_inverse=True)
         names = tuple(classes or map(str, values))
-        labels = torch.tensor([names.index(str(value)) for value in values])[
-            torch.from_numpy(numbers)
-        ]
+        number_of = torch.tensor([names.index(str(value)) for value in values])
+        labels = number_of[torch.from_numpy(numbers)]
         fields |= {"classes": names, "labels": {p: labels[index] for p, index in parts.items()}}
     if c.dtype.kind in "biuf":
         wrong = np.flatnonzero(~np.isfinite(c.reshape(len(c), -1)).all(1))
@@ -327,7 +299,7 @@ def condition_fields(
     return fields
 
 
-# ── Anything as data ──────────────────────────────────────────────────────────────────────────────
+# ── Anything as data
 
 
 def as_data(
@@ -344,29 +316,28 @@ def as_data(
     c: Any = False,
     where: str | Path = "the data",
 ) -> Data:
-    """Anything that holds examples, as a :class:`Data`.
+    """A :class:`Data` from a tensor, an array or a data set, divided into three splits.
 
     Floats are continuous and are standardised by the training split. Integers are grey levels 0 …
     ``levels`` − 1: vectors (D,), or images (H, W), (H, W, C) or (C, H, W), also images of PIL.
 
     Args:
-        source: a :class:`Data`, which is returned as it is; a tensor or an array (N, …); a
-            map-style data set, where of items that are tuples the first entry counts; or three of
-            these, (train, valid, test).
+        source: a tensor or an array (N, …); a map-style data set, whose items may be tuples that
+            begin with the example; or three of these, (train, valid, test). A :class:`Data` is
+            returned as it is.
         name: of the result.
         levels: how many grey levels integers have; by default 256 for images of uint8.
-        valid, test: fractions of ``source``, where it is not three already.
-        seed: decides which example is in which split.
+        valid, test: fractions of ``source``, unless it is divided already.
+        seed: of the split.
         limit: the training split keeps only its first ``limit`` examples.
         centered: grey levels are scaled to [−1, 1], else to [0, 1].
         flip: whether training should flip images horizontally at random.
         c: conditions of p(x|c), a row for each example of ``source``, see :func:`condition_fields`;
-            with True the second entries of its items, which are read here.
+            True takes the second entries of the items.
         where: what error messages call ``source``.
 
     Raises:
-        ValueError: naming what is wrong with ``source``. Items of a data set are checked when they
-            are read.
+        ValueError: ``source`` cannot be used. Items of a data set are checked when they are read.
 
     Example:
         >>> data = as_data(torch.randn(100, 2))
@@ -375,40 +346,57 @@ def as_data(
     """
     if isinstance(source, Data):
         return source
-    rows = None if c is False else c
-    if c is True:
-        rows = second_entries(source, where)
     if isinstance(source, tuple):
-        total = sum(map(len, source))
-        sets, parts, levels, fingerprint = _divided_before(source, levels, limit, where)
-        sizes = [f"{part} {len(examples)}" for part, examples in sets.items()]
-        note = f"divided before: {', '.join(sizes)}"
+        splits = _divided_before(source, levels, limit, where)
     else:
-        examples, levels = _examples(source, levels, where)
-        total = len(examples)
-        parts = split(total, **counts(total, valid, test), seed=seed, limit=limit)
-        sets = {part: examples.select(index) for part, index in parts.items()}
-        fingerprint = examples.fingerprint()
-        note = describe_split(parts, seed)
-    shape = sets["train"].shape
-    require(not flip or len(shape) == 3, "flip", flip, f"false for events of shape {shape}")
-    scaling = Scaling.images(levels, centered) if levels else sets["train"].standardised()
-    about: dict[str, Any] = {}
-    if rows is not None:
-        require(len(rows) == total, f"the conditions of {where}", len(rows), f"{total} rows")
-        about = condition_fields(rows, parts, where)
+        splits = _divided(source, levels, where, valid=valid, test=test, seed=seed, limit=limit)
+    train = splits.sets["train"]
+    require(not flip or len(train.shape) == 3, "flip", flip, f"false for shape {train.shape}")
+    fields: dict[str, Any] = {**splits.sets}
+    if c is not False:
+        rows = second_entries(source, where) if c is True else c
+        wanted = f"{splits.total} rows"
+        require(len(rows) == splits.total, f"the conditions of {where}", len(rows), wanted)
+        fields |= condition_fields(rows, splits.parts, where)
     return Data(
         name=name,
-        scaling=scaling,
-        shape=shape,
+        scaling=Scaling.images(splits.levels, centered) if splits.levels else train.standardised(),
+        shape=train.shape,
         flip=flip,
-        notes=[note],
-        fingerprint=fingerprint,
-        train=sets["train"],
-        valid=sets["valid"],
-        test=sets["test"],
-        **about,
+        notes=[splits.note],
+        fingerprint=splits.fingerprint,
+        **fields,
     )
+
+
+@dataclass(frozen=True)
+class _Splits:
+    """Three splits of ``total`` examples, by name: the examples, and their indices."""
+
+    sets: dict[str, Source]
+    parts: dict[str, Tensor]
+    total: int
+    levels: int | None
+    fingerprint: str
+    note: str
+
+
+def _divided(
+    source: Any,
+    levels: int | None,
+    where: str | Path,
+    *,
+    valid: float,
+    test: float,
+    seed: int,
+    limit: int | None,
+) -> _Splits:
+    """The splits of a source that is not divided."""
+    examples, levels = _examples(source, levels, where)
+    n = len(examples)
+    parts = split(n, **counts(n, valid, test), seed=seed, limit=limit)
+    sets = {part: examples.select(index) for part, index in parts.items()}
+    return _Splits(sets, parts, n, levels, examples.fingerprint(), describe_split(parts, seed))
 
 
 def second_entries(source: Any, where: str | Path) -> Any:
@@ -429,9 +417,7 @@ def second_entries(source: Any, where: str | Path) -> Any:
 
 
 def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Source, int | None]:
-    """The examples of a tensor, an array or a map-style data set, and how many grey levels they
-    have.
-    """
+    """The examples of a tensor, an array or a map-style data set, and their grey levels."""
     if isinstance(source, TensorDataset):
         source = source.tensors[0]
     if isinstance(source, InMemory):
@@ -451,11 +437,10 @@ def _examples(source: Any, levels: int | None, where: str | Path) -> tuple[Sourc
 
 def _divided_before(
     source: tuple, levels: int | None, limit: int | None, where: str | Path
-) -> tuple[dict[str, Source], dict[str, Tensor], int | None, str]:
-    """Three splits, the indices of their examples, how many grey levels they have, and their
-    fingerprint.
-    """
-    sets, kinds = {}, set()
+) -> _Splits:
+    """The splits (train, valid, test), whose indices count on from one to the next."""
+    sets: dict[str, Source] = {}
+    kinds = set()
     for part, given in zip(SPLITS, source, strict=True):
         sets[part], found = _examples(given, levels, f"the {part} split of {where}")
         kinds.add((sets[part].shape, found))
@@ -464,19 +449,23 @@ def _divided_before(
         raise ValueError(
             f"the splits of {where} must be of one shape and number of grey levels, got {got}"
         )
-    prints = [examples.fingerprint() for examples in sets.values()]
-    sets["train"] = sets["train"].select(limited(torch.arange(len(sets["train"])), limit))
+    prints = "".join(examples.fingerprint() for examples in sets.values())
+    sets["train"] = sets["train"].select(torch.arange(len(sets["train"]))[:limit])
     starts = itertools.accumulate(map(len, source), initial=0)
     parts = {
         part: start + torch.arange(len(sets[part]))
         for part, start in zip(SPLITS, starts, strict=False)
     }
-    return sets, parts, found, hashlib.sha256("".join(prints).encode()).hexdigest()
+    fingerprint = hashlib.sha256(prints.encode()).hexdigest()
+    sizes = ", ".join(f"{part} {len(examples)}" for part, examples in sets.items())
+    return _Splits(
+        sets, parts, sum(map(len, source)), found, fingerprint, f"divided before: {sizes}"
+    )
 
 
-# ── By name ───────────────────────────────────────────────────────────────────────────────────────
+# ── By name
 
-SHARED = {  # options of as_data, which data sets have that are no Data yet
+SHARED = {  # options of as_data, for data sets that return no Data
     name: parameter.annotation
     for name, parameter in inspect.signature(as_data).parameters.items()
     if name not in ("source", "name", "where")
@@ -484,20 +473,19 @@ SHARED = {  # options of as_data, which data sets have that are no Data yet
 
 
 def load_data(name: str, **options: object) -> Data:
-    """Load the data set ``name``.
+    """The data set of that name.
 
     Args:
         name: a built-in name (a key of ``indm.names.BUILT_IN["data"]``), or
             ``package.module:Name``, a function or class that returns a :class:`Data` or anything
             that :func:`as_data` takes.
-        options: keyword arguments of what is called; those that it does not have go to
-            :func:`as_data`.
+        options: arguments of the data set; those that it does not have go to :func:`as_data`.
 
     Raises:
         Untrusted: code outside this package that is not trusted, see :func:`indm.names.trust`.
-        ValueError: what :func:`check_data` raises, and for data that cannot be used.
+        ValueError: an unknown name or option, or data that cannot be used.
 
-    Example: samples of a density of known entropy, uniform on 8 of the 16 squares of a board.
+    Example: a density of known entropy, uniform on 8 of the 16 squares of a board.
 
         >>> data = load_data("checkerboard", samples=1000, test_samples=100)
         >>> len(data.train), len(data.test), data.shape, round(data.entropy, 4)  # the area is 2, the entropy log 2
@@ -521,13 +509,13 @@ def load_data(name: str, **options: object) -> Data:
 
 
 def without_download(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The ``[data]`` table of a run for :func:`load_data`, such that nothing is downloaded."""
+    """The ``[data]`` table of a run for :func:`load_data` without a download."""
     own = arguments_of(find("data", table["name"]))
     return {**table, "download": False} if "download" in own else dict(table)
 
 
 def check_data(name: str, **options: object) -> None:
-    """See that there is such a data set with such options, without looking for its files."""
+    """ValueError unless there is such a data set with such options; its files are not read."""
     loader = find("data", name)
     if is_outside(place_of("data", name)):
         check_made("data", name, loader, Data, Loader, Dataset, Tensor, np.ndarray)
@@ -536,6 +524,6 @@ def check_data(name: str, **options: object) -> None:
 
 
 def _needs_as_data(loader: Callable[..., Any]) -> bool:
-    """Whether the result may be no :class:`Data`, by the class or the annotation of ``loader``."""
+    """Whether ``loader`` may return something else than a :class:`Data`, by its annotation."""
     is_loader = isinstance(loader, type) and issubclass(loader, Loader)
     return not is_loader and inspect.signature(loader).return_annotation not in (Data, "Data")

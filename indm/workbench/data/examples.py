@@ -1,6 +1,4 @@
-"""Raw values as users have them: checked, brought to one layout, held as data sets, and put into
-batches.
-"""
+"""Raw values: checked, brought to one layout, as data sets and in batches."""
 
 import hashlib
 import re
@@ -15,11 +13,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from indm.checks import brief, require
+from indm.checks import require
 from indm.scaling import Scaling, check_levels
 
 MIN_SIZE = 8  # pixels
-# fewest single-precision steps in a column's deviation: with fewer a density describes the rounding
+# least deviation of a column in steps of single precision; below it a density describes the rounding
 ULPS = 100
 ROUNDING_OF_COLUMN = 1e-12  # largest relative spread of a constant column
 # size of images: a side of squares, "24x48" or (24, 48), height before width
@@ -27,10 +25,10 @@ Size = int | str | Sequence[int]
 
 
 def height_and_width(size: Size) -> tuple[int, int]:
-    """Height and width that a ``size`` stands for.
+    """Height and width of a ``size``.
 
     Raises:
-        ValueError: it is not a size, or is smaller than the networks can take.
+        ValueError: it is not a size, or is too small for the networks.
 
     >>> height_and_width(32), height_and_width("24x48"), height_and_width([24, 48])
     ((32, 32), (24, 48), (24, 48))
@@ -48,15 +46,13 @@ def height_and_width(size: Size) -> tuple[int, int]:
 
 
 def words_of(sides: Sequence[int]) -> str:
-    """Height and width as ``size`` takes them, 32 for a square and "24x48", and as messages say
-    them.
-    """
+    """Height and width in words: "32" for a square, else "24x48"."""
     height, width = sides
     return str(height) if height == width else f"{height}x{width}"
 
 
 def check_size(*sides: int) -> None:
-    """ValueError for images that are smaller than the networks can take."""
+    """ValueError for images that are too small for the networks."""
     if min(sides) < MIN_SIZE:
         got = "×".join(map(str, sides))
         raise ValueError(
@@ -65,21 +61,17 @@ def check_size(*sides: int) -> None:
 
 
 def to_array(values: object, where: str | Path) -> np.ndarray:
-    """A tensor, an image of PIL or anything that NumPy reads as an array of floats or integers;
-    memory is shared.
+    """A tensor, an image of PIL or anything that NumPy can read, as floats or integers.
+
+    Memory is shared if possible. ``where`` names the values in errors.
     """
     if isinstance(values, Image.Image) and values.mode not in ("L", "RGB"):
         raise ValueError(f'{where} is an image of mode {values.mode}; convert it to "L" or "RGB"')
-    try:
-        if isinstance(values, Tensor):
-            values = values.detach().cpu()
-            array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
-        else:
-            array = np.asarray(values)
-    except (ValueError, TypeError) as error:
-        raise ValueError(
-            f"{where} cannot be read as an array of numbers: {brief(error)}"
-        ) from error
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        array = (values.float() if values.dtype == torch.bfloat16 else values).numpy()
+    else:
+        array = np.asarray(values)
     if array.dtype.kind not in "fiu":
         kind = "" if isinstance(values, np.ndarray) else f" ({type(values).__name__})"
         raise ValueError(
@@ -89,11 +81,10 @@ def to_array(values: object, where: str | Path) -> np.ndarray:
 
 
 def events(values: object, levels: int | None, where: str | Path) -> tuple[np.ndarray, int | None]:
-    """``values`` (N, …) as float32 (N, *event), or as grey levels (N, D) or (N, C, H, W), and the
-    number of levels.
+    """``values`` (N, …) in one layout, and their number of grey levels, None for floats.
 
-    Integers 0 … ``levels`` − 1, by default 256 of uint8 images, may be (N, D), (N, H, W), (N, H, W,
-    C) or (N, C, H, W).
+    Floats become float32 (N, *event). Integers 0 … ``levels`` − 1, by default 256 for uint8 images,
+    may be (N, D), (N, H, W), (N, H, W, C) or (N, C, H, W), and become (N, D) or (N, C, H, W).
     """
     array = to_array(values, where)
     floats = array.dtype.kind == "f"
@@ -114,16 +105,13 @@ def events(values: object, levels: int | None, where: str | Path) -> tuple[np.nd
         )
     lost = np.flatnonzero(are_lost(array))
     if len(lost):
-        raise ValueError(
-            f"{where}: {in_words_lost(array.reshape(len(array), -1)[:, lost[0]])}, in column {lost[0]}"
-        )
+        why = in_words_lost(array.reshape(len(array), -1)[:, lost[0]])
+        raise ValueError(f"{where}: {why}, in column {lost[0]}")
     return single, None
 
 
 def are_lost(array: np.ndarray) -> np.ndarray:
-    """A mask of the entries of an event in which ``array`` (N, …) varies by too few steps of single
-    precision.
-    """
+    """A mask of the entries of an event that vary by too few steps of single precision."""
     if array.dtype.itemsize <= 4:
         return np.zeros(array.shape[1:], dtype=bool)
     most, width = np.abs(array).max(0), np.ptp(array, axis=0)
@@ -132,11 +120,9 @@ def are_lost(array: np.ndarray) -> np.ndarray:
 
 
 def in_words_lost(column: np.ndarray) -> str:
-    """The cause of an error about a column of :func:`are_lost`, and the remedy."""
-    return (
-        f"numbers near {np.abs(column).max():.6g} that vary by {column.std():.2g} need more digits than single "
-        "precision has; subtract a constant from them, such as the first one"
-    )
+    """What is wrong with a column of :func:`are_lost`, and how to correct it."""
+    what = f"numbers near {np.abs(column).max():.6g} that vary by {column.std():.2g}"
+    return f"{what} need more digits than single precision has; subtract a constant, such as the first one"
 
 
 def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tuple[np.ndarray, int]:
@@ -161,7 +147,7 @@ def grey_levels(array: np.ndarray, levels: int | None, where: str | Path) -> tup
     return np.ascontiguousarray(array, dtype=np.uint8 if levels <= 256 else np.int32), levels
 
 
-# ── Data sets ─────────────────────────────────────────────────────────────────────────────────────
+# ── Data sets
 
 
 @runtime_checkable
@@ -217,10 +203,9 @@ class InMemory(Dataset):
 
 
 class OnDemand(Dataset):
-    """Items of ``source``, each read, checked and brought to the layout of all others when it is
-    asked for.
+    """The items of a map-style data set, read and checked when they are needed.
 
-    Of items that are tuples or lists the first entry counts.
+    If items are tuples or lists, their first entries are used.
     """
 
     def __init__(
@@ -247,11 +232,8 @@ class OnDemand(Dataset):
     def _row(self, position: int, levels: int | None) -> tuple[np.ndarray, int | None]:
         """An item as :func:`events` lays it out, and the number of its levels."""
         item, where = self.source[position], f"item {position} of {self.where}"
-        rows, levels = events(
-            to_array(item[0] if isinstance(item, tuple | list) else item, where)[None],
-            levels,
-            where,
-        )
+        value = item[0] if isinstance(item, tuple | list) else item
+        rows, levels = events(to_array(value, where)[None], levels, where)
         return rows[0], levels
 
     def select(self, index: Tensor) -> "OnDemand":
@@ -282,12 +264,11 @@ class Paired(Dataset):
     def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor]:
         """A whole batch at once; ``DataLoader`` calls it."""
         at_once = getattr(self.examples, "__getitems__", None)
-        return collate(
-            at_once(indices) if at_once else [self.examples[i] for i in indices]
-        ), self.c[indices]
+        items = at_once(indices) if at_once else [self.examples[i] for i in indices]
+        return collate(items), self.c[indices]
 
 
-# ── Batches ───────────────────────────────────────────────────────────────────────────────────────
+# ── Batches
 
 
 def flip_horizontally(raw: Num[Tensor, "batch c h w"]) -> Tensor:
@@ -297,7 +278,7 @@ def flip_horizontally(raw: Num[Tensor, "batch c h w"]) -> Tensor:
 
 
 def collate(items: Any) -> Any:
-    """A batch from what a data set returned: already one (or a pair of them), or a list of items."""
+    """The batch of a list of items; anything else is a batch already."""
     return torch.stack(items) if isinstance(items, list) else items
 
 
@@ -311,11 +292,10 @@ def loader(
     workers: int = 0,
     drop_last: bool = False,
 ) -> DataLoader:
-    """One epoch of batches (B, *event), in an order that depends on ``seed`` and ``epoch`` alone.
+    """One epoch of batches (B, *event), in an order that depends only on ``seed`` and ``epoch``.
 
-    A run that stopped in the middle of an epoch resumes by asking for the same epoch and skipping
-    the batches
-    it has seen (``accelerate.skip_first_batches`` skips them unread).
+    To resume in the middle of an epoch, take the same epoch and skip the batches that were used
+    (``accelerate.skip_first_batches`` does not read them).
 
     Example: an epoch has each example once, in an order that can be repeated.
 

@@ -1,9 +1,6 @@
-"""Image files as data: folders, whose paths are listed in little memory, and what the library
-``datasets`` reads.
-"""
+"""Images as data: folders of files, and data sets of the library ``datasets``."""
 
 import hashlib
-import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,15 +8,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from indm.checks import nearest, reason, require
+from indm.checks import reason, require
 from indm.files import check_plain
 from indm.workbench.data.base import Data
 from indm.workbench.data.images import IMAGE_SUFFIXES, ImageOptions
 
 
 def list_images(folder: Path, below: Sequence[str] = ("",)) -> list[Path]:
-    """The files in the folders ``below`` one that are images by their names, each in sorted order,
-    hidden ones apart.
+    """The images in the folders ``below`` one, by their suffixes, sorted and without hidden files.
 
     Raises:
         ValueError: one of them is not a folder, or there are no images.
@@ -28,10 +24,7 @@ def list_images(folder: Path, below: Sequence[str] = ("",)) -> list[Path]:
     for part in below:
         top = folder / part
         if not top.is_dir():
-            raise ValueError(
-                f"path must be a folder, got '{top}', "
-                + ("a file" if top.exists() else "which is not there")
-            )
+            raise ValueError(f"path must be a folder, got '{top}'")
         for path in sorted(top.rglob("*")):
             is_hidden = any(name.startswith(".") for name in path.relative_to(top).parts)
             if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden and path.is_file():
@@ -43,41 +36,33 @@ def list_images(folder: Path, below: Sequence[str] = ("",)) -> list[Path]:
 
 def fingerprint_of(files: Sequence[Path], folder: Path) -> str:
     """SHA-256 of the paths below the folder."""
-    return hashlib.sha256(
-        "\0".join(str(file.relative_to(folder)) for file in files).encode(errors="surrogateescape")
-    ).hexdigest()
+    paths = "\0".join(str(file.relative_to(folder)) for file in files)
+    return hashlib.sha256(paths.encode(errors="surrogateescape")).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Folder(ImageOptions):
-    """All images under a folder (recursive, hidden files apart), in sorted order, split by
-    ``seed``; read from disk.
+    """The images in a folder and its subfolders, except hidden files, split by ``seed``.
 
-    Images are turned upright as their EXIF data say. An image that cannot be read is replaced by
-    the next.
+    They are read when they are needed, and turned upright by their EXIF data. An image that cannot
+    be read is replaced by the next one.
     """
 
     path: str | Path
     """The folder."""
     classes: bool | list[str] = False
-    """Whether each folder in it is a class, called like that folder; or those folders in it that
-    are, and then no other is read.
+    """Whether each folder in it is a class of that name; or the names of the folders that are, and
+    then no other is read.
     """
     groups: Literal["subfolder", "prefix", None] = None
-    """Which images stay in one split, as frames of one film do: those in one "subfolder" (of the
-    folder, or of its class), or those with one "prefix", the name up to the first "_". Standard
-    errors are then over groups.
+    """Images that must stay in one split, such as frames of a film: those in one "subfolder" (of the
+    folder, or of its class), or with one "prefix", the name up to the first "_". Standard errors
+    are then over groups.
     """
 
     def data(self) -> Data:
         folder = Path(self.path).expanduser()
         names = [] if isinstance(self.classes, bool) else self.classes
-        require(
-            len(set(names)) != 1,
-            "data.classes",
-            names,
-            "true, false or two different folders or more",
-        )
         files = list_images(folder, names or ("",))
         labels = [class_of(file, folder, names) for file in files] if self.classes else ()
         groups = self.grouped(files, folder, labels)
@@ -106,9 +91,7 @@ class Folder(ImageOptions):
 
 
 def class_of(file: Path, folder: Path, names: Sequence[str]) -> str:
-    """The one of the folders ``names`` below ``folder`` in which a file is; without names, the
-    first one below it.
-    """
+    """The one of the folders ``names`` that a file is in; without names, the first below ``folder``."""
     below = file.relative_to(folder)
     if len(below.parts) == 1:
         raise ValueError(
@@ -117,57 +100,47 @@ def class_of(file: Path, folder: Path, names: Sequence[str]) -> str:
     return next((name for name in names if below.is_relative_to(name)), below.parts[0])
 
 
-# ── The library ``datasets`` ──────────────────────────────────────────────────────────────────────
+# ── The library ``datasets``
 
 
 @dataclass(frozen=True, kw_only=True)
 class Datasets(ImageOptions):
-    """A split of a data set as ``datasets.load_dataset`` finds it, divided by ``seed``; no code
-    from the hub is run.
+    """The images of a data set of the library ``datasets``, divided by ``seed``.
 
-    Images stay in the library's files, so they may be larger than memory.
+    Images stay in the library's files, so they may be larger than memory. No code from the hub is
+    run.
     """
 
     path: str | Path
-    """A name on the hub, "user/name", or a folder: of images, tables or tar files of webdataset
-    (where x is "png" and c "cls").
+    """A name on the hub, "user/name", or a folder of images, tables or tar files of webdataset (with
+    x "png" and c "cls").
     """
     config: str | None = None
-    """Which of its configurations, if there are several."""
+    """Its configuration, if there are several."""
     split: str = "train"
-    """Which of its splits; "train+test" takes both."""
+    """Its split; "train+test" takes both."""
     download: bool = True
-    """Whether to ask the hub for what is not on this machine."""
+    """Whether to fetch from the hub what is not on this machine."""
     x: str = "image"
     """The column of images."""
     c: str = ""
     """The column of the condition: class labels, numbers or words; none by default."""
 
     def data(self) -> Data:
-        rows = self.rows()
         import datasets
 
-        for name in (self.x, self.c):
-            if name and name not in rows.column_names:
-                raise ValueError(
-                    f"{self.path} has no column {name!r}{nearest(name, rows.column_names)}"
-                )
+        rows = self.rows().select_columns([name for name in (self.x, self.c) if name])
         kind = type(rows.features[self.x]).__name__
         require(kind == "Image", "data.x", self.x, f"a column of images, not of {kind}")
         c = self.conditions(rows) if self.c else ()
         stored = rows.select_columns([self.x]).cast_column(self.x, datasets.Image(decode=False))
         images = [Row(stored, self.x, position) for position in range(len(stored))]
+        fingerprint = fingerprint_of_column(stored, self.x)
         notes = [f"{len(rows)} images of {self.path}"]
-        return self.data_of(
-            "datasets", self.path, images, fingerprint_of_column(stored, self.x), notes, c
-        )
+        return self.data_of("datasets", self.path, images, fingerprint, notes, c)
 
     def rows(self) -> Any:
         """The rows of the split, as the library has them."""
-        if importlib.util.find_spec("datasets") is None:
-            raise ValueError(
-                "the data set 'datasets' needs the library datasets: pip install datasets"
-            )
         import datasets
 
         folder = Path(self.path).expanduser()
@@ -175,33 +148,25 @@ class Datasets(ImageOptions):
         local = datasets.DownloadConfig(local_files_only=not self.download)
         try:
             return datasets.load_dataset(name, self.config, split=self.split, download_config=local)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-            ConnectionError,
-            datasets.exceptions.DatasetsError,
-        ) as error:
+        except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
             cause = reason(error.__cause__ or error)
             raise ValueError(
                 f"{self.path}, split {self.split!r}, cannot be read as a data set: {cause}"
             ) from error
 
     def conditions(self, rows: Any) -> np.ndarray:
-        """The column of conditions; labels by the names that the data set has for them."""
+        """The column of conditions; labels by their names in the data set."""
         values = np.asarray(rows.with_format("numpy")[self.c][:])
         names = getattr(rows.features[self.c], "names", None)
         if names is not None and (values < 0).any():
             row = int((values < 0).argmax())
-            raise ValueError(
-                f"the column {self.c!r} has no label in row {row}; leave such rows out"
-            )
+            raise ValueError(f"the column {self.c!r} has no label in row {row}")
         return values if names is None else np.array(names)[values]
 
 
 @dataclass(frozen=True)
 class Row:
-    """The image in a column of a row: bytes, or a file."""
+    """The image in a column of a row, stored as bytes or as a file."""
 
     rows: Any
     column: str
@@ -219,9 +184,7 @@ class Row:
 
 
 def fingerprint_of_column(rows: Any, name: str) -> str:
-    """SHA-256 of the number of bytes of each image, or of its path where its bytes are in a file of
-    its own.
-    """
+    """SHA-256 of the number of bytes of each image, or of the path of its file."""
     import pyarrow.compute
 
     sizes: list[int | str] = []

@@ -1,8 +1,7 @@
-"""Images: their files, the part of each that a model is given, and image files as a data set.
+"""Image files: how they are read, cut and resized, and made into a data set.
 
 Only the formats of :data:`FORMATS` are opened, whatever a file is called: none of their decoders
-runs another program, as that of PostScript would. An image of more pixels than PIL's limit is
-refused by its header.
+runs another program, as that of PostScript would.
 """
 
 import contextlib
@@ -12,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -21,35 +20,25 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.checks import check_name, counted, reason, require
+from indm.checks import counted, reason
 from indm.files import check_plain
 from indm.scaling import Scaling
 from indm.workbench.data.base import Data, DividedLoader, condition_fields, describe_split
 from indm.workbench.data.examples import check_size, height_and_width, words_of
 
 IMAGE_SUFFIXES = {
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".webp",
-    ".bmp",
-    ".gif",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".pgm",
-    ".pbm",
-    ".pnm",
-}
+    ".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm",
+}  # fmt: skip
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 RESIZE_MODES = {mode.name.lower(): mode for mode in Image.Resampling}
+ResizeMode = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"]
 LOOKED_AT = 32  # images of a data set whose headers decide on colour
-MOST_IN_A_ROW = 100  # unreadable images one after the other, before that is an error
+MOST_IN_A_ROW = 100  # unreadable images in a row that are an error
 MOST_KEPT = 512 * 2**20  # bytes of decoded images that stay in memory
 
 
 class Stored(Protocol):
-    """An image file inside something larger; messages call it by its ``str``."""
+    """An image file inside a larger file; messages call it by its ``str``."""
 
     def read(self) -> bytes: ...
 
@@ -59,17 +48,12 @@ Source = Path | Stored
 
 @contextlib.contextmanager
 def _opened(source: Source) -> Iterator[Image.Image]:
-    """The image whose header has been read; every failure inside is a ValueError or an OSError."""
+    """Open an image by its header; every failure inside is a ValueError or an OSError."""
     try:
         if isinstance(source, Path):
             check_plain(source)
         file = source if isinstance(source, Path) else io.BytesIO(source.read())
         with Image.open(file, formats=FORMATS) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or math.inf):
-                size = f"{image.width}×{image.height}"
-                raise ValueError(
-                    f"{size} pixels, more than PIL's limit of {Image.MAX_IMAGE_PIXELS}"
-                )
             yield image
     except (ValueError, OSError):
         raise
@@ -83,53 +67,32 @@ def _kind(image: Image.Image) -> str:
     return "L" if image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I") else "RGB"
 
 
-def read_kind(source: Source) -> str:
-    """Whether an image is grey ("L") or "RGB", by its header alone."""
-    with _opened(source) as image:
-        return _kind(image)
-
-
 def in_colour(images: Sequence[Source]) -> bool:
-    """Whether any of :data:`LOOKED_AT` images is in colour, by their headers; ValueError where none
-    can be read.
-    """
+    """Whether any of :data:`LOOKED_AT` images is in colour, by their headers."""
     kinds = set()
     for index in np.linspace(0, len(images) - 1, min(len(images), LOOKED_AT)).astype(int).tolist():
-        # when it is decoded, the next image takes its place
-        with contextlib.suppress(ValueError, OSError):
-            kinds.add(read_kind(images[index]))
-    if not kinds:
-        raise ValueError(f"path must hold images that can be read, as {images[0]} cannot")
+        # one that cannot be read will be replaced
+        with contextlib.suppress(ValueError, OSError), _opened(images[index]) as image:
+            kinds.add(_kind(image))
     return "RGB" in kinds
 
 
 def colour_of(background: str) -> tuple[int, int, int]:
-    """Red, green and blue, 0 … 255, of a colour as Pillow's ImageColor reads it: "white",
-    "#rrggbb".
-    """
-    try:
-        red, green, blue, *alpha = ImageColor.getrgb(background)
-    except ValueError:
-        alpha = [0]
-    require(
-        not alpha,
-        "background",
-        background,
-        'an opaque colour, such as "white", "black" or "#rrggbb"',
-    )
+    """Red, green and blue, 0 … 255, of a colour of Pillow's ImageColor, such as "#rrggbb"."""
+    red, green, blue = ImageColor.getrgb(background)[:3]
     return red, green, blue
 
 
 def read_image(source: Source, background: str = "white") -> Image.Image:
-    """Decode an image to 8-bit grey ("L") or "RGB": upright as its EXIF data say, 16-bit levels
-    scaled.
+    """An image in 8-bit grey ("L") or "RGB", turned upright by its EXIF data.
 
-    Transparency is composited on ``background``; on a coloured one the result is RGB.
+    16-bit levels are scaled. Transparency is composited on ``background``; on a coloured one the
+    result is RGB.
     """
     colour = colour_of(background)
     with _opened(source) as image:
         kind = _kind(image)
-        image.load()  # every pixel, so that truncation shows
+        image.load()  # an error if it is truncated
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode.startswith("I"):
             levels = np.asarray(image)
@@ -142,16 +105,13 @@ def read_image(source: Source, background: str = "white") -> Image.Image:
             return Image.fromarray((levels >> 8).astype(np.uint8))
         if image.has_transparency_data:
             kind = kind if len(set(colour)) == 1 else "RGB"
-            image = Image.alpha_composite(
-                Image.new("RGBA", image.size, colour), image.convert("RGBA")
-            )
+            paper = Image.new("RGBA", image.size, colour)
+            image = Image.alpha_composite(paper, image.convert("RGBA"))
         return image.convert(kind)
 
 
 def part(image: Image.Image, sides: tuple[int, int], crop: bool | int = True) -> Image.Image:
-    """The part of ``image`` that :class:`ImageFiles` resizes to ``sides``, a height and width: all
-    of it or a crop.
-    """
+    """The part of ``image`` that is resized to ``sides``, a height and a width."""
     if crop is False:
         return image
     largest = min(image.height / sides[0], image.width / sides[1])
@@ -167,29 +127,25 @@ def fitted(
     resize: str = "bilinear",
     crop: bool | int = True,
 ) -> Tensor:
-    """An image as uint8 of ``shape``, (channels, height, width), cut and resized as
-    :class:`ImageFiles` says.
-    """
+    """An image as uint8 of ``shape``, (channels, height, width), cut and resized."""
     channels, *sides = shape
     image = part(image.convert("L" if channels == 1 else "RGB"), (sides[0], sides[1]), crop)
     return pixels_of(image.resize(sides[::-1], RESIZE_MODES[resize]))
 
 
 class Example(NamedTuple):
-    """One example as read: ``pixels`` (C, H, W) or (D,) in data units; a ``note`` says how they
-    were changed.
-    """
+    """One example in data units, (C, H, W) or (D,), and a note on how it was changed."""
 
     pixels: Num[Tensor, "*event"]
     note: str = ""
 
 
 def read_example(file: Path, shape: tuple[int, ...], levels: int | None, data: dict) -> Example:
-    """An image file as an example of a model of images of this shape and number of grey levels.
+    """An image file as an example for a model of images of this shape and number of grey levels.
 
-    ``data`` is the ``[data]`` table of a run on a folder: how images of another size are cut and
-    resized, by default by the largest centred part of the model's aspect ratio, and the
-    ``background`` of those with transparency, by default white.
+    ``data`` is the ``[data]`` table of a run. It says how images of another size are cut and
+    resized, by default to the largest centred part with the model's aspect ratio, and the
+    ``background`` of transparent ones, by default white.
     """
     channels, height, width = shape
     image = read_image(file, data.get("background", "white"))
@@ -204,7 +160,7 @@ def pixels_of(image: Image.Image) -> Tensor:
     return torch.from_numpy(np.array(image)).view(image.height, image.width, -1).permute(2, 0, 1)
 
 
-# ── As data ───────────────────────────────────────────────────────────────────────────────────────
+# ── As data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,23 +171,19 @@ class ImageOptions(DividedLoader):
     """Side in pixels of the square to which all images are brought, or height x width: "24x48" or
     [24, 48].
     """
-    channels: int | None = None
-    """1 (grey) or 3 (RGB), by default 3 where one of 32 images is in colour."""
-    resize: str = "bilinear"
-    """How: "bilinear", "bicubic", "lanczos", …; antialiased."""
+    channels: Literal[1, 3] | None = None
+    """1 (grey) or 3 (RGB); by default 3 if one of 32 images is in colour."""
+    resize: ResizeMode = "bilinear"
+    """The filter, which is antialiased."""
     background: str = "white"
-    """Behind transparent pixels: "white", "black", "#rrggbb" or a colour that Pillow's ImageColor
-    knows.
-    """
+    """The colour behind transparent pixels: "white", "#rrggbb" or another one of Pillow's ImageColor."""
     crop: bool | int = True
-    """True cuts out the largest rectangle in the middle with the aspect ratio of ``size``, a number
-    the one with that shorter side; false squeezes.
+    """True cuts out the largest rectangle in the middle with the aspect ratio of ``size``. A number
+    cuts out the one with that shorter side. False squeezes the image.
     """
 
     def __post_init__(self) -> None:
         height_and_width(self.size)
-        require(self.channels in (None, 1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
-        check_name(self.resize, RESIZE_MODES, "way to resize", "resize")
         colour_of(self.background)
         if self.crop is not True and self.crop is not False:
             check_size(self.crop)
@@ -252,11 +204,7 @@ class ImageOptions(DividedLoader):
         classes: Sequence[str] = (),
         groups: Sequence[str] = (),
     ) -> Data:
-        """The data set ``name`` of the ``images`` in ``where``.
-
-        ``labels`` are in the order of ``classes`` or of the alphabet; for groups see
-        :func:`~indm.workbench.data.base.split_groups`.
-        """
+        """The data set of ``images``, with the labels and groups of each if there are any."""
         shape = (self.channels or (3 if in_colour(images) else 1), *self.sides)
         parts = self.divided(len(images), groups, labels)
         sets = {
@@ -270,49 +218,42 @@ class ImageOptions(DividedLoader):
         about = condition_fields(labels, parts, where, classes) if len(labels) else {}
         names, group = np.unique(np.asarray(groups), return_inverse=True)
         by = f"of {counted(len(names), 'group')} " if groups else ""
-        about |= {
-            "notes": [*notes, how, describe_split(parts, self.seed, by)],
-            "fingerprint": fingerprint,
-        }
-        about |= (
-            {"groups": {part: torch.from_numpy(group)[index] for part, index in parts.items()}}
-            if groups
-            else {}
-        )
+        about["notes"] = [*notes, how, describe_split(parts, self.seed, by)]
+        about["fingerprint"] = fingerprint
+        if groups:
+            numbers = torch.from_numpy(group)
+            about["groups"] = {part: numbers[index] for part, index in parts.items()}
         return data_of_images(name, sets, self.centered, self.flip, **about)
 
 
 def data_of_images(
     name: str, sets: dict[str, Any], centered: bool, flip: bool, **about: Any
 ) -> Data:
-    """The splits ``sets`` of :class:`ImageFiles` as a :class:`Data`, with what else is known
-    ``about`` them.
-    """
+    """A :class:`Data` of splits of :class:`ImageFiles`, with other fields ``about`` them."""
     scaling, shape = Scaling.images(256, centered), sets["train"].shape
     return Data(name=name, scaling=scaling, shape=shape, flip=flip, **sets, **about)
 
 
 class ImageFiles(Dataset):
-    """Images decoded from ``files`` when asked for: uint8 of ``shape``.
+    """A data set of image files, decoded when they are needed, as uint8 of ``shape``.
 
-    An image that cannot be read is replaced by the next one that can, always the same. The first is
-    warned of. Where all images together are at most :data:`MOST_KEPT`, each is decoded once in each
-    process: decoding a photograph takes longer than a step of training.
+    An image that cannot be read is replaced by the next one that can; a warning names the first. If
+    all images together take at most :data:`MOST_KEPT` bytes, each is decoded once in each process:
+    decoding a photograph takes longer than a step of training.
 
     Args:
-        files: paths, or images inside of other files.
+        files: paths, or images inside other files.
         shape: (channels, height, width) of the result.
         resize, crop, background: as in :class:`ImageOptions`; an integer ``crop`` is at most the
             largest rectangle's.
 
     Attributes:
-        unreadable: bool, one an image, shared by all worker processes: which ones were replaced.
+        unreadable: whether each image was replaced, shared by all worker processes.
 
     Raises:
-        ValueError: the background is not a colour; on reading where a hundred images in a row
-            cannot be read.
+        ValueError: the background is not a colour, or a hundred images in a row cannot be read.
 
-    Example: a white picture of 20 × 10 pixels in colour, as 2 × 2 in grey.
+    Example: a white picture of 20 × 10 pixels in colour as 2 × 2 pixels in grey.
 
         >>> import tempfile
         >>> from PIL import Image
@@ -346,9 +287,7 @@ class ImageFiles(Dataset):
         return self._of_file(range(len(self))[index]).clone()
 
     def _of_file(self, index: int) -> Tensor:
-        """The pixels of a file, or of the first one after it that can be read; kept ones are not
-        read again.
-        """
+        """The pixels of a file, or of the next one that can be read; kept ones are not read again."""
         if index in self.kept:
             return self.kept[index]
         tries = min(len(self.files), MOST_IN_A_ROW)
@@ -369,8 +308,8 @@ class ImageFiles(Dataset):
     def _skip(self, position: int, error: Exception) -> None:
         if not bool(self.unreadable.any()):
             warnings.warn(
-                f"{self.files[position]} cannot be read ({reason(error)}): the image after it takes its place, "
-                "here and wherever that happens again",
+                f"{self.files[position]} cannot be read ({reason(error)}): the next image takes its place, "
+                "as for all others that cannot be read",
                 stacklevel=3,
             )
         self.unreadable[position] = True
@@ -379,9 +318,10 @@ class ImageFiles(Dataset):
 def count_unreadable(
     dataset: object, add_up: Callable[[Tensor], Tensor] = lambda unreadable: unreadable
 ) -> int:
-    """Number of images of a data set that could not be read when asked for, since this process
-    began.
+    """The number of images that could not be read since this process began.
+
+    ``add_up`` sums over processes.
     """
-    return (
-        int((add_up(dataset.unreadable.int()) > 0).sum()) if isinstance(dataset, ImageFiles) else 0
-    )
+    if not isinstance(dataset, ImageFiles):
+        return 0
+    return int((add_up(dataset.unreadable.int()) > 0).sum())

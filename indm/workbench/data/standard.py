@@ -13,38 +13,24 @@ from torch.nn import functional as F
 from indm.checks import reason, require
 from indm.files import cache_folder
 from indm.scaling import Scaling
-from indm.workbench.data.base import SPLITS, Data, Loader, describe_split, limited, split
+from indm.workbench.data.base import SPLITS, Data, Loader, describe_split, split
 from indm.workbench.data.examples import InMemory, check_size, height_and_width, words_of
 from indm.workbench.data.images import ImageFiles, data_of_images
 
 CLASSES = (
-    "t-shirt",
-    "trouser",
-    "pullover",
-    "dress",
-    "coat",
-    "sandal",
-    "shirt",
-    "sneaker",
-    "bag",
-    "ankle boot",
-)
+    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
+)  # fmt: skip
 
 
 def select(
     parts: Mapping[str, Tensor], labels: Tensor, label: int | list[int] | None
 ) -> dict[str, Tensor]:
-    """The indices of ``parts`` whose label is (in) ``label`` (None: all)."""
+    """The indices in ``parts`` of examples of one class, of several or of all (None)."""
     if label is None:
         return dict(parts)
     wanted = torch.as_tensor(label)
     fits = bool(torch.isin(wanted, labels).all()) and wanted.numel() > 0
-    require(
-        fits,
-        "label",
-        label,
-        f"of {labels.unique().tolist()}, one or a list, or None for all classes",
-    )
+    require(fits, "label", label, f"of {labels.unique().tolist()}, one or a list")
     return {part: index[torch.isin(labels[index], wanted)] for part, index in parts.items()}
 
 
@@ -55,10 +41,9 @@ def pooled(
     classes: tuple[str, ...] = (),
     label: int | list[int] | None = None,
 ) -> dict[str, Any]:
-    """The fields of :class:`Data` that follow from all examples in one tensor and index tensors
-    into it.
+    """The fields of :class:`Data` for all examples in one tensor and the indices of each split.
 
-    Where a list ``label`` keeps some classes, they are counted in its order.
+    If a list ``label`` keeps some classes, they are counted in its order.
     """
     if isinstance(label, list | tuple):
         number = torch.full((len(classes),), -1)
@@ -71,14 +56,15 @@ def pooled(
 
 @dataclass(frozen=True, kw_only=True)
 class Digits(Loader):
-    """The 1797 handwritten digits that scikit-learn bundles: 1×8×8, 17 grey levels; 180 valid, 360
-    test, stratified.
+    """The 1797 handwritten digits of scikit-learn: 1×8×8, 17 grey levels.
+
+    180 are for validation and 360 for the test, stratified.
     """
 
     seed: int = 0
     """Of the split."""
     label: int | list[int] | None = None
-    """Keeps the images of this class alone, or of these, in the same splits."""
+    """Keep only the images of this class, or of these classes, in the same splits."""
 
     def data(self) -> Data:
         from sklearn.datasets import load_digits
@@ -93,20 +79,13 @@ class Digits(Loader):
         )
         numbers, indices = torch.from_numpy(labels), map(torch.from_numpy, (train, valid, test))
         parts = select(dict(zip(SPLITS, indices, strict=True)), numbers, self.label)
-        parts["train"] = limited(parts["train"], self.limit)
+        parts["train"] = parts["train"][: self.limit]
         pool = torch.from_numpy(images.astype(np.uint8)).reshape(-1, 1, 8, 8)
-        notes = [
-            "scikit-learn's bundled digits",
-            describe_split(parts, self.seed, "within classes "),
-        ]
+        how = describe_split(parts, self.seed, "within classes ")
+        notes = ["scikit-learn's bundled digits", how]
         fields = pooled(pool, parts, numbers, tuple(map(str, range(10))), self.label)
-        return Data(
-            name="digits",
-            scaling=Scaling.images(17, self.centered),
-            flip=self.flip,
-            notes=notes,
-            **fields,
-        )
+        scaling = Scaling.images(17, self.centered)
+        return Data(name="digits", scaling=scaling, flip=self.flip, notes=notes, **fields)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,9 +105,7 @@ class Downloaded(Loader):
 
 @dataclass(frozen=True, kw_only=True)
 class CIFAR10(Downloaded):
-    """CIFAR-10 by torchvision: 3×32×32, 256 levels; ``valid`` of the 50,000 training images are
-    held out.
-    """
+    """CIFAR-10 by torchvision: 3×32×32, 256 levels; ``valid`` of the 50,000 images are held out."""
 
     valid: int = 5000
     """Images of the validation split."""
@@ -142,50 +119,31 @@ class CIFAR10(Downloaded):
             "test": torch.arange(n, len(pool))
         }
         notes = [source, describe_split(parts, self.seed)]
-        scaling = Scaling.images(256, self.centered)
-        return Data(
-            name="cifar10",
-            scaling=scaling,
-            flip=self.flip,
-            notes=notes,
-            **pooled(pool, parts, labels),
-        )
+        scaling, fields = Scaling.images(256, self.centered), pooled(pool, parts, labels)
+        return Data(name="cifar10", scaling=scaling, flip=self.flip, notes=notes, **fields)
 
     def read(self) -> tuple[Tensor, Tensor, int, str]:
-        """Images (N, 3, 32, 32), labels (N,), how many of them, the first ones, are for training,
-        and their source.
-        """
+        """Images (N, 3, 32, 32), labels (N,), how many are for training, and the source."""
         from torchvision import datasets as torchvision
 
         train, test = (
             from_torchvision("cifar10", torchvision.CIFAR10, self.home, self.download, train=part)
             for part in (True, False)
         )
-        pool = (
-            torch.from_numpy(np.concatenate([train.data, test.data]))
-            .permute(0, 3, 1, 2)
-            .contiguous()
-        )
-        return (
-            pool,
-            torch.tensor(train.targets + test.targets),
-            len(train.data),
-            "torchvision's CIFAR-10",
-        )
+        images = torch.from_numpy(np.concatenate([train.data, test.data]))
+        labels = torch.tensor(train.targets + test.targets)
+        pool = images.permute(0, 3, 1, 2).contiguous()
+        return pool, labels, len(train.data), "torchvision's CIFAR-10"
 
 
 @dataclass(frozen=True, kw_only=True)
 class CelebA(Downloaded):
-    """CelebA by torchvision, in its standard splits: centre crop, antialiased bilinear resize; read
-    from disk.
-    """
+    """CelebA by torchvision in its standard splits, centre-cropped and resized; read from disk."""
 
     size: int | str | list[int] = 64
     """Side in pixels, or height x width: "24x48" or [24, 48]."""
     crop: int = 140
-    """Shorter side of what is cut out of the middle of each image before, with the aspect ratio of
-    ``size``.
-    """
+    """Shorter side of the centre crop, which has the aspect ratio of ``size``."""
     flip: bool = True
 
     def data(self) -> Data:
@@ -202,9 +160,8 @@ class CelebA(Downloaded):
                 Path(dataset.root, dataset.base_folder, "img_align_celeba", name)
                 for name in dataset.filename
             ]
-            sets[part] = ImageFiles(
-                limited(files, self.limit if part == "train" else None), (3, *sides), crop=self.crop
-            )
+            limit = self.limit if part == "train" else None
+            sets[part] = ImageFiles(files[:limit], (3, *sides), crop=self.crop)
         resized = f"centre crop {self.crop}, then bilinear resize to {words_of(sides)}"
         notes = ["torchvision's CelebA, standard splits", resized]
         return data_of_images("celeba", sets, self.centered, self.flip, notes=notes)
@@ -212,21 +169,22 @@ class CelebA(Downloaded):
 
 @dataclass(frozen=True, kw_only=True)
 class FashionMNIST(Downloaded):
-    """Fashion-MNIST: 1×28×28, 256 levels, the standard 10,000 test images; ``valid`` of the 60,000
-    others held out.
+    """Fashion-MNIST by torchvision: 1×28×28, 256 levels, in its standard test split.
+
+    ``valid`` of the 60,000 other images are held out.
     """
 
     size: int | str | list[int] = 28
-    """Side in pixels, or height x width as "16x24"; below 28 (often 16) by an antialiased bilinear
-    resize, rounded to grey levels again.
+    """Side in pixels, or height x width as "16x24"; below 28 (often 16) images are resized, bilinear
+    and antialiased, and rounded to grey levels.
     """
     valid: int = 5000
     """Images of the validation split."""
     seed: int = 0
     """Of the split into training and validation."""
     label: int | list[int] | None = None
-    """Keeps the images of this class alone, or of these, in the same splits: 0 T-shirt, 1 trouser,
-    2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
+    """Keep only the images of this class, or of these classes, in the same splits: 0 T-shirt,
+    1 trouser, 2 pullover, 3 dress, 4 coat, 5 sandal, 6 shirt, 7 sneaker, 8 bag, 9 ankle boot.
     """
 
     def data(self) -> Data:
@@ -246,7 +204,7 @@ class FashionMNIST(Downloaded):
         numbers = torch.cat([train.targets, test.targets])
         parts = split(n, valid=self.valid, seed=self.seed) | {"test": torch.arange(n, len(pool))}
         parts = select(parts, numbers, self.label)
-        parts["train"] = limited(parts["train"], self.limit)
+        parts["train"] = parts["train"][: self.limit]
         notes = ["torchvision's Fashion-MNIST", describe_split(parts, self.seed)]
         if min(sides) < 28:
             resized = (
@@ -263,7 +221,7 @@ class FashionMNIST(Downloaded):
 def from_torchvision(
     name: str, kind: Callable[..., Any], home: Path, download: bool, **part: Any
 ) -> Any:
-    """A data set of torchvision; ValueError if its files are not found or cannot be downloaded."""
+    """A data set of torchvision; ValueError if it is not there or cannot be downloaded."""
     try:
         return kind(str(home), download=download, **part)
     except (RuntimeError, OSError, ImportError) as error:

@@ -1,6 +1,4 @@
-"""``indm compare``: evaluated runs side by side and their differences from the first, as a table
-and a picture.
-"""
+"""``indm compare``: a table and a picture of evaluated runs, and differences from the first."""
 
 import base64
 import html
@@ -33,18 +31,15 @@ Differences = Mapping[str, Mapping[str, tuple[float, float]]]
 
 
 def compare(folders: Sequence[Path], out: Path) -> str:
-    """A table of evaluated runs with their budgets, likelihoods, and differences from the first
-    run.
+    """A table of evaluated runs: budgets, likelihoods, and differences from the first run.
 
     Differences are paired by example. Their error is over the examples, for these trainings: it
-    says which of two models is better, not which method is.
-
-    Writes ``comparison.html`` (the table and samples of each run), the picture ``comparison.png``,
-    and ``comparison.json`` into ``out``; returns the table as text.
+    says which of two models is better, not which method is. ``comparison.html`` (the table and
+    samples of each run), ``comparison.png`` and ``comparison.json`` are written into ``out``.
 
     Raises:
         ValueError: no run, or runs evaluated on different examples.
-        FileNotFoundError: a folder that is not a run, or is not evaluated.
+        FileNotFoundError: a folder is not a run, or is not evaluated.
     """
     if not folders:
         raise ValueError("compare needs a run folder, got none")
@@ -76,12 +71,8 @@ def compare(folders: Sequence[Path], out: Path) -> str:
         ),
     }
     picture = out / "comparison.png"
-    atomic.together(
-        {
-            picture: plots.pixels_into(samples_of(folders)),
-            out / "comparison.json": atomic.json_into(content),
-        }
-    )
+    files = {out / "comparison.json": atomic.json_into(content)}
+    atomic.together({picture: plots.pixels_into(samples_of(folders))} | files)
     atomic.text(out / "comparison.html", page(rows, notes, picture.read_bytes()))
     return "\n".join([table(rows), *notes])
 
@@ -89,7 +80,7 @@ def compare(folders: Sequence[Path], out: Path) -> str:
 def notes_of(
     results: Mapping[Path, dict], evaluated: Mapping[Path, Likelihoods], first: Path
 ) -> list[str]:
-    """What the table means, and what is to be known of single runs."""
+    """The meaning of the table, and notes on single runs."""
     unit = evaluated[first].report.unit
     notes = [
         f"{unit}, ± one standard error over the examples, with the reconstruction term",
@@ -133,7 +124,7 @@ def run_rows(evaluated: Mapping[Path, Likelihoods], differences: Differences) ->
 
 
 def bound(found: Likelihoods, kind: str) -> str:
-    """A likelihood with its standard error, "–" where it was not evaluated."""
+    """A likelihood with its standard error; "–" if it was not evaluated."""
     numbers = found.report.measured.get(kind)
     if numbers is None:
         return "–"
@@ -142,9 +133,7 @@ def bound(found: Likelihoods, kind: str) -> str:
 
 
 def budget_of(folder: Path) -> tuple[str, str, str]:
-    """The parameters, steps and seconds of a run; a converted checkpoint has no log, and its
-    parameters are unknown.
-    """
+    """The parameters, steps and seconds of a run; "–" for those that are unknown."""
     log = read_metrics(folder)
     file = folder / "summary.json"
     summary = untrusted.json_object(file) if file.exists() else {}
@@ -154,9 +143,7 @@ def budget_of(folder: Path) -> tuple[str, str, str]:
 
 
 def references(results: Mapping[Path, dict], key: str) -> dict[str, str]:
-    """The likelihoods of the baselines, of the examples of the NELBO, and the entropy where it is
-    known.
-    """
+    """The likelihoods of the baselines, and the entropy of the data if it is known."""
     baselines: dict[str, dict] = next(
         (result["baselines"] for result in results.values() if "baselines" in result), {}
     )
@@ -171,7 +158,7 @@ def references(results: Mapping[Path, dict], key: str) -> dict[str, str]:
 
 
 def with_error(mean: float | None, error: float | None, digits: int = 3) -> str:
-    """ "mean ± error", the mean alone where the error is NaN or None, "–" where the mean is None."""
+    """ "mean ± error", the mean alone if the error is NaN or None, "–" if the mean is None."""
     if mean is None:
         return "–"
     if error is None or math.isnan(error):
@@ -187,12 +174,7 @@ def samples_of(folders: Sequence[Path]) -> plots.Pixels:
         panels[str(folder)] = f"not sampled yet: indm sample {folder}"
         file = folder / SAMPLES
         if file.exists():
-            samples, levels, _ = read_samples(file)
-            if samples.ndim not in (2, 4):
-                raise ValueError(
-                    f"{file} must hold samples (N, C, H, W) or (N, D), got {tuple(samples.shape)}"
-                )
-            panels[str(folder)] = samples
+            panels[str(folder)], levels, _ = read_samples(file)
     return sheets.samples_picture(panels, levels, plots.colours_of(panels))
 
 

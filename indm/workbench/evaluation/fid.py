@@ -1,4 +1,4 @@
-"""Scores of images against reference images, by one call of torch-fidelity.
+"""FID and other scores of images, by torch-fidelity.
 
 Source: Obukhov et al. 2020, "torch-fidelity", https://github.com/toshas/torch-fidelity.
 """
@@ -9,23 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from indm.checks import require
 from indm.workbench.runs.devices import device
 from indm.workbench.runs.samples import SAMPLES, read_samples
 
 
 class Pixels(Dataset):
-    """Images (n, C, H, W) in ``levels`` grey levels as RGB of 256 levels, which torch-fidelity
-    takes.
-    """
+    """Images (n, C, H, W) in ``levels`` grey levels as RGB in 256 levels, for torch-fidelity."""
 
     def __init__(self, raw: Tensor, levels: int):
-        require(
-            raw.ndim == 4 and bool(levels),
-            "samples",
-            tuple(raw.shape[1:]),
-            "images with grey levels",
-        )
         self.rgb = (raw.float() * 255 / (levels - 1)).round().to(torch.uint8).expand(-1, 3, -1, -1)
 
     def __len__(self) -> int:
@@ -36,13 +27,11 @@ class Pixels(Dataset):
 
 
 def score(samples: Path, reference: str, *, progress: bool = True) -> dict:
-    """FID, Inception score, precision and recall of samples against a reference, by
-    torch-fidelity's names.
+    """FID, Inception score, precision and recall of samples, by torch-fidelity's names.
 
     Args:
         samples: a folder with the samples of a run (``samples.npz``), or of images.
-        reference: a folder of images, or a data set that torch-fidelity knows, such as
-            "cifar10-train".
+        reference: a folder of images, or a data set of torch-fidelity, such as "cifar10-train".
         progress: show torch-fidelity's progress.
     """
     import torch_fidelity

@@ -1,8 +1,8 @@
-"""The evaluation of a run: written into its folder, read, and compared by example."""
+"""The evaluation of a run: computed, written, read, and compared by example."""
 
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,33 +35,20 @@ from indm.workbench.runs.provenance import (
     weights_hash,
 )
 
-REQUIRED = (
-    "nelbo",
-    "images",
-    "data",
-    "split",
-    "unit",
-    "dims",
-    "dequantization",
-    "weights_sha256",
-    "examples_sha256",
-)
-
 
 def evaluate_run(
     run: Path, changes: dict | None = None, *, data_table: dict | None = None, progress: bool = True
 ) -> dict:
-    """The likelihood of held-out data under a run's model, see :func:`indm.evaluate`, beside its
-    baselines.
+    """The likelihood of held-out data under a run's model, with baselines, see :func:`indm.evaluate`.
 
-    ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``:
-    files that the model was not trained on are used whole, unless ``changes`` name a split. Writes
-    ``evaluation.json``, which is returned, and per-example nats to ``evaluation.npz``; after Ctrl-C
-    it writes nothing. Where several processes were launched, each does its share; the main one
-    writes.
+    ``changes`` override the recipe's ``[evaluate]``, and ``data_table`` replaces its ``[data]``.
+    Other files than those of the training are used whole, unless ``changes`` name a split.
+
+    The result is written to ``evaluation.json``, and nats by example to ``evaluation.npz``, but
+    nothing after Ctrl-C. If several processes were launched, each computes its share.
 
     Raises:
-        ValueError: the split holds fewer than two examples, an option is out of range, or another
+        ValueError: the split has fewer than two examples, an option is out of range, or another
             process evaluates the same run.
     """
     PartialState(cpu=on_cpu())
@@ -76,17 +63,15 @@ def _evaluated(
 ) -> dict:
     """See :func:`evaluate_run`."""
     processes = PartialState()
+    is_main = processes.is_main_process
     model = open_model(run)
     options = replace(recipe.evaluate, **changes)
-    data, table, whole = _data_for(run, recipe, model, data_table)
-    whole &= "split" not in changes
-    main = processes.is_main_process
-    changed = main and not whole and warn_of_other_splits(run, data)
-    noise = recipe.train.initial_noise
-    if main and noise:
-        said = f"the model has learned data with noise of deviation {noise:g} (train.initial_noise)"
-        warnings.warn(f"{said}, not clean data", stacklevel=2)
-    splits = SPLITS if whole else (options.split,)
+    data, table, is_other = _data_for(run, recipe, model, data_table)
+    is_whole = is_other and "split" not in changes
+    splits = SPLITS if is_whole else (options.split,)
+    changed = is_main and not is_whole and warn_of_other_splits(run, data)
+    if is_main:
+        _warn_of_noise(recipe.train.initial_noise)
     raw, c, groups = _examples_of(data, splits, options.examples, model.condition)
     found = evaluate(
         model,
@@ -98,38 +83,44 @@ def _evaluated(
         repeats=options.repeats,
         batch_size=options.batch_size,
         seed=options.seed,
-        progress=progress and main,
+        progress=progress and is_main,
         distributed=processes.num_processes > 1,
     )
-    more: dict[str, Any] = {"split": "all" if whole else options.split}
-    if not main or found.report.interrupted:
+    more: dict[str, Any] = {"split": "all" if is_whole else options.split}
+    if not is_main or found.report.interrupted:
         return found.report.content() | more
-    nelbo = found.nats["nelbo"]
-    fitted = None if whole else data
-    if whole:
-        with suppress(ValueError, OSError):  # the data of the training may not be at hand
-            fitted = data_of(run, model)
+    nelbo, fitted = found.nats["nelbo"], _training_data(run, model) if is_whole else data
     more["baselines"], of_baselines = baselines(data, fitted, raw, nelbo, options.seed, groups)
     nats = found.nats | {f"baseline_{name}": values for name, values in of_baselines.items()}
-    weights = weights_hash(run)
     more |= _by_condition(nelbo, c, groups, model.condition)
-    more |= {
-        "unended": is_unended(run),
-        "data": table,
-        "data_changed": changed,
-        "unreadable_images": sum(count_unreadable(data.examples(part)) for part in splits),
-        "weights_sha256": weights,
-        "provenance": provenance(options.seed, {str(run): weights}),
-        "entropy_nats": data.entropy,
-    }
+    more |= {"unended": is_unended(run), "data": table, "data_changed": changed}
+    more["unreadable_images"] = sum(count_unreadable(data.examples(part)) for part in splits)
+    more["weights_sha256"] = weights = weights_hash(run)
+    more["provenance"] = provenance(options.seed, {str(run): weights})
+    more["entropy_nats"] = data.entropy
     replace(found, nats=nats).save(run, **more)
     return found.report.content() | more
+
+
+def _warn_of_noise(deviation: float) -> None:
+    """Warn that a bridge has learned noisy data."""
+    if deviation:
+        said = f"data with noise of deviation {deviation:g} (train.initial_noise)"
+        warnings.warn(f"the model has learned {said}, not clean data", stacklevel=3)
+
+
+def _training_data(run: Path, model: Any) -> Data | None:
+    """The data of a run; None if they cannot be loaded."""
+    try:
+        return data_of(run, model)
+    except (ValueError, OSError):
+        return None
 
 
 def _data_for(
     run: Path, recipe: Recipe, model: Any, data_table: dict | None
 ) -> tuple[Data, dict, bool]:
-    """The data to evaluate on, their table, and whether they are files not trained on."""
+    """The data to evaluate, their table, and whether they are other files than the training's."""
     own = table = recipes.absolute(recipe)["data"]
     if data_table is not None:
         table = recipes.absolute({"data": fitted_to(model, data_table)})["data"]
@@ -140,7 +131,7 @@ def _data_for(
 
 
 def _by_condition(nelbo: Tensor, c: Tensor | None, groups: Any, condition: Condition) -> dict:
-    """The name of a condition, and the NELBO of each class, if there are any."""
+    """The name of the condition, and the NELBO of each class, if there are any."""
     if c is None:
         return {}
     named = {"condition": name_of("condition", type(condition))}
@@ -152,17 +143,8 @@ def _by_condition(nelbo: Tensor, c: Tensor | None, groups: Any, condition: Condi
 def _examples_of(
     data: Data, splits: Sequence[str], n: int, condition: Condition
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The first ``n`` examples of these splits, their conditions and their groups, if there are any.
-
-    Raises:
-        ValueError: there are fewer than two.
-    """
+    """The first ``n`` examples of these splits, their conditions and their groups, if any."""
     raw = torch.cat([stack(data.examples(part), n) for part in splits])[:n]
-    if len(raw) < 2:
-        raise ValueError(
-            f"evaluate.split must have at least 2 examples for standard errors, {splits} has "
-            f"{len(raw)}; take another split, or train on more data"
-        )
     c = groups = None
     if not condition.is_none:
         c = torch.cat([data.rows(condition, part) for part in splits])[:n]
@@ -180,13 +162,8 @@ def measures_of(options: Evaluation) -> list[Measure]:
     }
     measures: list[Measure] = [Bound(times=options.times)]
     if options.nll_examples:
-        solved = NLL(
-            examples=options.nll_examples,
-            each=options.each,
-            mean_error=options.mean_error,
-            **solver,
-        )
-        measures.append(solved)
+        mean: dict[str, Any] = {"each": options.each, "mean_error": options.mean_error}
+        measures.append(NLL(examples=options.nll_examples, **mean, **solver))
     if options.draws:
         measures.append(WeightedNLL(examples=options.iw_examples, draws=options.draws, **solver))
     if options.ancestral:
@@ -195,7 +172,7 @@ def measures_of(options: Evaluation) -> list[Measure]:
 
 
 def is_unended(run: Path) -> bool:
-    """Whether a run has a log, and no summary of its last step: its model is from a checkpoint."""
+    """Whether the model of a run is from a checkpoint, because the run has not ended."""
     log, summary = read_metrics(run), run / "summary.json"
     steps = untrusted.json_object(summary).get("steps", 0) if summary.exists() else 0
     return bool(log) and steps < log[-1]["step"]
@@ -207,9 +184,7 @@ def per_class(
     labels: Sequence[str],
     groups: Int[Tensor, " n"] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """For each class with at least two examples, or groups: their number, and the mean of their
-    nats with its error.
-    """
+    """The mean of the nats of each class with its error, for at least two examples or groups."""
     classes = {}
     for number, label in enumerate(labels):
         rows = c == number
@@ -221,29 +196,24 @@ def per_class(
 
 
 def read_evaluation(folder: Path) -> dict:
-    """The content of the ``evaluation.json`` that :func:`evaluate_run` wrote.
+    """The content of ``evaluation.json`` of a run.
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: the file is damaged, or something else.
+        ValueError: the file is damaged.
     """
     file = folder / "evaluation.json"
     if not file.exists():
         raise FileNotFoundError(
             f"{folder} has not been evaluated: run 'indm evaluate {folder}' first"
         )
-    result = untrusted.json_object(file)
-    missing = [name for name in REQUIRED if name not in result]
-    if missing:
-        raise ValueError(
-            f"{file} is not an evaluation, without {missing[0]}; evaluate {folder} anew"
-        )
-    return result
+    return untrusted.json_object(file)
 
 
 def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
-    """ValueError where runs were not evaluated on the same examples, with the same numbers of draws
-    and steps; paths and likelihoods that only one has do not count.
+    """ValueError unless runs were evaluated on the same examples, with the same draws and steps.
+
+    Paths may differ, and so may likelihoods that only one run has.
     """
     (baseline, first), *following = evaluations.items()
     report = Report.read(first)
@@ -258,7 +228,6 @@ def check_same_examples(evaluations: Mapping[Path, dict]) -> None:
         pairs["examples_sha256"] = read.examples_sha256, report.examples_sha256
         for key, (value, other) in pairs.items():
             if value != other:
-                raise ValueError(
-                    f"{folder} and {baseline} must be evaluated on the same examples with the same options, got the "
-                    f"{key} {brief(value)} and {brief(other)}"
-                )
+                what = "evaluated on the same examples with the same options"
+                got = f"the {key} {brief(value)} and {brief(other)}"
+                raise ValueError(f"{folder} and {baseline} must be {what}, got {got}")

@@ -1,6 +1,4 @@
-"""The evaluation of a run as text: the likelihoods of :func:`indm.evaluate` with baselines and
-classes.
-"""
+"""The evaluation of a run as text."""
 
 from collections.abc import Mapping
 
@@ -9,9 +7,7 @@ from indm.number import Number, shown
 
 
 def likelihood_table(result: Mapping) -> str:
-    """The evaluation of a run as text, in bits/dim or nats: the report of :func:`indm.evaluate`,
-    and baselines.
-    """
+    """The evaluation of a run as text: the report of :func:`indm.evaluate`, baselines and classes."""
     report = Report.read(result)
     rows = likelihood_rows(report)
     for row in result.get("baselines", {}).values():
@@ -32,8 +28,7 @@ def likelihood_table(result: Mapping) -> str:
 
 
 def verdict(result: Mapping) -> str:
-    """One sentence: the baselines that the model beats by two standard errors, and the others; ""
-    if no error is known.
+    """A sentence on which baselines the model beats by two standard errors; "" without errors.
 
     >>> row = {"name": "a Gaussian", "nats": 5.0, "nelbo_difference": {"nats": -3.0, "nats_standard_error": 0.1}}
     >>> verdict({"unit": "nats", "nelbo": {"with_reconstruction": {"nats": 2.0}}, "baselines": {"gaussian": row}})
@@ -47,26 +42,22 @@ def verdict(result: Mapping) -> str:
             words = "better than" if is_better else "not better than"
             found.setdefault(words, []).append(f"{row['name']} ({row[key]:.2f})")
     parts = [f"{words} {' and '.join(found[words])}" for words in sorted(found)]
-    model = (
-        f"The model ({result['nelbo']['with_reconstruction'][key]:.2f} {result['unit']})"
-        if parts
-        else ""
-    )
-    return f"{model} is {', but '.join(parts)}." if parts else ""
+    if not parts:
+        return ""
+    nelbo = f"{result['nelbo']['with_reconstruction'][key]:.2f} {result['unit']}"
+    return f"The model ({nelbo}) is {', but '.join(parts)}."
 
 
 def of_classes(report: Report, classes: Mapping | None) -> list[str]:
-    """The NELBO of each class, where the model is one of p(x|class)."""
+    """The NELBO of each class, for a model of p(x|class)."""
     if not classes:
         return []
     rows: list[Row] = [("class", "examples", f"NELBO, {report.unit}", "± standard error")]
     for label, row in classes.items():
         numbers = (row[key] / report.nats_of_unit for key in ("nats", "nats_standard_error"))
         rows.append((label, str(row["images"]), *map(shown, numbers)))
-    left_out = (
-        ["classes of one group have no standard error and are left out"] if report.groups else []
-    )
-    return ["", table(rows), *left_out, ""]
+    note = "classes of one group have no standard error and are left out"
+    return ["", table(rows), *([note] if report.groups else []), ""]
 
 
 def baseline_name(row: Mapping) -> str:

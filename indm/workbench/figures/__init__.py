@@ -1,1 +1,1 @@
-"""Figures, sheets of images, and self-contained pages."""
+"""Figures and sheets of images."""

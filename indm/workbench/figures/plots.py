@@ -1,4 +1,4 @@
-"""Figures in one style, as PNG: fonts, a colour for each model, one legend, and labels in lines."""
+"""Figures as PNG, in one style."""
 
 import textwrap
 from collections.abc import Iterable, Mapping
@@ -21,8 +21,7 @@ from indm.files import atomic
 
 DPI = 120  # resolution of figures
 FONT_SIZE = 10  # points
-# Colour-blind safe (Okabe & Ito 2008, "Color Universal Design"), with grey in place of yellow;
-# black is for the data.
+# colour-blind safe (Okabe & Ito 2008, "Color Universal Design"), with grey in place of yellow
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666")
 DATA_COLOUR = "black"
 GREY, BLUE, ORANGE, GREEN = COLOURS[6], *COLOURS[:3]
@@ -32,9 +31,9 @@ METHODS = {
     "INDM (coupling)": ORANGE,
     "flow alone": GREEN,
 }
-CHARACTER = 0.65 * FONT_SIZE / 72  # inches, about
+CHARACTER = 0.65 * FONT_SIZE / 72  # width in inches, about
 Pixels = UInt8[np.ndarray, "height width 3"]
-# colour of each model, the same in all figures of a page; others are black
+# the colour of each model in all figures of a page; others are black
 Colours = Mapping[str, str]
 
 PLOT_STYLE: dict[Any, Any] = {
@@ -47,19 +46,19 @@ PLOT_STYLE: dict[Any, Any] = {
     "lines.markersize": 5,
     "errorbar.capsize": 2,
 }
-"""Settings of matplotlib for all figures, the tutorials' included."""
+"""Settings of matplotlib for all figures, also those of the tutorials."""
 
 styled = matplotlib.rc_context(PLOT_STYLE)
-"""Decorates whatever makes figures."""
+"""A decorator for functions that make figures."""
 
 
 def colours_of(models: Iterable[str]) -> dict[str, str]:
-    """A colour for each model, by their order; those after the seventh repeat."""
+    """A colour for each model, in order; they repeat after the seventh."""
     return {name: COLOURS[i % len(COLOURS)] for i, name in enumerate(dict.fromkeys(models))}
 
 
 def pixels_into(pixels: Pixels) -> atomic.Write:
-    """A function that writes bytes as PNG."""
+    """The function that writes bytes as PNG."""
     return lambda path: Image.fromarray(pixels).save(path, format="PNG")
 
 
@@ -87,10 +86,9 @@ def rendered(figure: Figure) -> Pixels:
 
 @styled
 def finish(figure: Figure) -> None:
-    """Finish a figure that is drawn: one legend for all panels below them, long labels in several
-    lines.
+    """Finish a figure: one legend below all panels, and long labels in several lines.
 
-    Names of runs are in the texts, and what is between two $ in them is not a formula.
+    Texts contain names of runs, so a $ in them does not begin a formula.
     """
     figure.set_layout_engine("constrained")
     entries: dict[str, Any] = {}
@@ -98,14 +96,10 @@ def finish(figure: Figure) -> None:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
         width, height = axes.bbox.width / figure.dpi, axes.bbox.height / figure.dpi
-        for text, inches in (
-            (axes.title, width),
-            (axes.xaxis.label, width),
-            (axes.yaxis.label, height),
-        ):
-            text.set_text(
-                in_lines(text.get_text(), 0.9 * inches * FONT_SIZE / float(text.get_fontsize()))
-            )
+        rooms = ((axes.title, width), (axes.xaxis.label, width), (axes.yaxis.label, height))
+        for text, inches in rooms:
+            room = 0.9 * inches * FONT_SIZE / float(text.get_fontsize())
+            text.set_text(in_lines(text.get_text(), room))
     if entries:
         names = [in_lines(name, 0.85 * figure.bbox.width / figure.dpi) for name in entries]
         longest = max(len(line) + 6 for name in names for line in name.split("\n"))
@@ -118,15 +112,14 @@ def finish(figure: Figure) -> None:
 
 
 def in_lines(text: str, inches: float) -> str:
-    """``text`` in lines of so many inches, about, at most."""
-    return "\n".join(
-        textwrap.fill(line, max(1, int(inches / CHARACTER))) for line in text.split("\n")
-    )
+    """``text`` in lines of at most about so many inches."""
+    width = max(1, int(inches / CHARACTER))
+    return "\n".join(textwrap.fill(line, width) for line in text.split("\n"))
 
 
 @styled
 def scatter(samples: Tensor, reference: Tensor | None, path: Path) -> None:
-    """Samples (N, 2 or more) with ``reference`` data, if there are any."""
+    """Write a picture of samples (N, 2 or more), with ``reference`` data if there are any."""
     panels = {"samples": samples} if reference is None else {"data": reference, "samples": samples}
     figure = Figure(figsize=(4 * len(panels), 4))
     drawn = figure.subplots(1, len(panels), sharex=True, sharey=True, squeeze=False)[0]
@@ -142,6 +135,6 @@ def scatter(samples: Tensor, reference: Tensor | None, path: Path) -> None:
 
 
 def dots(axes: Axes, points: Tensor, title: str, colour: str = COLOURS[0]) -> None:
-    """The first two entries of points (N, 2 or more)."""
+    """Draw the first two entries of points (N, 2 or more)."""
     axes.plot(*points[:, :2].numpy().T, ".", markersize=2, alpha=0.5, color=colour)
     axes.set(title=title, aspect="equal", xlabel="x₁", ylabel="x₂")

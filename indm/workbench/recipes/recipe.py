@@ -1,14 +1,12 @@
-"""Recipes: TOML files that say everything about a run. Read, changed key by key, parsed once, and
-written back.
+"""Recipes: TOML files that describe a run, read, changed by key, checked and written.
 
-A file holds :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` each have a ``name``
-and the arguments of what it names (checked where that is built); ``[train]``, ``[evaluate]`` and
+A file has :data:`Tables`. ``[data]``, ``[flow]``, ``[sde]`` and ``[net]`` have a ``name`` and the
+arguments of that part, which are checked when it is built. ``[train]``, ``[evaluate]`` and
 ``[sample]`` are :class:`TrainOptions`, :class:`Evaluation` and :class:`SampleOptions`.
-:func:`resolve` makes a :class:`Recipe` of them.
+:func:`resolve` makes a :class:`Recipe` of the tables.
 
-A file with a second data set may hold what changes where a bridge between both is trained:
-``[bridge.train]`` holds keys of ``[train]`` for that, see
-:func:`indm.workbench.training.pairs.as_bridge`.
+A file with a second data set may have changes for a bridge between both, such as keys of
+``[train]`` in ``[bridge.train]``, see :func:`indm.workbench.training.pairs.as_bridge`.
 """
 
 import itertools
@@ -23,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from indm import files
-from indm.checks import arguments_of, as_tuples, check_name, nearest, require
+from indm.checks import arguments_of, as_tuples, check_name, nearest
 from indm.names import BUILT_IN, GIVEN, OPTIONAL_KINDS, PART_KINDS
 from indm.workbench.recipes.options import Evaluation, SampleOptions, TrainOptions
 
@@ -35,10 +33,10 @@ BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 Tables = dict[str, dict[str, Any]]  # keys by table, as a file has them
 AnyTables = Mapping[str, Mapping[str, Any]]  # these, or a Recipe
 OPTION_TABLES = {"train": TrainOptions, "evaluate": Evaluation, "sample": SampleOptions}
-OPTIONAL_TABLES = (*OPTIONAL_KINDS, "data_b")  # a second data set: the law that x_T shall have
+OPTIONAL_TABLES = (*OPTIONAL_KINDS, "data_b")  # the last is a second data set
 PART_TABLES = (*NAMED_TABLES, *OPTIONAL_TABLES)
 TABLES = (*PART_TABLES, *OPTION_TABLES)
-BRIDGE = "bridge"  # a table of tables, of a file alone
+BRIDGE = "bridge"  # a table of tables, only in a file
 
 
 @dataclass(frozen=True)
@@ -55,8 +53,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Recipe(Mapping[str, dict[str, Any]]):
-    """A checked recipe: the parts and options of a run. It is also the mapping of its tables, as a
-    file has them.
+    """The parts and options of a run, checked; also the mapping of its tables.
 
     >>> digits = recipe("digits", {"train.steps": 500, "flow": "identity"})
     >>> digits.train.steps, digits.flow.name, digits["flow"]
@@ -76,7 +73,7 @@ class Recipe(Mapping[str, dict[str, Any]]):
 
     @property
     def labels(self) -> Sequence[str]:
-        """The names of the classes of its condition; () without classes."""
+        """The names of the classes of its condition; () if there are none."""
         return () if self.condition is None else self.condition.options.get("labels", ())
 
     def __getitem__(self, table: str) -> dict[str, Any]:
@@ -100,18 +97,16 @@ class Recipe(Mapping[str, dict[str, Any]]):
 
 @dataclass(frozen=True)
 class About:
-    """Facts from the first lines of a bundled recipe: its description, then comments such as
-    ``# two cores: 90 s``.
-    """
+    """The first lines of a bundled recipe: its description, then comments like ``# for: images``."""
 
     description: str
-    group: str  # the purpose after "# for:"
-    two_cores: str  # time and memory of its training; "" where nothing is known
+    group: str  # its purpose, "for"
+    two_cores: str  # time and memory of its training; "" if they are not known
     gpu: str
 
 
 def bundled() -> dict[str, About]:
-    """The names of the recipes that come with indm, and what they say of themselves."""
+    """The recipes of this package, by name."""
     paths = sorted(BUNDLED.glob("*.toml"), key=lambda path: path.stem)
     return {path.stem: _about(path.read_text("utf-8")) for path in paths}
 
@@ -124,10 +119,13 @@ def _about(text: str) -> About:
 
 
 def load(source: str | Path) -> Tables:
-    """The tables of a bundled name, a TOML file, a run folder or a saved model, as written
-    (defaults not filled in).
+    """The tables of a bundled name, a TOML file, a run folder or a saved model, without defaults.
 
-    The recipe of a run folder has absolute paths of its data.
+    Paths of data in a run folder are absolute.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: the file is not a recipe.
     """
     path = Path(source)
     if str(source) in bundled() and not (isinstance(source, Path) and source.is_dir()):
@@ -146,7 +144,7 @@ def load(source: str | Path) -> Tables:
         near = "" if len(path.parts) > 1 else nearest(str(source), bundled())
         raise FileNotFoundError(f"no recipe or file is called {str(source)!r}{near}")
     try:
-        tables = files.toml(files.text(path, largest=files.LARGEST_TOML))
+        tables = tomllib.loads(files.text(path))
     except ValueError as error:
         raise ValueError(f"{path} is not valid TOML: {error}") from None
     for table, content in tables.items():
@@ -159,11 +157,7 @@ def _of_saved_model(description: Path) -> Tables:
     """The tables of a model that ``INDM.save`` wrote, whose data are not known."""
     from indm.files import untrusted  # needs PyTorch, which takes seconds
 
-    tables = {
-        k: v
-        for k, v in untrusted.json_object(description).items()
-        if k in (*PART_KINDS, *OPTIONAL_KINDS)
-    }
+    tables = model_tables(untrusted.json_object(description))
     known = {
         table: {k: v for k, v in content.items() if v is not None}
         for table, content in tables.items()
@@ -172,63 +166,59 @@ def _of_saved_model(description: Path) -> Tables:
 
 
 def recipe(source: str | Path, changes: Mapping[str, object] | None = None) -> Recipe:
-    """The recipe of a bundled name, a TOML file or a run folder, with some of its keys changed,
-    checked and whole.
+    """The recipe of a bundled name, a TOML file or a run folder, with changes.
 
     Args:
-        source: as in :func:`load`.
-        changes: values by dotted key; a bare table name puts another part in its place.
+        source: the name, the file or the folder.
+        changes: values by dotted key; the name of a table takes another part.
 
     Returns:
-        Its parts and options by attribute, ``.flow.name`` or ``.train.steps``; it is also the
+        Its parts and options by attribute, such as ``.flow.name`` and ``.train.steps``; also the
         mapping of its tables.
 
     Raises:
+        FileNotFoundError: there is no such recipe.
         ValueError: an unknown key (with the nearest that exists), or a value of the wrong type.
 
     >>> recipe("digits", {"train.steps": 500, "flow": "identity"}).train.steps
     500
     """
-    texts = {
-        key: literal(value) if "." in key else str(value) for key, value in (changes or {}).items()
-    }
+    given = (changes or {}).items()
+    texts = {key: literal(value) if "." in key else str(value) for key, value in given}
     return resolve(override(load(source), texts))
 
 
 def override(tables: AnyTables, changes: Mapping[str, str]) -> Tables:
-    """``tables`` with dotted keys changed, values in TOML:
-    ``{"train.steps": "9", "flow": "identity"}``.
+    """``tables`` with changes: ``{"train.steps": "9", "flow": "identity"}``.
 
-    Where their budget is one of seconds alone, a number of steps replaces it, unless seconds are
-    given too.
-    A bare table name puts another thing of that kind in its place and keeps none of the old table.
-    Another SDE of this package keeps ε, which belongs to the data. A flow in place of the
-    elementwise one has the learning rate of the score, unless one is given. What is not TOML is
-    taken as a string, and so is whatever ``path`` or ``root`` is.
+    A dotted key changes a value, in TOML; any other text is a string, and so are paths. The name of
+    a table takes another part in place of the old table. Some keys follow:
+
+    - Another SDE of this package keeps ε, which belongs to the data.
+    - A flow in place of the elementwise one gets the learning rate of the score, unless one is
+      given: elementwise flows bear rates at which others diverge.
+    - A number of steps replaces a budget of seconds alone, unless seconds are given, too.
     """
     changed = {table: dict(content) for table, content in tables.items()}
     for table in (key for key in changes if "." not in key):
         check_name(table, PART_TABLES, "table that can be replaced", table)
-        kept = {"eps"} if table == "sde" and changes[table] in BUILT_IN["sde"] else set()
-        changed[table] = {"name": changes[table]} | {
-            k: v for k, v in changed.get(table, {}).items() if k in kept
-        }
+        old = changed.get(table, {})
+        changed[table] = {"name": changes[table]}
+        if table == "sde" and changes[table] in BUILT_IN["sde"] and "eps" in old:
+            changed[table]["eps"] = old["eps"]
     for dotted in (key for key in changes if "." in key):
         table, key = dotted.split(".", 1)
         check_name(table, TABLES, "table", dotted)
         value = value_of(changes[dotted])
         is_text = key in PATH_KEYS and not isinstance(value, str)
         changed.setdefault(table, {})[key] = changes[dotted] if is_text else value
-    if (
-        "train.steps" in changes
-        and "train.seconds" not in changes
-        and tables.get("train", {}).get("steps") == math.inf
-    ):
+    is_by_seconds = tables.get("train", {}).get("steps") == math.inf
+    if is_by_seconds and "train.steps" in changes and "train.seconds" not in changes:
         changed["train"]["seconds"] = math.inf
     own, other = tables.get("flow", {}).get("name"), changed.get("flow", {}).get("name")
-    if own == "elementwise" and other not in (own, "identity") and "train.flow_lr" not in changes:
-        train = changed["train"]  # an elementwise flow bears rates at which others diverge
-        train |= {"flow_lr": train.get("lr", TrainOptions.lr)} if "flow_lr" in train else {}
+    is_new = own == "elementwise" and other not in (own, "identity")
+    if is_new and "flow_lr" in changed.get("train", {}) and "train.flow_lr" not in changes:
+        changed["train"]["flow_lr"] = changed["train"].get("lr", TrainOptions.lr)
     return changed
 
 
@@ -243,8 +233,7 @@ def as_continued(tables: AnyTables, run: str | Path) -> Tables:
 
 
 def resolve(tables: AnyTables) -> Recipe:
-    """The recipe of these tables, checked, with the defaults of ``[train]``, ``[evaluate]`` and
-    ``[sample]``.
+    """The recipe of these tables, checked and with defaults.
 
     Raises:
         ValueError: an unknown table or key (with the nearest that exists), a value of the wrong
@@ -260,9 +249,6 @@ def resolve(tables: AnyTables) -> Recipe:
     options: Any = {
         name: kind(**options_of(name, tables.get(name, {}))) for name, kind in OPTION_TABLES.items()
     }
-    guidance, condition = options["sample"].guidance, parts.get("condition")
-    is_known = condition is not None and condition.options.get("drop", 0) != 0
-    require(guidance == 1 or is_known, "sample.guidance", guidance, "1 without condition.drop")
     return Recipe(**parts, **options)
 
 
@@ -270,7 +256,7 @@ def _part(table: str, content: Mapping[str, Any] | str) -> Part:
     content = {"name": content} if isinstance(content, str) else content
     name = content.get("name")
     if not isinstance(name, str):
-        raise ValueError(f'[{table}] needs a name = "…" that says which {table} is meant')
+        raise ValueError(f'[{table}] needs a name = "…"')
     return Part(name, {key: value for key, value in content.items() if key != "name"})
 
 
@@ -280,13 +266,10 @@ def model_tables(tables: AnyTables) -> dict[str, Mapping[str, Any]]:
 
 
 def options_of(table: str, content: Mapping[str, object]) -> dict[str, Any]:
-    """The keys of [train], [evaluate] or [sample] as arguments of its class, which checks their
-    values.
-    """
+    """The keys of [train], [evaluate] or [sample] as arguments of its class, which checks values."""
+    known = arguments_of(OPTION_TABLES[table])
     for key in content:
-        check_name(
-            key, arguments_of(OPTION_TABLES[table]), f"option of [{table}]", f"{table}.{key}"
-        )
+        check_name(key, known, f"option of [{table}]", f"{table}.{key}")
     return as_tuples(content)
 
 
@@ -299,12 +282,10 @@ def differing_keys(old: AnyTables, new: AnyTables) -> list[str]:
 
 def to_toml(tables: AnyTables) -> str:
     """The recipe as TOML text."""
-    blocks = [
-        "\n".join(
-            [f"[{table}]", *(f"{_key(key)} = {literal(value)}" for key, value in content.items())]
-        )
-        for table, content in tables.items()
-    ]
+    blocks = []
+    for table, content in tables.items():
+        lines = [f"{_key(key)} = {literal(value)}" for key, value in content.items()]
+        blocks.append("\n".join([f"[{table}]", *lines]))
     return "\n\n".join(blocks) + "\n"
 
 
@@ -326,21 +307,19 @@ def literal(value) -> str:
 
 
 def value_of(text: str):
-    """``text`` as TOML reads a value, or as a string where it is not TOML."""
+    """``text`` as a value in TOML, or as a string if it is not TOML."""
     try:
-        value = files.toml(f"value = {text}")["value"]
+        value = tomllib.loads(f"value = {text}")["value"]
     except ValueError:
         return text
     return value if isinstance(value, bool | int | float | str | list | dict) else text
 
 
-# ── Where the files of a data set are: the recipe of a run holds absolute paths, whatever the curre
+# ── Paths of data
 
 
 def absolute(tables: AnyTables) -> Tables:
-    """``tables`` with absolute paths of its data. What code from outside calls a path stays as it
-    is.
-    """
+    """``tables`` with absolute paths of its built-in data sets."""
     placed = {table: dict(content) for table, content in tables.items()}
     for table, key in _paths_in(placed):
         placed[table][key] = os.path.abspath(os.path.expanduser(placed[table][key]))
@@ -348,7 +327,7 @@ def absolute(tables: AnyTables) -> Tables:
 
 
 def missing_paths(tables: AnyTables) -> set[str]:
-    """The dotted keys of paths of the data at which nothing is."""
+    """The dotted keys of paths of the data that do not exist."""
     return {
         f"{t}.{k}"
         for t, k in _paths_in(tables)
@@ -357,7 +336,7 @@ def missing_paths(tables: AnyTables) -> set[str]:
 
 
 def without_paths(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table of a data set without the places of its files, which may be moved."""
+    """The table of a data set without the paths of its files, which may be moved."""
     places = {key for _, key in _paths_in({"data": table})}
     return {key: value for key, value in table.items() if key not in places}
 

@@ -1,8 +1,4 @@
-"""The device on which everything is computed, its precision, and processes.
-
-One process at a time is in a run folder; decisions of the main one of a training are shared with
-all. Ctrl-C and SIGTERM wait for the step.
-"""
+"""Devices, precision, processes of a training, locks of run folders, and signals."""
 
 import errno
 import os
@@ -33,33 +29,26 @@ CHOSEN = "ACCELERATE_TORCH_DEVICE"
 
 
 def device() -> str:
-    """Where saved models are evaluated: on the chosen device, else on the GPU if there is one."""
+    """The device for saved models: the chosen one, else the GPU if there is one."""
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     return os.environ.get(CHOSEN) or ("cpu" if kind is None else kind.type)
 
 
 def on_cpu() -> bool:
-    """Whether models are trained on the CPU: it was chosen, or there is nothing else."""
+    """Whether models are trained on the CPU, by choice or because there is nothing else."""
     return os.environ.get(CHOSEN) == "cpu" or not torch.accelerator.is_available()
 
 
 @contextmanager
 def computing_on(name: str) -> Iterator[None]:
-    """Inside, everything is computed on the device of that name: "cpu", "cuda", "cuda:1", "mps", …
+    """Compute on the device of that name: "cpu", "cuda", "cuda:1", "mps", …
 
     Raises:
-        ValueError: this machine has no such device, or each process has one of its own.
+        ValueError: this machine has no such device.
     """
-    known, shares = names(), int(os.environ.get("WORLD_SIZE", "1")) > 1
-    require(
-        name in known, "device", name, f"auto or one that this machine has ({', '.join(known)})"
-    )
-    require(
-        name == "cpu" or not shares,
-        "device",
-        name,
-        "auto or cpu where each process has a device of its own",
-    )
+    known = names()
+    wanted = f"auto or one that this machine has ({', '.join(known)})"
+    require(name in known, "device", name, wanted)
     before = os.environ.get(CHOSEN)
     os.environ[CHOSEN] = name
     try:
@@ -74,34 +63,30 @@ def names() -> list[str]:
     kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     if kind is None:
         return ["cpu"]
-    return [
-        "cpu",
-        kind.type,
-        *(f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())),
-    ]
+    numbers = range(torch.accelerator.device_count())
+    return ["cpu", kind.type, *(f"{kind.type}:{number}" for number in numbers)]
 
 
 def make_accelerator(options: TrainOptions) -> Accelerator:
-    """The devices and processes to train on; without accelerator the processes share the CPU."""
+    """The devices and processes of a training; without GPUs its processes share the CPU."""
     is_auto = options.mixed_precision == "auto"
     precision = fast_precision() if is_auto else options.mixed_precision
     AcceleratorState._reset_state()  # runs of one Python process may differ in precision
     return Accelerator(
         cpu=on_cpu(),
         mixed_precision=precision,
-        # not each step trains the flow
+        # some steps do not train the flow
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
 
 
 def fast_precision() -> str:
-    """ "bf16" where this machine computes in it faster than in full precision, else "no"."""
-    if not on_cpu():  # nothing is known of GPUs other than CUDA's
-        is_fast = torch.cuda.is_available() and torch.cuda.is_bf16_supported(
-            including_emulation=False
-        )
-        return "bf16" if is_fast else "no"
-    is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    """ "bf16" if this machine computes faster in it than in full precision, else "no"."""
+    if on_cpu():
+        is_fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    else:  # nothing is known of GPUs other than CUDA's
+        has_cuda = torch.cuda.is_available()
+        is_fast = has_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if is_fast else "no"
 
 
@@ -109,22 +94,16 @@ def peak_memory_mib() -> float:
     """Peak resident memory of this process so far."""
     status = Path("/proc/self/status")
     if status.exists():
-        return (
-            next(
-                int(line.split()[1]) for line in status.read_text().splitlines() if "VmHWM" in line
-            )
-            / 2**10
-        )
+        line = next(line for line in status.read_text().splitlines() if "VmHWM" in line)
+        return int(line.split()[1]) / 2**10
     return psutil.Process().memory_info().rss / 2**20  # elsewhere, the memory now
 
 
-# ── Several processes ─────────────────────────────────────────────────────────────────────────────
+# ── Several processes
 
 
 def by_main_process(decide: Callable[[], T]) -> T:
-    """Call ``decide`` in the main process; all processes return its result, or raise its error.
-    Collective.
-    """
+    """The result of ``decide`` in the main process, or its error, in all processes. Collective."""
     outcome: list = [None, None]  # the result, and the error
     if PartialState().is_main_process:
         try:
@@ -138,19 +117,9 @@ def by_main_process(decide: Callable[[], T]) -> T:
     return result
 
 
-def check_links(folder: Path) -> None:
-    """FileNotFoundError where ``folder`` is, or would be made in, a link to what does not exist."""
-    for path in (folder, *folder.parents):
-        if path.is_symlink() and not path.exists():
-            raise FileNotFoundError(
-                f"nothing can be written into {path}: it is a link to {path.readlink()}, which is not there"
-            )
-
-
 @contextmanager
 def run_lock(run: Path, name: str = LOCK) -> Iterator[None]:
-    """Inside, no other process is inside for the same ``run``, a folder that is made if need be,
-    and the same ``name``.
+    """Keep other processes out of the folder ``run``, which is made if needed, for one ``name``.
 
     The lock is released however the process ends; workers that it forks do not hold it. On a file
     system without locks no process is kept out.
@@ -159,7 +128,6 @@ def run_lock(run: Path, name: str = LOCK) -> Iterator[None]:
         ValueError: another process is inside.
         OSError: ``run`` cannot be written.
     """
-    check_links(run)
     run.mkdir(parents=True, exist_ok=True)
     with ExitStack() as held:
         try:
@@ -174,7 +142,7 @@ def run_lock(run: Path, name: str = LOCK) -> Iterator[None]:
         yield
 
 
-# ── Signals ───────────────────────────────────────────────────────────────────────────────────────
+# ── Signals
 
 
 @contextmanager
@@ -182,10 +150,10 @@ def interruptible() -> Iterator[threading.Event]:
     """An event that SIGINT or SIGTERM sets; the second signal ends the process at once.
 
     A signal that is ignored stays ignored: a shell script starts ``indm train … &`` with SIGINT
-    ignored, so that the Ctrl-C that ends the script does not end the training. SIGTERM does.
+    ignored, so that Ctrl-C ends the script but not the training.
 
-    torchrun passes on a signal that the terminal has sent to its processes already, so there the
-    second does nothing: they end with the second signal to the launcher.
+    Under torchrun, processes get each signal from the terminal and again from the launcher, so the
+    second does nothing. They end with the second signal to the launcher.
     """
     import torch.distributed  # takes seconds to load
 

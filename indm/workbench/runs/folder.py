@@ -1,10 +1,8 @@
-"""The run folder: what may be written into it, and what is read from it: its recipe, its model, its
-log, its data.
-"""
+"""The run folder: when it may be written, and its recipe, model, log and data."""
 
-import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -18,13 +16,12 @@ from indm.workbench import hub
 from indm.workbench.data.base import Data, check_kind, load_data, without_download
 from indm.workbench.recipes import recipe as recipes
 from indm.workbench.recipes.recipe import Recipe
-from indm.workbench.runs.devices import LOCK, by_main_process, check_links, device, run_lock
+from indm.workbench.runs.devices import LOCK, by_main_process, device, run_lock
 
 RECIPE = "recipe.toml"  # resolved
-CONVERSION = "conversion.json"  # record of a converted run: its sources and the assumptions
-FETCHED = [RECIPE, DESCRIPTION, WEIGHTS]  # files fetched of another person's run
-# What may differ between a run and its continuation: how long it is, how it is watched, on which
-# processors;
+CONVERSION = "conversion.json"  # record of a converted run
+FETCHED = [RECIPE, DESCRIPTION, WEIGHTS]  # files of another person's run that are fetched
+# keys that may differ in the continuation of a run: its length, its log and its processors
 FREE_ON_RESUME = {
     f"train.{key}"
     for key in (
@@ -32,22 +29,23 @@ FREE_ON_RESUME = {
         "keep_last", "max_skipped_steps",
     )
 }  # fmt: skip
-# and what a diverging run lowers
+# and the rates, which one lowers for a diverging run
 RATES = {f"train.{key}" for key in ("lr", "flow_lr", "dequantization_lr", "clip")}
 
 
 def is_run(folder: Path) -> bool:
-    """Whether ``folder`` is a run folder, from the beginning of the run on."""
+    """Whether ``folder`` is a run folder."""
     return (folder / RECIPE).is_file()
 
 
 def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
-    """A new run needs an empty folder, a resumed one the recipe it started with; data that were
-    moved are the same.
+    """Check that a run can start or resume in a folder.
+
+    A new run needs an empty folder, a resumed one the same recipe. Paths of moved data may differ.
 
     Raises:
-        ValueError: the folder is not empty, or holds a run of another recipe.
-        FileNotFoundError: it holds no run to resume.
+        ValueError: the folder is not empty, or has a run of another recipe.
+        FileNotFoundError: it has no run to resume.
     """
     if not resume:
         return check_empty(run)
@@ -60,17 +58,18 @@ def check_folder(run: Path, recipe: Recipe, resume: bool) -> None:
     others = set(recipes.differing_keys(before, recipes.absolute(recipe))) - free
     differing = sorted(key for key in others if not key.startswith(("evaluate.", "sample.")))
     if differing:
+        keys = ", ".join(differing)
         raise ValueError(
-            f"out must be a new folder: {run} is of another recipe, it differs in {', '.join(differing)}"
+            f"out must be a new folder: {run} is of another recipe, it differs in {keys}"
         )
 
 
 @contextmanager
 def claimed(run: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
-    """Inside, no other process is in ``run``, and it is as :func:`check_folder` has it. Collective.
+    """Keep other processes out of ``run``, after :func:`check_folder`. Collective.
 
     Raises:
-        ValueError: another process is in it, and what :func:`check_folder` raises.
+        ValueError: another process is in it, or a mistake that :func:`check_folder` finds.
     """
     with ExitStack() as held:
 
@@ -83,19 +82,17 @@ def claimed(run: Path, recipe: Recipe, resume: bool) -> Iterator[None]:
 
 
 def check_empty(folder: Path, cure: str = "with resume it is continued") -> None:
-    """ValueError where ``folder`` holds more than a process leaves that is killed at once."""
-    check_links(folder)
-    debris = (atomic.HALF_WRITTEN, LOCK)
-    if folder.exists() and (
-        not folder.is_dir() or any(not any(map(p.match, debris)) for p in folder.iterdir())
-    ):
+    """ValueError unless ``folder`` is absent, or has nothing but leftovers of a killed process."""
+    is_empty = not folder.exists()
+    if folder.is_dir():
+        leftovers = (atomic.HALF_WRITTEN, LOCK)
+        is_empty = all(any(map(path.match, leftovers)) for path in folder.iterdir())
+    if not is_empty:
         raise ValueError(f"out must be a new folder: {folder} exists and is not empty; {cure}")
 
 
 def finished(run: Path, recipe: Recipe) -> dict | None:
-    """The summary of a run that has spent the budget of ``recipe``; None where it has not, or none
-    can be read.
-    """
+    """The summary of a run that has spent the budget of ``recipe``; None if it has not."""
     budget = recipe.train
     try:
         summary = untrusted.json_object(run / "summary.json")
@@ -106,8 +103,7 @@ def finished(run: Path, recipe: Recipe) -> dict | None:
 
 
 def end_of(run: Path) -> dict:
-    """Summary of a finished run: ``steps``, ``seconds``, …; for a converted checkpoint, ``steps``
-    alone.
+    """The summary of a finished run; for a converted checkpoint, only its ``steps``.
 
     Raises:
         ValueError: it was killed and has not been resumed.
@@ -122,54 +118,41 @@ def end_of(run: Path) -> dict:
 
 
 def check_absent(folder: Path, names: Sequence[str], overwrite: bool) -> None:
-    """See, before anything is computed, that the result can be written.
+    """Check, before anything is computed, that results can be written into ``folder``.
 
     Raises:
-        ValueError: it would be made under the name of a file, or it holds a file of these names
-            already, which may not be written over.
-        NotADirectoryError: it is a file, or would be in one.
-        FileNotFoundError: it is, or would be in, a link to what does not exist.
-        PermissionError: nothing can be written into ``folder``, or where it would be made.
+        ValueError: it has a file of these names already, and may not be overwritten.
+        OSError: nothing can be written into ``folder``, or where it would be made.
     """
-    is_file_name = folder.suffix.lower() in (".png", ".npz", ".npy", ".csv", ".json", ".html")
-    if is_file_name and not folder.exists():
-        raise ValueError(f"out must be a folder, got {folder}, the name of a file")
-    check_links(folder)
     there = [name for name in names if (folder / name).exists()]
     if there and not overwrite:
         raise ValueError(f"overwrite must be true: {folder} already holds {', '.join(there)}")
     nearest = next(path for path in (folder, *folder.parents) if path.exists())
-    if not nearest.is_dir():
-        raise NotADirectoryError(f"nothing can be written into {nearest}: it is not a folder")
-    if not os.access(nearest, os.W_OK):
-        raise PermissionError(
-            f"nothing can be written into {nearest}: it is read-only, or only others may"
-        )
+    with tempfile.TemporaryFile(dir=nearest):
+        pass
 
 
 def open_model(folder: Path) -> INDM:
-    """The model that is saved in ``folder``, on :func:`device`."""
+    """The model saved in ``folder``, on :func:`device`."""
     return INDM.load(folder, device=device())
 
 
 def from_pretrained(
     name_or_folder: str | Path, device: str = "cpu", *, revision: str | None = None
 ) -> INDM:
-    """The model in a folder, or the one that the Hugging Face hub calls user/name; in evaluation
-    mode.
+    """A model from a folder, from the Hugging Face hub or from this package, in evaluation mode.
 
-    It is read as :meth:`indm.INDM.load` reads a stranger's: code outside this package only inside
-    :func:`indm.trust`. It is fetched once by ``huggingface_hub.snapshot_download``, and then taken
-    from that library's cache.
+    Code outside this package is only run inside :func:`indm.trust`. A model of the hub is fetched
+    once by ``huggingface_hub.snapshot_download``, and then taken from the cache of that library.
 
     Args:
-        name_or_folder: user/name; a folder that :meth:`indm.INDM.save` or a training wrote; or the
-            name of a model that comes with this package, such as "digits-pretrained".
+        name_or_folder: user/name on the hub; a folder of :meth:`indm.INDM.save` or of a training;
+            or the name of a model of this package, such as "digits-pretrained".
         device: where to put it.
-        revision: a branch, a tag or a commit on the hub; a commit makes sure of the very weights.
+        revision: a branch, a tag or a commit on the hub; a commit fixes the weights.
 
     Raises:
-        ValueError: as :meth:`indm.INDM.load`, or neither is there.
+        ValueError: as :meth:`indm.INDM.load`, or there is no such name or folder.
         OSError: the hub has no such model, asks for a token, or cannot be reached.
 
     Example:
@@ -187,9 +170,8 @@ def from_pretrained(
             raise ValueError(
                 f"name_or_folder must be a folder, user/name of the hub, or {known}, got {name!r}"
             )
-        folder = here or Path(
-            snapshot_download(name, revision=revision, allow_patterns=[DESCRIPTION, WEIGHTS])
-        )
+        files = [DESCRIPTION, WEIGHTS]
+        folder = here or Path(snapshot_download(name, revision=revision, allow_patterns=files))
     return INDM.load(folder, device)
 
 
@@ -204,8 +186,7 @@ def recipe_of(run: Path) -> Recipe:
 
     Raises:
         FileNotFoundError: ``run`` is not a run folder.
-        ValueError: a folder in it is a link, through which files outside would be written over and
-            removed.
+        ValueError: it has a link to a folder, see :func:`check_no_links`.
     """
     if not run.is_dir():
         runs = [path.parent.as_posix() for path in sorted(Path("runs").glob("*/recipe.toml"))]
@@ -217,21 +198,16 @@ def recipe_of(run: Path) -> Recipe:
 
 
 def check_no_links(folder: Path) -> None:
-    """ValueError where ``folder`` holds a link to a folder, through which files outside would be
-    changed.
-    """
+    """ValueError if ``folder`` has a link to a folder: files outside of it might be changed."""
     linked = next((path for path in folder.iterdir() if path.is_symlink() and path.is_dir()), None)
     if linked is not None:
-        raise ValueError(
-            f"{linked} is a link to a folder outside: move that folder itself to its place, or remove it"
-        )
+        raise ValueError(f"{linked} is a link to a folder outside: move that folder itself there")
 
 
 def run_folder(source: Path) -> Path:
     """``source``, or the local folder of the run of that name, downloaded if missing.
 
-    A model user/name of the hub goes to runs/user--name, a model that comes with this package to
-    runs/NAME.
+    A model user/name of the hub goes to runs/user--name, a model of this package to runs/NAME.
 
     Raises:
         OSError: the hub has none of that name, or cannot be reached.
@@ -257,9 +233,7 @@ def run_folder(source: Path) -> Path:
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """The lines of ``metrics.jsonl`` that say their step, so without one that was cut off while it
-    was written.
-    """
+    """The lines of ``metrics.jsonl`` that have a step; a cut-off line has none."""
     path = run / "metrics.jsonl"
     lines = untrusted.json_lines(path) if path.exists() else []
     return [line for line in lines if isinstance(line.get("step"), int)]
@@ -268,17 +242,16 @@ def read_metrics(run: Path) -> list[dict]:
 def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
     """The data of a run, or the data of ``table`` in place of its ``[data]``.
 
-    They are downloaded only where ``table`` differs from ``[data]`` and says so.
+    They are downloaded only if ``table`` differs from ``[data]`` and asks for it.
 
     Raises:
-        ValueError: they cannot be loaded, or are of other events or grey levels than the ``model``.
+        ValueError: they cannot be loaded, or do not fit the ``model``.
     """
     own = recipe_of(run).data.table()
     table = own if table in (None, own) else fitted_to(model, table)
+    downloads = table != own and table.get("download")
     try:
-        data = load_data(
-            **(table if table != own and table.get("download") else without_download(table))
-        )
+        data = load_data(**(table if downloads else without_download(table)))
     except ValueError as error:
         if table == own and recipes.missing_paths({"data": own}):
             raise ValueError(f"{error}; give data.path, where they are now") from error
@@ -288,9 +261,7 @@ def data_of(run: Path, model: Any, table: dict | None = None) -> Data:
 
 
 def fitted_to(model: Any, table: dict) -> dict:
-    """A ``[data]`` table with the size, channels and grey levels of the ``model`` where the data
-    set has such options and the table does not say.
-    """
+    """A ``[data]`` table, with size, channels and grey levels of the ``model`` if they are missing."""
     kind: dict[str, Any] = {}
     if len(model.shape) == 3:
         channels, height, width = model.shape

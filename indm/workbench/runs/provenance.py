@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,10 +26,10 @@ RECORD = "versions.json"  # file in the run folder
 def provenance(
     seed: int | None, weights: Mapping[str, str], where: torch.device | None = None
 ) -> dict:
-    """Facts that a result depends on, apart from its options; they are part of every file of numbers.
+    """The provenance of a result: versions, command, seed, weights and machine.
 
-    The ``seed`` is None where nothing is random; ``weights`` are the :func:`weights_hash` of each
-    run that it was made from.
+    Every file of numbers contains it. The ``seed`` is None if nothing is random; ``weights`` are
+    the :func:`weights_hash` of each run.
     """
     where = torch.device(device()) if where is None else where
     return {
@@ -47,11 +48,10 @@ def provenance(
 def describe_run(
     run: Path, recipe: Recipe, device: torch.device, notes: list[str], more: dict | None = None
 ) -> None:
-    """Write ``recipe.toml`` and ``versions.json``: the provenance of the run, where its data came
-    from, and ``more``, such as their :func:`split_record`.
+    """Write ``recipe.toml``, with absolute paths of data, and ``versions.json``.
 
-    The recipe gets absolute paths of its data. For a resumed run that is the provenance of its last
-    part; its key ``before`` has the provenance of the earlier parts.
+    The latter is the provenance of the run, or of the last part of a resumed one, with notes on the
+    data and ``more``. Its key ``before`` has the provenance of earlier parts.
     """
     text = recipes.to_toml(recipes.absolute(recipe))
     made_by = provenance(recipe.train.seed, {}, device)
@@ -63,16 +63,12 @@ def describe_run(
 
 
 def last_part(run: Path) -> dict:
-    """The provenance of the last part of a run: ``device``, ``threads``, …; {} where nothing says
-    it.
-    """
+    """The provenance of the last part of a run; {} if it is not known."""
     return (parts_of_record(run) or [{}])[-1]
 
 
 def split_record(data: Data) -> dict:
-    """The fingerprint and size of ``data``, which show later whether examples may have changed
-    their split.
-    """
+    """The fingerprint and size of ``data``: if they change, examples may be in another split."""
     return {
         "data_sha256": data.fingerprint,
         "data_examples": sum(map(len, (data.train, data.valid, data.test))),
@@ -81,30 +77,26 @@ def split_record(data: Data) -> dict:
 
 def trained_on_others(run: Path, data: Data) -> list[dict]:
     """The provenance of the parts of ``run`` that were trained on other data than ``data``."""
-    return [
-        p
-        for p in parts_of_record(run)
-        if p.get("data_sha256", data.fingerprint) != data.fingerprint
-    ]
+    own = data.fingerprint
+    return [part for part in parts_of_record(run) if part.get("data_sha256", own) != own]
 
 
 def warn_of_other_splits(run: Path, data: Data) -> bool:
     """Whether a part of ``run`` was trained on other data than ``data``, with a warning."""
     now, others = split_record(data), trained_on_others(run, data)
     if others:
+        before = others[0].get("data_examples")
         warnings.warn(
-            f"the data of {run} have changed since it was trained, {others[0].get('data_examples')} examples then, "
-            f"{now['data_examples']} now: some may have moved from the training to the test split, and results on them "
-            "are then too good",
+            f"the data of {run} have changed since it was trained, {before} examples then, "
+            f"{now['data_examples']} now: some may have moved from the training to the test split, "
+            "and results on them are then too good",
             stacklevel=3,
         )
     return bool(others)
 
 
 def parts_of_record(run: Path) -> list[dict]:
-    """The provenance of each part of a run, from ``versions.json``; none where that is missing or
-    damaged.
-    """
+    """The provenance of each part of a run; [] if ``versions.json`` is missing or damaged."""
     try:
         last = untrusted.json_object(run / RECORD)
         return [part for part in (*last.pop("before", []), last) if isinstance(part, dict)]
@@ -114,27 +106,20 @@ def parts_of_record(run: Path) -> list[dict]:
 
 def weights_hash(run: Path) -> str:
     """SHA-256 of the run's averaged weights, to recognise files that were made with them."""
-    weights = run / WEIGHTS
-    if not weights.exists():
-        raise ValueError(f"{run} holds no saved model: there is no {WEIGHTS} in it")
-    return hashlib.sha256(weights.read_bytes()).hexdigest()
+    return hashlib.sha256((run / WEIGHTS).read_bytes()).hexdigest()
 
 
 def git_state() -> str | None:
-    """Commit of the checkout that this source lies in, with ``+`` where tracked files differ; None
-    outside of one.
-    """
+    """The commit of this source, with ``+`` if tracked files differ; None outside of a checkout."""
 
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
-        return subprocess.run(
-            command, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
+        options: Any = {"capture_output": True, "text": True, "check": True, "timeout": 10}
+        return subprocess.run(command, **options).stdout.strip()
 
     try:
         git("ls-files", "--error-unmatch", Path(__file__).name)
-        return git("rev-parse", "HEAD") + (
-            "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-        )
+        differs = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+" if differs else "")
     except (OSError, subprocess.SubprocessError):
         return None

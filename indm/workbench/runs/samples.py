@@ -1,4 +1,4 @@
-"""Samples drawn from a run, kept with how they were drawn."""
+"""Samples of a run, written with a record of how they were drawn."""
 
 import contextlib
 import json
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm.checks import brief, counted, reason, require
+from indm.checks import counted, reason
 from indm.files import atomic, untrusted
 from indm.model import INDM
 from indm.names import trust
@@ -29,9 +29,10 @@ from indm.workbench.runs.provenance import provenance, weights_hash
 SAMPLES = "samples.npz"
 # in data units, their grey levels (0: none), how they were drawn
 Samples = tuple[Tensor, int, dict | None]
-# samples of a class and together, and classes, that are drawn by default
+# defaults: samples of a class, samples of all classes, and most classes
 IN_ROW, IN_ALL, MOST_ROWS = 8, 80, 40
 CHECKED = 8  # samples that are solved again, in twice the steps
+MOST_CENTRED = 10_000  # training examples of the mean latent
 SAMPLE_FILES = ("samples.json", "samples.csv", SAMPLES, "samples.png")  # all of one drawing
 
 
@@ -43,53 +44,45 @@ def draw(
     overwrite: bool = False,
     progress: bool = True,
 ) -> Samples:
-    """Samples in data units (n, *event), their grey levels (0: none), and their provenance: how
-    they were drawn, from which weights and data.
+    """Draw samples in data units (n, *event); also their grey levels (0: none) and provenance.
 
-    They are kept in ``samples.npz`` in ``out`` (default: the run folder), vectors also in
-    ``samples.csv`` with names of columns. ``samples.json`` says what made them.
+    They are written to ``samples.npz`` in ``out`` (default: the run folder), and vectors also to
+    ``samples.csv`` with names of columns. ``samples.json`` records how they were drawn.
 
     Raises:
-        ValueError: bad options, or samples in ``out``: only ``overwrite`` replaces them and their
-            picture.
+        ValueError: bad options, or there are samples in ``out`` without ``overwrite``, which
+            replaces them and their picture.
     """
     model, recipe = open_run(run)
     drawing = with_defaults(drawing, recipe)
     steps = drawing.steps or default_steps(model)
-    with trust(drawing.sampler):  # the caller names it; it does not come from a file
+    with trust(drawing.sampler):  # named by the caller, not by a file
         sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
     settled: dict[str, Any] = {"steps": steps, "sampler_options": sampler.options()}
     drawing = replace(drawing, **settled, eps=model.sde.truncation(drawing.eps))
     device, data = model.scaling.scale.device, recipe.data.table()
-    made_by = asdict(drawing) | {
-        "steps": None if sampler.adaptive else steps,
-        "device": device.type,
-    }
-    made_by |= {"weights_sha256": weights_hash(run), "data": data}
-    # with the types that JSON gives back
-    made_by, file = json.loads(json.dumps(made_by)), (out or run) / SAMPLES
+    made_by = asdict(drawing)
+    made_by["steps"] = None if sampler.adaptive else steps
+    made_by |= {"device": device.type, "weights_sha256": weights_hash(run), "data": data}
+    made_by = json.loads(json.dumps(made_by))  # with the types that JSON gives back
+    file = (out or run) / SAMPLES
     check_absent(file.parent, SAMPLE_FILES, overwrite)
     generator = torch.Generator(device).manual_seed(drawing.seed)
-    torch.manual_seed(drawing.seed)  # the published flow draws its codes from it
+    torch.manual_seed(drawing.seed)  # for the codes of the published flow
     raw, c, changes = _drawn(run, model, drawing, sampler, generator, progress)
     record = {
         "options": {key: made_by[key] for key in asdict(drawing)},
         "change_in_twice_the_steps": changes,
         "provenance": provenance(drawing.seed, {str(run): made_by["weights_sha256"]}),
     }
-    # a file of arrays can hold numbers alone
-    text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)
-    arrays = {
-        "samples": raw.numpy(),
-        "levels": np.array(model.scaling.levels or 0),
-        "provenance": text,
-    }
+    text = np.frombuffer(json.dumps(made_by).encode(), np.uint8)  # arrays have numbers only
+    levels = np.array(model.scaling.levels or 0)
+    arrays = {"samples": raw.numpy(), "levels": levels, "provenance": text}
     arrays |= {} if c is None else {"c": c.numpy()}
     parts = {file.with_suffix(".json"): atomic.json_into(record)}
     if raw.ndim == 2 and not model.scaling.levels:
-        parts[file.with_suffix(".csv")] = atomic.table_into(
-            column_names(data, raw.shape[1]), raw.tolist()
-        )
+        names = column_names(data, raw.shape[1])
+        parts[file.with_suffix(".csv")] = atomic.table_into(names, raw.tolist())
     old = [file.parent / name for name in reversed(SAMPLE_FILES)]
     # samples.npz last: where it is, the others are
     atomic.together(parts | {file: atomic.arrays_into(arrays)}, old)
@@ -97,9 +90,7 @@ def draw(
 
 
 def with_defaults(drawing: Drawing, recipe: Recipe) -> Drawing:
-    """The drawing with what it leaves to a run's recipe: how many samples, of which classes, at
-    which guidance.
-    """
+    """The drawing with defaults from a run's recipe: how many samples, of which classes, guidance."""
     n, condition, guidance = drawing.n, drawing.condition, drawing.guidance
     if n is None and condition is None and 0 < len(recipe.labels) <= MOST_ROWS:
         condition = "all"
@@ -120,15 +111,15 @@ def _drawn(
     generator: torch.Generator,
     progress: bool,
 ) -> tuple[Tensor, Tensor | None, list[float] | None]:
-    """Samples in data units, their conditions, and how far the first are from those in twice the
-    steps, where that says something of the steps.
-    """
+    """Samples in data units, their conditions, and the change of the first in twice the steps."""
     c = conditions(run, model, drawing)
     n = drawing.n if c is None else len(c)
     if drawing.latent_mean:
         data = data_of(run, model)
-        of_data = None if model.condition.is_none else data.rows(model.condition, "train")[:10_000]
-        centre_prior(model, stack(data.train, 10_000), c=of_data, generator=generator)
+        of_data = None
+        if not model.condition.is_none:
+            of_data = data.rows(model.condition, "train")[:MOST_CENTRED]
+        centre_prior(model, stack(data.train, MOST_CENTRED), c=of_data, generator=generator)
     before = generator.get_state()
     options: dict[str, Any] = {
         "guidance": drawing.guidance,
@@ -168,36 +159,24 @@ def change_in_twice_the_steps(
     temperature: float = 1.0,
     last_denoising: bool = True,
 ) -> PerSample:
-    """RMS distance of samples ``x``, made from z_T in ``steps`` without noise, from those in twice
-    the steps, (B,).
+    """RMS distance of samples ``x`` from those in twice the steps, (B,).
 
-    For a method of order p it is the error of the samples times 1 − 2⁻ᵖ, so 25 % too small at order
-    2. The unit is a grey level (values beyond the first and the last count as these), or of
-    continuous data a unit of the model.
-
-    Raises:
-        ValueError: a stochastic or adaptive sampler.
+    ``x`` is made from z_T in ``steps`` without noise. For a method of order p the distance is the
+    error of the samples times 1 − 2⁻ᵖ, so 25 % too small at order 2. The unit is a grey level, with
+    values cut to the range of levels, or for continuous data a unit of the model.
     """
-    require(
-        not (sampler.stochastic or sampler.adaptive),
-        "sampler",
-        sampler,
-        "one of fixed steps without noise",
-    )
     with evaluation_mode(model):
-        finer = model.decode(
-            temperature * solve_latent(model, z_T, sampler, 2 * steps, last_denoising)[0]
-        )
-    scale = model.scaling.scale
-    shift = model.scaling.shift
-    levels = model.scaling.levels
+        z, _ = solve_latent(model, z_T, sampler, 2 * steps, last_denoising)
+        finer = model.decode(temperature * z)
+    scaling = model.scaling
+    levels = scaling.levels
     if levels is not None:
-        x, finer = ((part * scale + shift).clamp(0, levels) for part in (x, finer))
+        x, finer = ((part * scaling.scale + scaling.shift).clamp(0, levels) for part in (x, finer))
     return (x - finer).flatten(1).square().mean(1).sqrt()
 
 
 def column_names(data: dict, columns: int) -> list[str]:
-    """The names of the columns of vectors: those in the file of ``data``, or x1, x2, …"""
+    """The names of the columns of vectors, from the file of ``data``, or x1, x2, …"""
     with contextlib.suppress(ValueError):
         names = names_of(data)
         if len(names) == columns:
@@ -206,8 +185,7 @@ def column_names(data: dict, columns: int) -> list[str]:
 
 
 def change_line(folder: Path, levels: int) -> str | None:
-    """A line on the distance of the samples in ``folder`` from samples in twice the steps; None
-    where it is unknown.
+    """A line on the change of the samples in ``folder`` in twice the steps; None if it is unknown.
 
     ``levels`` are their grey levels, 0 for none.
     """
@@ -223,14 +201,10 @@ def change_line(folder: Path, levels: int) -> str | None:
 
 
 def conditions(run: Path, model: Any, drawing: Any) -> Tensor | None:
-    """The conditions at which samples are drawn, a row for each; None for a model without one, and
-    for p(x).
-
-    ``drawing`` has ``n`` and ``guidance``, ``condition`` and ``seed``, as :class:`Drawing` after
-    :func:`with_defaults`.
+    """The condition of each sample; None for a model without conditions, and for p(x).
 
     Raises:
-        ValueError: ``drawing.condition`` is none of the model's.
+        ValueError: ``drawing.condition`` does not fit the model.
     """
     condition, wanted = model.condition, drawing.condition
     if condition.is_none:
@@ -242,17 +216,13 @@ def conditions(run: Path, model: Any, drawing: Any) -> Tensor | None:
         return None
     if wanted == "none":
         return None
-    if wanted == "all":
-        if not condition.is_class:
-            raise ValueError('condition "all" is for classes; give numbers, as in "[0.5, 1.2]"')
+    if wanted == "all" and condition.is_class:
         return torch.arange(len(condition.labels)).repeat_interleave(drawing.n)
     if wanted is not None:
         value = recipes.value_of(wanted)
         if condition.is_class:
-            names = (
-                value if isinstance(value, list) and wanted not in condition.labels else [wanted]
-            )
-            value = [condition.number(str(name)) for name in names]
+            is_list = isinstance(value, list) and wanted not in condition.labels
+            value = [condition.number(str(name)) for name in (value if is_list else [wanted])]
         return condition.rows(value, drawing.n)
     try:
         rows = data_of(run, model).rows(condition, "train")
@@ -264,49 +234,19 @@ def conditions(run: Path, model: Any, drawing: Any) -> Tensor | None:
             file=sys.stderr,
         )
         rows = torch.arange(len(condition.labels))
-    chosen = torch.randint(
-        len(rows), (drawing.n,), generator=torch.Generator().manual_seed(drawing.seed)
-    )
-    return rows[chosen]
+    generator = torch.Generator().manual_seed(drawing.seed)
+    return rows[torch.randint(len(rows), (drawing.n,), generator=generator)]
 
 
 def read_samples(file: Path) -> Samples:
-    """Samples that :func:`draw` kept, their grey levels (0: none), and their provenance (None:
-    unknown).
+    """Samples of :func:`draw`, their grey levels (0: none), and their provenance (None: unknown).
 
     Raises:
-        ValueError: naming the file, where it is damaged or holds something else.
+        ValueError: the file is damaged or has something else.
     """
+    arrays = untrusted.arrays(file)
     try:
-        has_provenance = "provenance" in (untrusted.array_names(file) or ())
-        made_by = (
-            json.loads(untrusted.array(file, "provenance").tobytes()) if has_provenance else None
-        )
-        samples, levels = untrusted.array(file, "samples"), untrusted.array(file, "levels")
-        _check_samples(samples, levels, made_by)
-        return torch.from_numpy(samples), int(levels), made_by
-    except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(
-            f"{file} cannot be read as samples that 'indm sample' wrote: {reason(error)}"
-        ) from error
-
-
-def _check_samples(samples: np.ndarray, levels: np.ndarray, made_by: object) -> None:
-    """ValueError unless these are samples, a number of grey levels, and a provenance."""
-    if levels.shape != () or levels.dtype.kind not in "iu" or levels == 1 or levels < 0:
-        raise ValueError(
-            f"its levels must be one whole number, 2 or more, or 0 for none, got {brief(levels)}"
-        )
-    if levels > 0 and (
-        samples.dtype.kind not in "iu"
-        or samples.min(initial=0) < 0
-        or samples.max(initial=0) >= levels
-    ):
-        raise ValueError(
-            f"its samples must be whole numbers from 0 to {levels - 1}, the last of its levels"
-        )
-    if made_by is not None and not (
-        isinstance(made_by, dict) and isinstance(made_by.get("weights_sha256"), str)
-    ):
-        raise ValueError('its provenance must be an object with a "weights_sha256"')
-    json.dumps(made_by, allow_nan=False)  # check: it is written again beside results of the samples
+        made_by = json.loads(arrays["provenance"].tobytes()) if "provenance" in arrays else None
+        return torch.from_numpy(arrays["samples"]), int(arrays["levels"]), made_by
+    except (KeyError, ValueError, TypeError) as error:
+        raise ValueError(f"{file} cannot be read as samples: {reason(error)}") from error

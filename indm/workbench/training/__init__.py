@@ -1,1 +1,1 @@
-"""Training: the loop, its state, penalties."""
+"""Training: from a recipe to a run folder."""

@@ -1,4 +1,4 @@
-"""The training examples of a run, in batches, and the first of them as a model sees them."""
+"""The training examples of a run in batches."""
 
 import itertools
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ from indm.workbench.data.examples import Paired, flip_horizontally, loader
 
 
 def conditions_of(data: Data, condition: Condition, split: str, n: int | None = None) -> Any:
-    """c of the first ``n`` examples of a split (all by default); None for a model without one."""
+    """c of the first ``n`` examples of a split (all by default); None without a condition."""
     return None if condition.is_none else data.rows(condition, split)[:n]
 
 
@@ -32,7 +32,7 @@ def example(model: Any, data: Data, n: int = 2) -> tuple[nn.Module, Tensor]:
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """The batches of one process, whose order depends on seed and epoch.
+    """The batches of one process, in an order by seed and epoch.
 
     Args:
         data: the examples.
@@ -66,10 +66,7 @@ class Batches:
         return self.size // (self.accumulate * self.accelerator.num_processes)
 
     def after(self, step: int) -> Iterator[Any]:
-        """Raw batches without end after that ``step``.
-
-        With a condition, batches are pairs of raw data and c.
-        """
+        """Endless raw batches after that ``step``; with a condition, pairs of raw data and c."""
         steps_per_epoch = len(self.data.train) // self.size
         first_epoch, skipped = divmod(step, steps_per_epoch)
         batches_per_epoch = steps_per_epoch * self.accumulate
@@ -92,7 +89,7 @@ class Batches:
             workers=self.workers,
             drop_last=True,
         )
-        # making an iterator must not draw from the random numbers of the steps
+        # so that a new iterator draws none of the random numbers of the steps
         batches.generator = torch.Generator()
         a = self.accelerator
         return prepare_data_loader(
@@ -100,5 +97,5 @@ class Batches:
         )
 
     def prepared(self, raw: Tensor) -> Tensor:
-        """Flipped at random where the data allow it."""
+        """The batch, flipped at random if the data allow it."""
         return flip_horizontally(raw) if self.data.flip else raw

@@ -1,8 +1,6 @@
-"""Checkpoints of a run on disk: damage is recognised, the newest intact one is used, and old ones
-are removed.
+"""Checkpoints of a run: the last few ``checkpoints/STEP.pt``, of which the newest intact is used.
 
-``checkpoints/STEP.pt`` are the last few. Each is a zip archive; the CRC-32 of every member is
-compared before it is used.
+Each is a zip archive; the CRC-32 of every member is checked before it is used.
 """
 
 import warnings
@@ -24,7 +22,7 @@ DAMAGED = ".damaged"  # suffix of those that are set aside
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints in the folder of a ``run``, of which the last ``keep`` stay."""
+    """The checkpoints of a ``run``, of which the last ``keep`` stay."""
 
     run: Path
     keep: int = 2
@@ -35,10 +33,7 @@ class Checkpoints:
         return sorted(steps, key=lambda path: int(path.stem), reverse=True)
 
     def save(self, trainer: Trainer, log: dict[str, Any] | None = None) -> None:
-        """Write the state of ``trainer`` and of its ``log``, and its averaged model. Collective.
-
-        Each file is written whole or not at all.
-        """
+        """Write the state of ``trainer`` and of its ``log``, and its averaged model. Collective."""
         state = trainer.state() | {"log": log or {}}
         if trainer.accelerator.is_main_process:
             self.write(state)
@@ -46,9 +41,7 @@ class Checkpoints:
         trainer.accelerator.wait_for_everyone()
 
     def load(self, trainer: Trainer) -> dict[str, Any]:
-        """Go back to the newest intact state; the state of the log in it. Collective.
-
-        The main process finds it, and all take that very one.
+        """Load the newest intact state into ``trainer``; the state of the log. Collective.
 
         Raises:
             ValueError: it is of another model.
@@ -69,7 +62,7 @@ class Checkpoints:
         """Write ``state`` under its ``step``, and remove all but the last few.
 
         Raises:
-            OSError: it cannot be written; what was there before is as it was.
+            OSError: it cannot be written; earlier checkpoints are not changed.
         """
         path = self.run / FOLDER / f"{state['step']}.pt"
         for half_written in path.parent.glob(atomic.HALF_WRITTEN):
@@ -79,12 +72,11 @@ class Checkpoints:
             old.unlink()
 
     def newest(self) -> tuple[Path, dict[str, Any]]:
-        """The newest intact state and its file; newer ones that are damaged become ``….damaged``.
+        """The newest intact state and its file; damaged ones are renamed to ``….damaged``.
 
         Raises:
             FileNotFoundError: there is none.
-            OSError, RuntimeError, MemoryError: one cannot be read now, which does not mean that it
-                is damaged.
+            OSError, RuntimeError, MemoryError: one cannot be read now, but need not be damaged.
         """
         for path in self.numbered():
             try:
@@ -96,15 +88,12 @@ class Checkpoints:
                 )
                 path.replace(path.with_name(path.name + DAMAGED))
         raise FileNotFoundError(
-            f"resume must be false: {self.run} holds no intact checkpoint; "
-            "move it away and start anew"
+            f"resume must be false: {self.run} holds no intact checkpoint; move it away and start again"
         )
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in ``path``; ValueError if its checksums say that it is damaged, or if it is not
-    the state of a run.
-    """
+    """The state in ``path``; ValueError if it is damaged by its checksums, or not such a file."""
     check_plain(path)
     try:
         with zipfile.ZipFile(path) as archive:
@@ -115,7 +104,4 @@ def read(path: Path) -> dict[str, Any]:
         raise ValueError(reason(error)) from error
     if damaged is not None:
         raise ValueError(f"the checksum of its {damaged} is wrong")
-    state = untrusted.checkpoint(path)
-    if not (isinstance(state, dict) and isinstance(state.get("step"), int) and state["step"] >= 0):
-        raise ValueError("it is not the state of a run")
-    return state
+    return untrusted.checkpoint(path)

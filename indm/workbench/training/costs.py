@@ -1,8 +1,7 @@
-"""Seconds of training steps, and budgets that cost the same.
+"""Seconds of training steps, and budgets of equal cost.
 
-Wall-clock time also depends on other processes. So ``like`` gives a run steps, not seconds: a step
-of each run is measured in turns, in one process, and the new run makes as many steps as cost the
-same.
+Wall-clock time also depends on other processes. So ``like`` gives a run a number of steps: a step
+of each run is measured in turns, in one process, and the new run gets as many as cost the same.
 """
 
 import contextlib
@@ -28,12 +27,12 @@ from indm.workbench.training.parts import read
 from indm.workbench.training.trainer import Trainer
 
 TIMED_ROUNDS = 6
-TURN = 0.4  # seconds of a round that each trainer has, about; one cycle of steps at least
+TURN = 0.4  # seconds of a trainer in a round, about, but at least one cycle of steps
 
 
 @contextlib.contextmanager
 def on_threads(threads: int) -> Iterator[None]:
-    """Inside, PyTorch computes on so many threads."""
+    """Let PyTorch compute on so many threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
@@ -50,14 +49,12 @@ def interleaved_seconds(
     steps: int | None = None,
     progress: bool = True,
 ) -> dict[Any, list[float]]:
-    """Seconds of a training step of each trainer by round, measured in turns, in this process.
-    Collective.
+    """Seconds of a training step of each trainer by round, measured in turns. Collective.
 
-    Each round has whole cycles of steps with and without the flow of each trainer: at least
-    ``steps``, by default as many as take :data:`TURN`. Before the first round each trainer makes
-    two cycles, to prepare kernels and memory. If a run begins with one part alone
-    (``train.first``; the whole of that fraction), its step is the mean over the run. The trainers
-    are trained on.
+    In each round a trainer makes whole cycles of steps with and without the flow: at least
+    ``steps``, by default as many as take :data:`TURN`. Before the first round it makes two cycles,
+    to prepare kernels and memory. If a run begins with one part alone (``train.first``), its step
+    is the mean over the run. The trainers are changed.
     """
     batches = {name: trainer.batches() for name, trainer in trainers.items()}
 
@@ -97,25 +94,21 @@ def trainer_of(
     data: Any = None,
     objective: Any = None,
 ) -> Trainer:
-    """A trainer at the beginning of a run without end by that recipe, or what Python gives in its
-    place.
-    """
+    """A trainer at the start of an endless run of that recipe and of parts from Python."""
     endless = replace(recipe, train=replace(recipe.train, steps=10**9, seconds=math.inf))
     _, parts = read(endless, make_accelerator(recipe.train), model, data, objective)
     return trainer(parts)
 
 
 def threads_for(run: Path) -> int:
-    """The threads that ``run`` had, or as many as there are."""
+    """The threads of ``run``, at most as many as PyTorch has now."""
     own = torch.get_num_threads()
     threads = last_part(run).get("threads")
     return min(threads, own) if type(threads) is int and threads >= 1 else own
 
 
 def have_equal_steps(recipe: Recipe, other: Recipe) -> bool:
-    """Whether a step of both costs the same: they differ only in the seed, the budget or in how a
-    run is watched.
-    """
+    """Whether a step of both costs the same: they differ only in seed, budget and log."""
     differing = recipes.differing_keys(other, recipes.absolute(recipe))
     return all(
         key in {"train.seed", *FREE_ON_RESUME} or key.startswith(("evaluate.", "sample."))
@@ -133,11 +126,11 @@ def budget_like(
     trainer: type[Trainer] = Trainer,
     progress: bool = True,
 ) -> tuple[Recipe, str]:
-    """The full ``recipe`` of a run with as many steps as cost what ``like`` has spent, on as many
-    threads; and a sentence that says so. Collective.
+    """The full ``recipe`` with as many steps as cost what ``like`` has spent, and a note. Collective.
 
-    A step of both is measured, unless the recipes say that it costs the same. What slows a whole
-    round down leaves the ratio of that round as it is, and the median ratio counts.
+    Both use the same number of threads. A step of both is measured, unless the recipes show that it
+    costs the same. The median over rounds of the ratio of costs is used, as other processes slow
+    both down in a round.
 
     Raises:
         ValueError: ``like`` has not come to an end.

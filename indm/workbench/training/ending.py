@@ -1,4 +1,4 @@
-"""The end of a run: the model it keeps, its summary, and warnings."""
+"""The end of a run: its final model, its summary, and warnings."""
 
 import copy
 import math
@@ -33,11 +33,10 @@ class Summary(dict):
 
 @torch.no_grad()
 def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
-    """Save the model that the run ends with, if that is not the last average; the main process
-    does it.
+    """Save the final model of the run, if that is not the last average.
 
-    That is the model of the ``best`` validation, or one whose prior sits at the mean latent of (up
-    to 10,000) training examples.
+    It is the model of the ``best`` validation, or one with its prior at the mean latent of (up to
+    10,000) training examples.
     """
     upkeep = trainer.parts.upkeep
     is_earlier = upkeep.keeps_best and best.get("step", trainer.step) != trainer.step
@@ -56,7 +55,7 @@ def save_final(trainer: Trainer, best: dict[str, Any], out: Path) -> None:
 
 
 def warn_of_short_run(trainer: Trainer) -> None:
-    """Warn if a run has spent its budget before it could learn much."""
+    """Warn if a run was too short to learn much."""
     step, schedule = trainer.step, trainer.schedule
     if step >= FEW_STEPS and step > schedule.warmup:
         return
@@ -72,7 +71,7 @@ def warn_of_short_run(trainer: Trainer) -> None:
 
 
 def warn_of_silence(trainer: Trainer) -> None:
-    """Warn if the network behind the flow died at every rate that was tried: the run is its flow."""
+    """Warn if the network behind the flow died at every rate: then the run is its flow."""
     if not trainer.schedule.place.life.is_silenced:
         return
     groups = zip(trainer.optimizer.param_groups, trainer.rates, strict=True)
@@ -86,7 +85,7 @@ def warn_of_silence(trainer: Trainer) -> None:
 
 
 def warn_of_bounds(trainer: Trainer) -> None:
-    """Warn of parameters of the flow that stand at a bound, which the data would have moved on."""
+    """Warn of parameters of the flow that stand at a bound."""
     for part in trainer.ema.model.flow.modules():
         notes = part.at_bounds() if isinstance(part, Flow) else []
         for note in notes:
@@ -102,8 +101,7 @@ def parameter_counts(model: Any) -> dict[str, int]:
 def summarise(trainer: Trainer, log: MetricsLog, interrupted: bool) -> dict:
     """Steps, seconds, validation and memory of a run. Collective.
 
-    ``unreadable_images`` counts images of the training data that any process met since the run was
-    last started.
+    ``unreadable_images`` counts training images since the run was last started.
     """
     a = trainer.accelerator
     summary = {

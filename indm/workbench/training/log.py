@@ -1,8 +1,8 @@
-"""The log of a run, metrics.jsonl, and the line that its bar shows.
+"""The log of a run, metrics.jsonl, and the line of its progress bar.
 
-The log has means of the loss terms, validations, and the skipped steps with their cause. The device
-skips a step by itself, and only :meth:`MetricsLog.look` makes the host wait for it: before a line
-is written, and every 50 steps.
+The log has means of the loss terms, validations, and skipped steps with their cause. The device
+skips a step by itself. Only :meth:`MetricsLog.look` waits for it, before a line is written and
+every 50 steps.
 """
 
 import json
@@ -22,14 +22,14 @@ from indm.workbench.training.validation import in_units, unit_of
 
 PENALTIES = ("terminal",)  # terms that are shown with the NELBO
 BEST = "best"  # in the run folder, the averaged model with the best validation
-TOTALS = ("loss", "nelbo")  # sums of other terms, which are the cause if one of them is not finite
+TOTALS = ("loss", "nelbo")  # sums of other terms
 LOOK_EVERY = 50  # steps
 
 
 class MetricsLog:
-    """Writes ``metrics.jsonl`` from the main process; every process makes the same calls.
+    """Writes ``metrics.jsonl`` in the main process; every process makes the same calls.
 
-    With the ``state`` of an earlier log it continues that one; None begins a new log.
+    It continues the log of an earlier ``state``, or begins a new one if that is None.
     """
 
     def __init__(self, trainer: Trainer, run: Path, state: dict[str, Any] | None):
@@ -50,12 +50,12 @@ class MetricsLog:
             atomic.text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def state(self) -> dict[str, Any]:
-        """What the log of a resumed run needs next to its lines. Collective."""
+        """The state of the log, apart from its lines, for a resumed run. Collective."""
         totals = gather_object([{name: total.cpu() for name, total in self.totals.items()}])
         return {"totals": totals, "skipped": self.skipped, "validation": self.validation}
 
     def _continued(self, state: dict[str, Any]) -> list[dict]:
-        """Continue from ``state``; the lines up to it. The best model stays."""
+        """Continue from ``state`` and return the lines before it; the best model stays."""
         a, best = self.trainer.accelerator, self.best_file
         self.best = by_main_process(lambda: untrusted.json_object(best) if best.exists() else {})
         self.skipped = state["skipped"]
@@ -69,9 +69,7 @@ class MetricsLog:
         return [line for line in lines if line["step"] <= self.trainer.step]
 
     def add(self, terms: dict[str, Tensor]) -> None:
-        """Add the terms of one step, see
-        :meth:`indm.workbench.training.trainer.Trainer.train_step`.
-        """
+        """Add the terms of one step of the trainer."""
         self.unread.append(terms)
         counts = terms["skipped"] <= 0
         for name, term in terms.items():  # without waiting for the device
@@ -87,8 +85,8 @@ class MetricsLog:
     def look(self) -> None:
         """Write the steps that were skipped since the last look. Collective.
 
-        A row of them ends at a step that has all their terms: a step behind a frozen flow does not
-        end a row of steps that train the flow.
+        A row of skipped steps ends at a step with all their terms: a step with a frozen flow does
+        not end a row of steps that train the flow.
 
         Raises:
             RuntimeError: there were ``train.max_skipped_steps`` in a row.
@@ -118,7 +116,7 @@ class MetricsLog:
         )
 
     def _cause(self, terms: dict[str, Tensor]) -> str:
-        """The terms that are not finite on any process; else the sums, else the gradients."""
+        """The terms that are not finite in any process; else their sums, else the gradients."""
         reduced = self.trainer.accelerator.reduce
         broken = [name for name, v in terms.items() if not math.isfinite(reduced(v).item())]
         gradients = {name for name in broken if name.endswith("_grad_norm")}
@@ -127,9 +125,7 @@ class MetricsLog:
         return ", ".join(parts or sums or sorted(gradients))
 
     def log_step(self) -> None:
-        """Write the means since the last call (terms in nats, the NELBO as in validation).
-        Collective.
-        """
+        """Write the means since the last call, in nats, the NELBO as in validation. Collective."""
         trainer = self.trainer
         reduced = trainer.accelerator.reduce
         terms = {name: reduced(mean, "mean").item() for name, mean in self._means().items()}
@@ -147,10 +143,10 @@ class MetricsLog:
         return terms
 
     def line(self) -> str:
-        """Step, loss, validation and learning rate, for a person who watches.
+        """Step, loss, validation and learning rate.
 
-        The loss is the NELBO if there is one: this process's mean since the last line of the log,
-        or the mean in that line.
+        The loss is the NELBO if there is one: the mean in this process since the last line of the
+        log, or the mean in that line.
         """
         trainer = self.trainer
         means = {name: mean.item() for name, mean in self._means().items()}
@@ -177,11 +173,8 @@ class MetricsLog:
         """
         trainer = self.trainer
         validation = trainer.validate()
-        broken = [
-            name
-            for name, value in validation.items()
-            if isinstance(value, float) and not math.isfinite(value)
-        ]
+        numbers = {name: v for name, v in validation.items() if isinstance(v, float)}
+        broken = [name for name, value in numbers.items() if not math.isfinite(value)]
         if broken:
             raise self._diverged(", ".join(broken), trainer.step)
         self.validation = validation

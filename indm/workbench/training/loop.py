@@ -1,10 +1,8 @@
-"""The training loop: from a recipe, or from parts given in Python, to a run folder, on the devices
-accelerate finds.
+"""The training loop: from a recipe, or from parts in Python, to a run folder.
 
-A run folder holds ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``,
-``checkpoints/`` (the newest is all that ``resume`` needs), ``model.safetensors`` with
-``model.json`` (the averaged model), ``best/`` (the model of the best validation) and, at the end,
-``summary.json``.
+A run folder has ``recipe.toml`` (resolved), ``versions.json``, ``metrics.jsonl``, ``checkpoints/``
+(``resume`` needs the newest one), ``model.safetensors`` with ``model.json`` (the averaged model),
+``best/`` (the model of the best validation) and, at the end, ``summary.json``.
 """
 
 import sys
@@ -47,7 +45,7 @@ from indm.workbench.training.schedule import is_due
 from indm.workbench.training.trainer import Trainer
 from indm.workbench.training.trials import check_start
 
-TIMED = 3  # steps at least, of a plan
+TIMED = 3  # least number of timed steps in a plan
 TRAINING_BAR = "{percentage:3.0f}% {bar:20} {elapsed}<{remaining}, {desc}"
 BAR_INTERVAL = 2.0  # seconds
 Callback = Callable[[Trainer, dict[str, Tensor]], bool | None]
@@ -66,36 +64,33 @@ def train(
     progress: bool = True,
     trainer: type[Trainer] | None = None,
 ) -> Summary:
-    """Train a model, in the run folder ``out``.
+    """Train a model in the run folder ``out``, and return a summary.
 
-    What is given in Python replaces a table of the recipe. Its class is named there, if a file can
-    name it; those who trust its package can then read the run. To resume such a run, give ``train``
-    the same parts again.
+    Parts given in Python replace tables of the recipe. If their classes can be named there, those
+    who trust their packages can read the run. To resume such a run, give the same parts again.
 
     Args:
         recipe: the name of a bundled recipe, a TOML file, a run folder, or tables as in
             :mod:`indm.workbench.recipes.recipe`. With ``model`` and ``data``, a
             :class:`~indm.workbench.recipes.options.TrainOptions` is enough.
-        out: the run folder; must not hold a run already, unless ``resume``.
+        out: the run folder; must not have a run already, unless ``resume``.
         model: an :class:`~indm.model.INDM`, or a network, (z, level) ↦ a tensor like z, for the
-            recipe's flow and SDE. It is trained in place; the run folder gets the average of its
-            weights.
-        data: a map-style data set (of tuples, the first entry counts), a tensor (N, …), or anything
-            else that :func:`indm.workbench.data.base.as_data` takes.
+            recipe's flow and SDE. It is trained in place; the average of its weights is saved.
+        data: a map-style data set, a tensor (N, …), or anything else that
+            :func:`indm.workbench.data.base.as_data` takes.
         objective: a name as in ``train.objective``, a loss (model, x) ↦ (loss, terms), or an
             :class:`~indm.objective.Objective`.
-        callbacks: each is called as ``callback(trainer, terms)`` after every optimizer step. The
-            run stops, saved as by Ctrl-C, when one returns True.
-        like: a run whose budget this one gets, in place of the recipe's: as many steps as cost the
-            same as all steps of that run. The costs are measured first, see
-            :mod:`indm.workbench.training.costs`.
+        callbacks: each is called as ``callback(trainer, terms)`` after every optimizer step. If one
+            returns True, the run is saved and stops, as after Ctrl-C.
+        like: a run of which this one gets the budget: as many steps as cost the same as all steps
+            of that run. The costs are measured first, see :mod:`indm.workbench.training.costs`.
         resume: continue from the checkpoint in ``out``. Steps, data order and random numbers
-            continue exactly. A run that ended before its first checkpoint starts anew.
+            continue exactly. A run that ended before its first checkpoint starts again.
         progress: show a bar.
         trainer: a subclass of :class:`Trainer` with steps of its own.
 
     Returns:
-        The summary that is written at the end. Its ``interrupted`` says that a signal or a callback
+        The summary that is written at the end. ``interrupted`` is true if a signal or a callback
         ended the run early, after its checkpoint was written.
 
     Raises:
@@ -103,7 +98,7 @@ def train(
             another run or in which another process trains, an unreadable checkpoint.
         RuntimeError: ``train.max_skipped_steps`` steps in a row, or a validation, were infinite or
             NaN.
-        OSError: something could not be written; what had been saved is as it was.
+        OSError: something could not be written; saved files are not changed.
 
     Example: a callback ends the run after 4 steps; resumed, it goes on to step 6.
 
@@ -126,9 +121,7 @@ def train(
     kind = trainer or Trainer
     if like is not None:
         if resume:
-            raise ValueError(
-                f"like must be left out to resume {out}, whose recipe has the steps; got {like}"
-            )
+            raise ValueError(f"like must be left out to resume {out}, got {like}")
         wanted, note = costs.budget_like(
             wanted, Path(like), model, data, objective, trainer=kind, progress=shows
         )
@@ -188,7 +181,7 @@ def end(
 
 
 def tell(*notes: str, shown: bool = True) -> None:
-    """Print notes on a run on standard error, if they shall be ``shown``."""
+    """Print notes on a run on standard error if ``shown``."""
     for note in notes if shown else ():
         print(note, file=sys.stderr)
 
@@ -201,10 +194,10 @@ def loop(
     callbacks: Sequence[Callback],
     progress: bool,
 ) -> bool:
-    """Step until the budget is spent, or a signal or a callback ends the run; log, validate and
-    save on the way.
+    """Step until the budget is spent, or a signal or a callback ends the run.
 
-    The result says whether it was asked to stop, the same on all processes.
+    It logs, validates and saves on the way, and returns whether it was asked to stop, in all
+    processes alike.
 
     Raises:
         RuntimeError: too many steps in a row, or a validation, were infinite or NaN.
@@ -249,18 +242,15 @@ def loop(
 
 
 def save(trainer: Trainer, saved: Checkpoints, log: MetricsLog) -> None:
-    """Save the run, unless its last steps were skipped: training might not go on from such a state.
-    Collective.
-    """
+    """Save the run, unless its last steps were skipped. Collective."""
     if not log.in_row:
         saved.save(trainer, log.state())
 
 
 def plan(recipe: AnyTables) -> tuple[Recipe, dict]:
-    """The full recipe of a run, and what it would take on this machine, without making it.
+    """The full recipe of a run, and its parameters, data, steps and seconds on this machine.
 
-    That is parameters, data, the seconds of one step, and the seconds and steps of the run without
-    validation.
+    A few steps are timed. Validation does not count.
     """
     wanted = recipes.resolve(recipe)
     whole, parts = read(wanted, make_accelerator(wanted.train))

@@ -1,4 +1,4 @@
-"""Recipes of two data sets: two models trained in one go, or one model of both."""
+"""Recipes of two data sets: two models, or one model of both."""
 
 import functools
 import os
@@ -14,11 +14,11 @@ from indm.workbench.runs.folder import check_empty, check_folder, check_no_links
 from indm.workbench.training.loop import train
 
 SIDES = ("a", "b")
-OF_BRIDGES = ("terminal", "terminal_noise", "initial_noise")  # keys of [train]
+OF_BRIDGES = ("terminal", "terminal_noise", "initial_noise")  # keys of [train] for bridges
 
 
 def is_pair(folder: Path) -> bool:
-    """Whether ``folder`` holds a run for each side."""
+    """Whether ``folder`` has a run for each side."""
     return all(is_run(folder / side) for side in SIDES)
 
 
@@ -28,12 +28,12 @@ def is_bridge(recipe: AnyTables) -> bool:
 
 
 def noise_of(recipe: Recipe) -> tuple[float, float]:
-    """Deviations of the noise with which a bridge of this resolved recipe has learned its two ends."""
+    """Deviations of the noise with which a bridge has learned its two ends."""
     return recipe.train.initial_noise, recipe.train.terminal_noise
 
 
 def sides_of(recipe: AnyTables) -> dict[str, Tables]:
-    """The recipe of each side's model: the same but for the data, and without the term of a bridge.
+    """The recipe of the model of each side; they differ in the data, and have no term of a bridge.
 
     Raises:
         ValueError: there is no second data set.
@@ -42,22 +42,18 @@ def sides_of(recipe: AnyTables) -> dict[str, Tables]:
         raise ValueError(
             "[data_b] is missing: the recipe of a pair needs a second data set, such as data_b digits"
         )
-    options = {
-        key: value for key, value in recipe.get("train", {}).items() if key not in OF_BRIDGES
-    }
-    shared = {table: dict(content) for table, content in recipe.items() if table != "data_b"} | {
-        "train": options
-    }
+    options = recipe.get("train", {}).items()
+    shared = {table: dict(content) for table, content in recipe.items() if table != "data_b"}
+    shared["train"] = {key: value for key, value in options if key not in OF_BRIDGES}
     return {"a": shared, "b": shared | {"data": dict(recipe["data_b"])}}
 
 
 def as_one(recipe: AnyTables) -> Tables:
-    """The recipe of one model of both data sets, which is told which of them an image is of, as a
-    class.
+    """The recipe of one class-conditional model, whose classes are the two data sets.
 
     Raises:
-        ValueError: there is no second data set, or it is neither another folder nor another label
-            of the first.
+        ValueError: there is no second data set, or it differs from the first in more than the
+            folder or the label.
     """
     shared = sides_of(recipe)["a"]
     a, b = shared["data"], recipe["data_b"]
@@ -78,10 +74,9 @@ def as_one(recipe: AnyTables) -> Tables:
 
 
 def as_bridge(recipe: AnyTables) -> Tables:
-    """The recipe of one diffusion from A to B: with the tables of ``[bridge]``, where ``recipe``
-    has some.
+    """The recipe of one diffusion from A to B, with the changes in ``[bridge]``.
 
-    A table that names a part replaces that part; the keys of other tables replace the recipe's.
+    A table with a name replaces that part; the keys of other tables replace the recipe's.
     """
     whole = {table: dict(content) for table, content in recipe.items() if table != BRIDGE}
     for table, content in recipe.get(BRIDGE, {}).items():
@@ -92,18 +87,17 @@ def as_bridge(recipe: AnyTables) -> Tables:
 def train_pair(
     recipe: AnyTables, out: Path, *, resume: bool = False, progress: bool = True
 ) -> dict[str, dict]:
-    """Train a model of ``recipe``'s ``[data]`` in ``out/a``, then one of its ``[data_b]`` in
-    ``out/b``.
+    """Train a model of ``[data]`` in ``out/a``, then one of ``[data_b]`` in ``out/b``.
 
     Each has the whole budget of ``[train]``. With ``resume``, a finished side stays, and an
     interrupted one continues.
 
     Returns:
-        The summaries by side; where a signal came in the first there is no second.
+        The summaries by side; there is no second if a signal ended the first.
 
     Raises:
-        ValueError: as :func:`indm.workbench.training.loop.train`; data sets that are not of one
-            kind.
+        ValueError: as :func:`indm.workbench.training.loop.train`, or the data sets differ in the
+            shape of events or in grey levels.
     """
     processes = PartialState(cpu=on_cpu())
     sides = {side: recipes.resolve(content) for side, content in sides_of(recipe).items()}
@@ -125,9 +119,7 @@ def train_pair(
 
 
 def _started(out: Path, sides: dict[str, Recipe], resume: bool) -> list[str]:
-    """The sides of the pair in ``out`` that have a run; none without ``resume``, which needs an
-    empty folder.
-    """
+    """The sides of the pair in ``out`` that have a run; without ``resume`` it must be empty."""
     if not resume:
         check_empty(out)
         return []

@@ -1,6 +1,6 @@
-"""From a recipe, or what Python gives in its place, to the parts of a training.
+"""From a recipe, and parts given in Python, to the parts of a training.
 
-:func:`read` is the door: no room below it has heard of a recipe.
+:func:`read` is the only way from a recipe to a training; the modules below it know no recipes.
 """
 
 import inspect
@@ -20,7 +20,7 @@ from indm.dequantization import check_raw, decoder_of
 from indm.model import INDM, build, build_dequantization, build_model, count_parameters, describe
 from indm.objective import Objective, objective_of
 from indm.score import base_of, score_for
-from indm.training import NoiseLevels, TrainingStep
+from indm.training import NoiseLevels, Penalty, TrainingStep
 from indm.workbench.data.base import Data, as_data, check_kind, load_data, stack
 from indm.workbench.data.examples import InMemory
 from indm.workbench.recipes import recipe as recipes
@@ -33,7 +33,7 @@ from indm.workbench.training.terminal import terminal_law, terminal_penalty, wit
 from indm.workbench.training.trainer import Parts
 from indm.workbench.training.validation import Validation
 
-# ── The recipe ────────────────────────────────────────────────────────────────────────────────────
+# ── The recipe
 
 
 def make_recipe(
@@ -42,8 +42,7 @@ def make_recipe(
     data: Any = None,
     objective: Any = None,
 ) -> Recipe:
-    """The recipe of a training, in which model, data and objective from Python replace the tables
-    of ``source``.
+    """The recipe of a training; model, data and objective from Python replace its tables.
 
     Raises:
         ValueError: a mistake in the recipe, or a part that a file cannot describe.
@@ -66,16 +65,15 @@ def make_recipe(
 
 
 def is_whole(model: nn.Module) -> bool:
-    """Whether ``model`` is more than the network of one."""
+    """Whether ``model`` is a whole model, and not only its network."""
     return hasattr(model, "trained_parts")
 
 
 def table_of_data(data: Any) -> dict[str, Any]:
-    """``[data]`` for data from Python: the class of a data set that describes itself, else the name
-    "given".
+    """``[data]`` for data from Python: their class if that can be made again, else "given".
 
-    A data set describes itself if each argument of its class is a number, a string or None that it
-    keeps as an attribute of the same name.
+    It can if each argument of the class is a number, a string or None, and is kept as an attribute
+    of the same name.
     """
     given = {"name": names.GIVEN}
     kind = type(data)
@@ -110,13 +108,13 @@ def name_of_objective(objective: Objective) -> str:
 
 
 def _without_none(value: Any) -> Any:
-    """``value`` without the entries that are None, most often defaults: TOML has no None."""
+    """``value`` without entries that are None, which TOML does not have."""
     if isinstance(value, Mapping):
         return {key: _without_none(part) for key, part in value.items() if part is not None}
     return [_without_none(part) for part in value] if isinstance(value, list) else value
 
 
-# ── The parts ─────────────────────────────────────────────────────────────────────────────────────
+# ── The parts
 
 
 def read(
@@ -126,48 +124,37 @@ def read(
     data: Any = None,
     objective: Any = None,
 ) -> tuple[Recipe, Parts]:
-    """The recipe with what its data decide, and the parts of its training; None is the recipe's.
+    """The recipe, completed by its data, and the parts of its training.
+
+    ``model``, ``data`` and ``objective`` from Python replace those of the recipe.
 
     Raises:
-        ValueError: parts that do not fit each other, or that return what they must not.
+        ValueError: parts that do not fit each other, or that return something wrong.
     """
     o = recipe.train
+    wanted = objective_of(names.find("objective", o.objective if objective is None else objective))
     with accelerator.main_process_first():
         own = data_of(recipe, data)
         second = _second_data(recipe, own)
     recipe = with_condition(recipe, own)
     if model is not None:
         model = whole_model(model, recipe, own)
-    wanted = objective_of(names.find("objective", o.objective if objective is None else objective))
     torch.manual_seed(o.seed)
     made = _checked_model(model, recipe, own, wanted).to(accelerator.device)
     if accelerator.device.type == "cuda":
         made = made.to(memory_format=torch.channels_last)
     trials.try_outside_parts(made, wanted, own)
-    penalties = []
-    if o.terminal:
-        law = terminal_law(made, own, second, accelerator.device)
-        penalties = [terminal_penalty(with_noise(law, o.terminal_noise), o.terminal)]
+    penalties = _penalties(o, made, own, second, accelerator.device)
+    batching = (o.batch_size, o.accumulate, o.workers, o.seed)
     parts = Parts(
         accelerator=accelerator,
-        batches=Batches(
-            own, made.condition, accelerator, o.batch_size, o.accumulate, o.workers, o.seed
-        ),
+        batches=Batches(own, made.condition, accelerator, *batching),
         step=TrainingStep(made, wanted, penalties, o.initial_noise),
         optimizer=_optimizer(o, made),
         ema=o.ema,
         clip=o.clip,
         schedule=_schedule(o, made),
-        validation=Validation(
-            own,
-            second,
-            accelerator,
-            o.validate_examples,
-            o.initial_noise,
-            o.terminal_noise,
-            recipe.evaluate.batch_size,
-            o.seed,
-        ),
+        validation=_validation(recipe, accelerator, own, second),
         upkeep=_upkeep(o),
         noise_levels=_noise_levels(o, made, wanted),
         soft_truncation=o.soft_truncation,
@@ -193,11 +180,10 @@ def _second_data(recipe: Recipe, data: Data) -> Data | None:
 
 
 def with_condition(recipe: Recipe, data: Data) -> Recipe:
-    """``recipe`` with the arguments of its ``[condition]`` that the data decide, such as labels of
-    classes.
+    """``recipe`` with the arguments of its ``[condition]`` that the data decide, such as labels.
 
     Raises:
-        ValueError: the data have no condition, or another kind of one.
+        ValueError: the data have no condition, or another kind.
     """
     if recipe.condition is None:
         return recipe
@@ -208,10 +194,10 @@ def with_condition(recipe: Recipe, data: Data) -> Recipe:
 
 
 def whole_model(model: Any, recipe: Recipe, data: Data) -> nn.Module:
-    """A model from Python as a whole one that fits ``data``.
+    """The INDM of a model from Python, for ``data``.
 
     A network gets the flow and the SDE of ``recipe``. An INDM without a shape gets the data's
-    shape. One whose scaling does nothing gets the data's scaling.
+    shape, and one without a scaling gets the data's scaling.
 
     Raises:
         ValueError: the model is for other events, or for other grey levels.
@@ -237,16 +223,42 @@ def whole_model(model: Any, recipe: Recipe, data: Data) -> nn.Module:
 
 
 def _checked_model(model: Any, recipe: Recipe, data: Data, objective: Objective) -> Any:
-    """``model``, or the model of ``recipe``, on the CPU, its condition fitted to the data."""
+    """``model``, or the model of ``recipe``, on the CPU, with its condition fitted to the data."""
     if model is None:
         model = build_model(recipes.model_tables(recipe), data.shape, data.scaling)
     trials.check_trained(model, recipe.train, objective)
-    # what is read on demand is checked as it is read
+    # other data are checked when they are read
     check_raw(model, stack(data.train, None if isinstance(data.train, InMemory) else 2))
     if not model.condition.is_none:
         trials.check_condition(model.condition, data)
         model.condition.fit(data.rows(model.condition, "train"))
     return model
+
+
+def _penalties(
+    o: TrainOptions, model: Any, data: Data, second: Data | None, device: torch.device
+) -> list[Penalty]:
+    """The term of a bridge, if the options ask for it."""
+    if not o.terminal:
+        return []
+    law = terminal_law(model, data, second, device)
+    return [terminal_penalty(with_noise(law, o.terminal_noise), o.terminal)]
+
+
+def _validation(
+    recipe: Recipe, accelerator: Accelerator, data: Data, second: Data | None
+) -> Validation:
+    o = recipe.train
+    return Validation(
+        data,
+        second,
+        accelerator,
+        examples=o.validate_examples,
+        noise=o.initial_noise,
+        second_noise=o.terminal_noise,
+        batch_size=recipe.evaluate.batch_size,
+        seed=o.seed,
+    )
 
 
 def _optimizer(o: TrainOptions, model: Any) -> torch.optim.Optimizer:
@@ -267,7 +279,7 @@ def _optimizer(o: TrainOptions, model: Any) -> torch.optim.Optimizer:
 
 
 def _schedule(o: TrainOptions, model: Any) -> Schedule:
-    """The schedule; a score without parameters leaves no step that could go without the flow."""
+    """The schedule; if the score has no parameters, each step trains the flow."""
     return Schedule(
         steps=o.steps,
         seconds=o.seconds,
@@ -294,7 +306,7 @@ def _upkeep(o: TrainOptions) -> Upkeep:
 
 
 def _noise_levels(o: TrainOptions, model: Any, objective: Objective) -> NoiseLevels | None:
-    """The source of noise levels that are drawn where gradients are large; None draws them evenly."""
+    """The noise levels that are drawn more where gradients are large; None for even ones."""
     is_even = o.noise_levels == "even" or o.soft_truncation or not objective.takes("noise_levels")
     if is_even or base_of(model.score) is None or decoder_of(model) is not None:
         return None

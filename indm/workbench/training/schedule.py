@@ -1,6 +1,4 @@
-"""The schedule of a run: how far it is, which part a step trains, at which rate, and when the run
-logs, validates and saves.
-"""
+"""The schedule of a run: its budget, the part that a step trains, the rates, and the intervals."""
 
 import math
 from dataclasses import asdict, dataclass, field
@@ -8,17 +6,17 @@ from typing import Any, Literal
 
 from indm.training import FlowUse, Life, learning_rate_factor
 
-FLOW_PATIENCE = 3  # validations without a gain, which end the training of the flow alone
-ROUNDING_OF_SHARES = 1e-9  # tolerance of a share, in intervals: three tenths of ten steps are three
+FLOW_PATIENCE = 3  # validations without a gain, after which the flow is no longer trained alone
+ROUNDING_OF_SHARES = 1e-9  # tolerance of shares: three tenths of ten steps are three steps
 
 
 @dataclass
 class Place:
-    """How far a run is, apart from its steps; a checkpoint keeps it."""
+    """The place of a run in its schedule, apart from its steps; checkpoints contain it."""
 
     seconds: float = 0.0
     opening: bool = False  # until flow and score are trained together
-    # when the schedule of the rates began
+    # the start of the schedule of the rates
     began: int = 0
     began_seconds: float = 0.0
     flow_bounds: list[float] = field(default_factory=list)  # validations of the flow alone
@@ -36,16 +34,16 @@ class Place:
 
 @dataclass(eq=False)
 class Schedule:
-    """The budget of a run, its two parts, and its rates; see ``[train]`` for each value.
+    """The budget of a run, its opening, and its rates; see ``[train]`` for each value.
 
     Args:
         steps, seconds: the budget; whichever is spent first ends the run.
-        first: what the opening trains, the first share ``alone`` of the run.
+        first: what the opening trains, which is the first share ``alone`` of the run.
         flow_update_every: the flow is trained in every n-th step.
         warmup, decay: rise and fall of the rates.
         joint_factor: on the flow's rate, after the flow was trained first.
 
-    Example: a tenth of 1,000 steps is for the flow alone.
+    Example: the flow alone is trained in a tenth of 1,000 steps.
 
         >>> schedule = Schedule(steps=1000, first="flow", alone=0.1)
         >>> schedule.flow_use(99), schedule.flow_use(100)
@@ -73,11 +71,11 @@ class Schedule:
 
     @property
     def is_flow_alone(self) -> bool:
-        """Whether the flow has been trained without the score until now."""
+        """Whether the flow alone has been trained so far."""
         return self.place.opening and self.first == "flow"
 
     def opening_is_over(self, step: int) -> bool:
-        """Whether the share of the opening is spent, or the flow alone no longer gains."""
+        """Whether the opening is over, or the flow alone no longer gains."""
         bounds = self.place.flow_bounds
         if self.progress(step) >= self.alone:
             return True
@@ -86,10 +84,7 @@ class Schedule:
         return min(bounds[-FLOW_PATIENCE:]) >= min(bounds[:-FLOW_PATIENCE])
 
     def end_opening(self, step: int) -> None:
-        """Train flow and score together from here on, also if the run is made longer.
-
-        After the flow alone, the rates begin again.
-        """
+        """Train flow and score together from here on. After the flow alone, the rates begin again."""
         self.place.opening = False
         if self.first == "flow":
             self.place.began = step
@@ -110,8 +105,9 @@ class Schedule:
         return learning_rate_factor(step - place.began, progress, self.warmup, self.decay)
 
     def factor_of(self, part: str, step: int) -> float:
-        """The share of a part's highest rate, lower for a flow that was trained first and for a
-        score that has died.
+        """The share of a part's highest rate.
+
+        It is lower for a flow that was trained first, and for a score that has died.
         """
         if part == "score":
             return self.factor(step) * self.place.life.factor
@@ -123,8 +119,7 @@ class Schedule:
 class Upkeep:
     """When a run logs, validates and saves, and what it keeps; see ``[train]`` for each value.
 
-    ``keeps_best``: the run ends with the best validated model. ``threads`` 0 takes PyTorch's
-    number.
+    With ``keeps_best`` the run ends with the best validated model.
     """
 
     log_every: float = math.inf
@@ -138,14 +133,11 @@ class Upkeep:
 
 
 def is_due(step: int, before: float, progress: float, every: float) -> bool:
-    """Whether ``step``, which took the run from ``before`` to ``progress`` (shares of it), ends an
-    interval.
+    """Whether ``step`` ends an interval of ``every`` steps, or of a share of the run below 1.
 
-    Intervals are ``every`` steps long. A value below 1 is a share of the run.
+    The step has taken the run from ``before`` to ``progress``, shares of it.
     """
     if every >= 1:
         return step % every == 0  # never, if it is infinite
-    ended, ended_before = (
-        math.floor(share / every + ROUNDING_OF_SHARES) for share in (progress, before)
-    )
-    return ended > ended_before
+    ended = math.floor(progress / every + ROUNDING_OF_SHARES)
+    return ended > math.floor(before / every + ROUNDING_OF_SHARES)

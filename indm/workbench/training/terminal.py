@@ -1,4 +1,4 @@
-"""The law that x_T of a bridge shall have, and the penalty that asks for it.
+"""The law of x_T of a bridge, and the penalty by which it is learned.
 
 The nonlinear diffusion x_t = h⁻¹(z_t) ends at x_T ~ h⁻¹#π.
 """
@@ -17,11 +17,11 @@ from indm.workbench.data.base import Data, stack
 from indm.workbench.data.examples import flip_horizontally
 
 DrawLaw = Callable[[int], Tensor]  # n ↦ n draws in model units, (n, *event)
-MOST_IN_MEMORY = 20_000  # examples of the law that x_T shall have
+MOST_IN_MEMORY = 20_000  # examples of the law
 
 
 def terminal_penalty(law: DrawLaw, weight: float) -> Penalty:
-    """The mean −log density of x_T ~ h⁻¹#π at draws of the ``law`` that x_T shall have, nats."""
+    """The mean −log density of x_T ~ h⁻¹#π at draws of its wanted ``law``, nats."""
 
     def value(model: nn.Module, x: Tensor) -> Tensor:
         return flow_nll(model, law(len(x))).mean()
@@ -32,9 +32,7 @@ def terminal_penalty(law: DrawLaw, weight: float) -> Penalty:
 def terminal_law(
     model: nn.Module, data: Data, second: Data | None, device: torch.device
 ) -> DrawLaw:
-    """Draws of the law that x_T shall have, in model units: that of ``second``, or the Gaussian with
-    the moments of ``data``.
-    """
+    """The law of x_T in model units: of ``second``, or a Gaussian with the moments of ``data``."""
     if second is None:
         return normal_law(_without_gradient(model, stack(data.train, MOST_IN_MEMORY).to(device)))
     raw = stack(second.train, MOST_IN_MEMORY)
@@ -48,7 +46,7 @@ def terminal_law(
 
 
 def with_noise(law: DrawLaw, deviation: float) -> DrawLaw:
-    """``law`` of x + deviation · n, n ~ N(0, I): the noise augmentation of TarFlow.
+    """The law of x + deviation · n for x of ``law`` and n ~ N(0, I), as in TarFlow.
 
     Source: Zhai et al. 2024, "Normalizing Flows are Capable Generative Models",
     https://arxiv.org/abs/2412.06329.
@@ -58,12 +56,12 @@ def with_noise(law: DrawLaw, deviation: float) -> DrawLaw:
 
 @torch.no_grad()
 def _without_gradient(model: nn.Module, raw: Tensor) -> Tensor:
-    """``raw`` in model units, whose noise this loss does not train."""
+    """``raw`` in model units; this loss does not train the noise of grey levels."""
     return from_data(model, raw)[0]
 
 
 def normal_law(x: Float[Tensor, "batch *event"]) -> DrawLaw:
-    """A sampler of the Gaussian with the mean and the covariance of the data ``x`` (n, *event)."""
+    """The Gaussian with the mean and the covariance of the data ``x`` (n, *event)."""
     flat = x.flatten(1)
     mean = flat.mean(0)
     centred = flat - mean

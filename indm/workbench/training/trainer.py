@@ -1,7 +1,4 @@
-"""One step of a training run, from a batch to the optimizer.
-
-The loop over steps is :func:`indm.workbench.training.loop.train`.
-"""
+"""One step of a training run; :func:`indm.workbench.training.loop.train` is the loop."""
 
 import copy
 import math
@@ -27,18 +24,18 @@ from indm.workbench.training.validation import Revival, Validation
 
 @dataclass(kw_only=True, eq=False)
 class Parts:
-    """What a training is made of; :func:`indm.workbench.training.parts.read` makes it of a recipe.
+    """The parts of a training; :func:`indm.workbench.training.parts.read` makes them.
 
     Attributes:
         accelerator: devices, precision and processes.
         batches: the training examples.
         step: model, objective and penalties as one pass.
-        optimizer: of the model's parts, each at its highest rate. One that is fused leaves all as
-            it is where its ``found_inf`` is 1.
+        optimizer: of the model's parts, each at its highest rate. A fused one skips the step if its
+            ``found_inf`` is 1.
         ema: decay of the average.
         clip: the largest gradient norm of a part.
         schedule: budget, opening and rates.
-        validation: what is validated.
+        validation: the validation of the averaged model.
         upkeep: when the run logs, validates and saves, and what it keeps.
         noise_levels: source of the times; None draws them evenly.
         soft_truncation: exponent of the random truncation; 0 always truncates at ε.
@@ -96,7 +93,7 @@ class Trainer(Descent):
         """The share of the budget that is spent; the run is over at 1."""
         return self.schedule.progress(self.step)
 
-    # ── Steps ─────────────────────────────────────────────────────────────────────────────────────
+    # ── Steps
 
     def steps(self) -> Iterator[tuple[dict[str, Tensor], float]]:
         """Train until the budget is spent, one step at a time, from the present step on.
@@ -133,7 +130,7 @@ class Trainer(Descent):
         return terms
 
     def step_arguments(self) -> dict[str, Any]:
-        """The arguments of the coming step next to its batches, drawn once for all of them."""
+        """The arguments of the coming step, the same for all of its batches."""
         arguments: dict[str, Any] = {"flow_use": self.schedule.flow_use(self.step)}
         if arguments["flow_use"] is FlowUse.ALONE:
             return arguments
@@ -149,7 +146,7 @@ class Trainer(Descent):
     def forward_backward(
         self, batches: Iterator[Any], step_arguments: dict[str, Any]
     ) -> dict[str, Tensor]:
-        """Gradients of the mean loss over the batches of one step; the means of its terms."""
+        """Add the gradients of the mean loss over the batches of one step; the means of its terms."""
         means: dict[str, Tensor] = {}
         n = self.parts.batches.accumulate
         for i in range(n):
@@ -164,13 +161,11 @@ class Trainer(Descent):
         return means
 
     def prepare_batch(self, raw: Tensor) -> Tensor:
-        """The batch as the model sees it, flipped at random where the data allow it."""
+        """The batch as the model sees it, flipped at random if the data allow it."""
         return self.parts.batches.prepared(raw)
 
     def _end_opening(self) -> None:
-        """Train flow and score together from here on; after the flow alone anew, from its best
-        state.
-        """
+        """Train flow and score together; after the flow alone, start again from its best state."""
         self.schedule.end_opening(self.step)
         if self.schedule.first == "flow":
             self.model.load_state_dict(self.best_flow or self.ema.model.state_dict())
@@ -178,9 +173,7 @@ class Trainer(Descent):
             self.best_flow = None
 
     def agree(self, stops: bool) -> bool:
-        """Whether any process ``stops``; all get the main one's clock. No process may act alone on
-        either.
-        """
+        """Whether any process ``stops``. All processes get the clock of the main one. Collective."""
         a = self.accelerator
         if a.num_processes == 1:
             return stops
@@ -189,15 +182,16 @@ class Trainer(Descent):
         stopping, self.schedule.place.seconds = total.tolist()
         return stopping > 0
 
-    # ── Validation ────────────────────────────────────────────────────────────────────────────────
+    # ── Validation
 
     def validate(self) -> dict[str, Any]:
         """The validation of the averaged model. Collective."""
         return self.parts.validation.of(self.ema.model)
 
     def note(self, bound: float) -> None:
-        """Use the ``bound`` of a validation: keep the best state of the flow alone; behind it,
-        begin a dead network anew.
+        """Use the ``bound`` of a validation.
+
+        The best state of the flow alone is kept. A network that died behind the flow begins again.
         """
         bounds = self.schedule.place.flow_bounds
         if self.schedule.is_flow_alone:
@@ -207,10 +201,10 @@ class Trainer(Descent):
         elif self.revival is not None and self.schedule.factor(self.step) == 1:
             self.revival.look(self, self.schedule.place.life)
 
-    # ── State ─────────────────────────────────────────────────────────────────────────────────────
+    # ── State
 
     def state(self) -> dict[str, Any]:
-        """All that :meth:`load` needs to go on exactly. Collective."""
+        """The state for :meth:`load`, with which the run continues exactly. Collective."""
         return {
             **super().state(),
             "place": self.schedule.place.state(),
@@ -221,7 +215,7 @@ class Trainer(Descent):
         }
 
     def load(self, state: Any) -> None:
-        """Go back to a :meth:`state`. The number of processes may have been different."""
+        """Load a :meth:`state`, which may have another number of processes."""
         super().load(state)
         self.schedule.place = Place.of(state["place"])
         self.best_flow = state["best_flow"]

@@ -1,4 +1,4 @@
-"""Trials of a model, its data and its loss, before anything is written."""
+"""Checks of a model, its data and its loss before a training."""
 
 from typing import Any
 
@@ -17,16 +17,12 @@ from indm.workbench.data.base import SPLITS, Data
 from indm.workbench.recipes.options import TrainOptions
 from indm.workbench.training.batches import example
 
-LARGEST_ZERO = 1e-5  # largest output of a network that is said to give 0
+LARGEST_ZERO = 1e-5  # largest output of a network that must return 0
 
 
 def check_trained(model: Any, options: TrainOptions, objective: Objective) -> None:
-    """ValueError unless all that has parameters is trained, and each step has something to train."""
+    """ValueError unless all parameters are trained, and each step has something to train."""
     sizes = {name: count_parameters(part) for name, part in model.trained_parts.items()}
-    if not sum(sizes.values()):
-        raise ValueError(
-            "flow.name and net.name must leave something to train, got parts without parameters"
-        )
     if options.first == "flow":
         _check_opening(sizes["flow"], "flow", "flow", 'take a flow.name such as "coupling"')
     if options.first != "both":
@@ -39,8 +35,7 @@ def check_trained(model: Any, options: TrainOptions, objective: Objective) -> No
     ):
         if not is_trained and sizes[part]:
             raise ValueError(
-                f"{name} needs {needed}, got {sizes[part]} parameters that it would not train; "
-                '"mle" and "fid" train flow and score'
+                f"{name} needs {needed}, got {sizes[part]} parameters that it would not train"
             )
     fits = not options.soft_truncation or (objective.truncates and objective.takes("eps"))
     wanted = f"0 with {name}, which is not an objective at every truncation"
@@ -53,7 +48,7 @@ def _check_opening(parameters: int, first: str, part: str, cure: str) -> None:
 
 
 def check_condition(condition: Condition, data: Data) -> None:
-    """ValueError unless each split has conditions of this kind, which fit images that are flipped."""
+    """ValueError unless each split has conditions of this kind, which may be flipped with images."""
     for split in SPLITS:
         data.rows(condition, split)
     wanted = "false for a condition of images, which would not be flipped with x"
@@ -62,8 +57,9 @@ def check_condition(condition: Condition, data: Data) -> None:
 
 @torch.no_grad()
 def check_start(model: Any, x: Tensor) -> None:
-    """ValueError where a model, tried at ``x`` in model units, is more than its flow before its
-    network is trained.
+    """ValueError unless the network starts at 0, so that a model begins as its flow.
+
+    It is tried at ``x`` in model units.
     """
     name = f"net {type(model.score.backbone).__name__}"
     if base_of(model.score) is None:
@@ -80,11 +76,10 @@ def check_start(model: Any, x: Tensor) -> None:
 
 
 def try_outside_parts(model: Any, objective: Objective, data: Data) -> None:
-    """See that parts from outside this package return what they must.
+    """Check parts from outside this package on a batch.
 
     Raises:
-        ValueError: a wrong shape, a loss without a gradient, or a flow or SDE whose formulas
-            contradict each other.
+        ValueError: a wrong shape or loss, or a flow or SDE whose formulas contradict each other.
     """
     loss_package = (objective.loss.__module__ or "").partition(".")[0]
     packages = {package_of(module) for module in model.modules()}
@@ -107,7 +102,7 @@ def package_of(module: nn.Module) -> str:
 
 
 def check_shapes(model: Any, x: Tensor) -> None:
-    """ValueError where flow or network, tried on a batch ``x`` in model units, return another shape."""
+    """ValueError if flow or network return another shape for a batch ``x`` in model units."""
     net, flow = model.score.backbone, model.flow
     net_name, flow_name = f"net {type(net).__name__}", f"flow {type(flow).__name__}"
     with evaluation_mode(model):
@@ -127,9 +122,7 @@ def _check_shape(what: str, result: Tensor, wanted: tuple[int, ...]) -> None:
 
 
 def check_loss(objective: Objective, model: Any, x: Tensor, step_arguments: dict[str, Any]) -> None:
-    """ValueError unless the loss of a batch ``x`` is a scalar with a gradient, with a dict of scalar
-    terms.
-    """
+    """ValueError unless the loss of a batch ``x`` is a scalar, with a dict of scalar terms."""
     with evaluation_mode(model, gradients=True):
         result = objective.loss(model, x, **step_arguments)
     fits = isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)
@@ -139,10 +132,4 @@ def check_loss(objective: Objective, model: Any, x: Tensor, step_arguments: dict
         raise ValueError(
             f"objective {name} must return a scalar loss and a dict of scalar terms, "
             f"got {result!r:.200}"
-        )
-    learns = any(parameter.requires_grad for parameter in model.parameters())
-    if learns and not result[0].requires_grad:
-        raise ValueError(
-            f"objective {name} must return a loss with a gradient, got one that depends on no "
-            "parameter of the model: detach its terms, not the loss"
         )

@@ -1,4 +1,4 @@
-"""Validation of a run: the bound on held-out examples, and the network that died behind its flow."""
+"""Validation of a run: the bound on held-out examples, and the revival of a dead network."""
 
 import copy
 import math
@@ -28,7 +28,7 @@ from indm.workbench.training.batches import conditions_of, example
 # (x, generator) or, of a model with a condition, (x, generator, c) ↦ nats, (B,)
 Draw = Callable[..., Tensor]
 LARGEST_CONTROLLED = 1024  # dimensions up to which validation has a control variate
-LOOKED_AT = 256  # training examples at which a network is seen to be dead
+LOOKED_AT = 256  # training examples that show whether a network is dead
 
 
 def unit_of(model: Any) -> str:
@@ -45,11 +45,11 @@ def in_units(nats: float, model: Any) -> float:
 class Validation:
     """The bound (:func:`bound_of`) of a model on validation examples, with the same noise each time.
 
-    With a second data set, also −log p(x_T) of its validation examples, as ``valid_terminal``.
+    With a second data set, ``valid_terminal`` is −log p(x_T) of its validation examples.
 
     Args:
         data, second: the data sets.
-        examples: of each, at most.
+        examples: most examples of each.
         noise, second_noise: deviations of the noise that training adds to each.
         batch_size, seed: of the estimates.
     """
@@ -89,11 +89,9 @@ class Validation:
 
 
 def bound_of(model: nn.Module, raw: Tensor, seed: int) -> Draw:
-    """Draws an upper bound of −log p of a batch x of ``raw`` under ``model``, nats in model units,
-    (B,).
+    """A function that draws the NELBO of a batch x of ``raw``, nats in model units, (B,).
 
-    It is the NELBO. A Gaussian law of the latents removes most of its noise, if fitting one costs
-    next to nothing.
+    A Gaussian law of the latents removes most of its noise, if it can be fitted quickly.
     """
     model.flow.check()
     reference = None
@@ -120,11 +118,10 @@ def drawn(
     noise: float = 0.0,
     c: Tensor | None = None,
 ) -> Tensor:
-    """``draw`` of all of ``raw`` with normal noise of that deviation, nats of the raw data (N,).
+    """``draw`` of all of ``raw`` with normal ``noise`` and conditions ``c``, nats of raw data, (N,).
 
-    ``c`` are the conditions, if there are any. Each process does its share, and all get all of
-    them. The noise of a batch depends on its index alone, so the result does not depend on the
-    number of processes.
+    Each process computes its share, and all get the whole. The random numbers of a batch depend
+    only on its index, so the result does not depend on the number of processes.
     """
     a = accelerator
     batches = raw.split(batch_size)
@@ -140,11 +137,11 @@ def drawn(
 
 
 class Revival:
-    """Begins a dead score network anew, as it was at first, see :class:`indm.training.Life`.
+    """Resets a dead score network to its start, see :class:`indm.training.Life`.
 
     Args:
-        score: at its start.
-        data: training examples, at which it is tried.
+        score: the network at its start.
+        data: training examples to try it on.
         seed: of the noise.
     """
 
@@ -154,7 +151,7 @@ class Revival:
         self.seed = seed
 
     def look(self, descent: Descent, life: Life) -> None:
-        """Begin the score of ``descent`` anew if its ``life`` says so. Draws no random numbers."""
+        """Reset the score of ``descent`` if its ``life`` says so. It draws no random numbers."""
         model: Any = descent.model
         device = next(model.parameters()).device
         states = random_states(device)

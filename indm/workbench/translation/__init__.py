@@ -1,1 +1,1 @@
-"""``indm translate``: files of A become files of B."""
+"""``indm translate``: files of A as files of B."""

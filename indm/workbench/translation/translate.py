@@ -1,4 +1,4 @@
-"""``indm translate``: files of A translated into files of B, with a report of how well."""
+"""``indm translate``: files of A translated into files of B, with a report."""
 
 import functools
 import time
@@ -24,7 +24,7 @@ from indm.workbench.runs.provenance import provenance, weights_hash
 from indm.workbench.translation.routes import SHEET, Item, TranslationRuns, find_items
 
 REPORT = "translation.json"
-IN_SHEET = 64  # results that the sheet shows, at most
+IN_SHEET = 64  # most results in the sheet
 
 
 def translate_files(
@@ -37,18 +37,18 @@ def translate_files(
 ) -> dict:
     """Translate the examples in ``sources`` (see :func:`find_items`) into ``out``.
 
-    Writes ``NAME.png`` for every image, ``NAME.npz`` for every array (``samples``, and the numbers
-    of their ``rows``: one that failed is left out), ``sheet.png`` with sources and results, and
-    ``translation.json``; on request the way back as ``cycle/NAME.png``.
+    An image becomes ``NAME.png``, and an array ``NAME.npz`` with ``samples`` and the numbers of
+    their ``rows``, of which failed ones are left out. ``sheet.png`` has sources and results. The
+    way back, if it is wanted, goes to ``cycle/NAME.png``.
 
     Returns:
-        The content of ``translation.json``: a row for each example (its distance from the source,
-        and the errors that were asked for), ``failed`` with the reason for each that could not be
-        read or translated, times, evaluations, options and models.
+        The content of ``translation.json``: a row for each example with its distance from the
+        source and its errors, ``failed`` with a reason for each, times, evaluations, options and
+        models.
 
     Raises:
-        ValueError: bad options, nothing found, or a result that would be written over a source.
-        OSError: a file cannot be written; the report names what was done until then.
+        ValueError: bad options, nothing found, or a result would replace a source.
+        OSError: a file cannot be written; the report has the examples until then.
     """
     route = runs.route(
         method=options.method,
@@ -59,7 +59,7 @@ def translate_files(
         tol=options.tol,
     )
     if options.cycle:
-        route.back()  # an error now, where no way leads back
+        route.back()  # an error now if there is no way back
     model = route.models[0]
     items = find_items(sources, model, runs.data)
     check_sources_stay(items, out, ["cycle"] if options.cycle else [])
@@ -72,11 +72,9 @@ def translate_files(
                 translation.add(batch)
                 bar.update(len(batch))
     finally:
+        used = runs.folders if options.method == "flow" else runs.folders[-1:]
         report = translation.finish() | {
-            "models": [
-                str(folder)
-                for folder in (runs.folders if options.method == "flow" else runs.folders[-1:])
-            ],
+            "models": [str(folder) for folder in used],
             "levels": model.scaling.levels,
             "direction": runs.direction,
             **({} if runs.classes == (None, None) else {"classes": list(runs.classes)}),
@@ -89,22 +87,20 @@ def translate_files(
 
 @dataclass(frozen=True)
 class Translated:
-    """One example translated, in data units.
+    """One translated example in data units.
 
     ``errors`` are the largest differences between the way back and the start of the route:
-    "cycle_error_max", before rounding and before a bridge's noise is taken away, and
-    "cycle_error_rounded".
+    "cycle_error_rounded", and "cycle_error_max" before rounding and before the noise of a bridge is
+    removed.
     """
 
     result: Num[Tensor, "*event"]  # the example as one of B
-    returned: Num[Tensor, "*event"] | None = None  # carried back to A, where that was asked for
+    returned: Num[Tensor, "*event"] | None = None  # translated back to A
     errors: dict[str, float] = field(default_factory=dict)
 
 
 class Translation:
-    """A translation under way: reads, translates and writes batches; arrays and the sheet are
-    written at the end.
-    """
+    """A translation in progress: batches are written at once, arrays and the sheet at the end."""
 
     def __init__(self, route: Route, options: TranslationOptions, out: Path):
         self.route = route
@@ -116,16 +112,13 @@ class Translation:
         self.levels = cast(int, scaling.levels)
         self.generator = torch.Generator(scaling.scale.device).manual_seed(options.seed)
         self.rows: list[dict] = []  # one for each example in the report
-        # the reason for each item that could not be read or translated, by name
-        self.failed: dict[str, str] = {}
-        # source and translation of the first, which the sheet shows
+        self.failed: dict[str, str] = {}  # reasons, by name
+        # sources and translations for the sheet
         self.kept: list[tuple[Tensor, Translated]] = []
         self.arrays: dict[Path, list[tuple[Item, Tensor]]] = {}
 
     def add(self, items: list[Item]) -> None:
-        """Translate a batch of items and write their results; those for which that fails are named
-        in ``failed``.
-        """
+        """Translate a batch of items and write their results."""
         examples = [(item, self._read(item)) for item in items]
         read = [(item, example) for item, example in examples if example]
         if not read:
@@ -138,13 +131,11 @@ class Translation:
                 self.failed[item.name] = reason(translated)
                 continue
             self._write(item, translated)
-            distance = (
-                (double(translated.result) - double(example.pixels)).square().mean().sqrt().item()
-            )
+            difference = double(translated.result) - double(example.pixels)
+            distance = difference.square().mean().sqrt().item()
             row = {"name": item.name, "source": str(item.source), "distance_rms": distance}
-            self.rows.append(
-                row | ({"note": example.note} if example.note else {}) | translated.errors
-            )
+            row |= {"note": example.note} if example.note else {}
+            self.rows.append(row | translated.errors)
             if len(self.kept) < IN_SHEET:
                 self.kept.append((example.pixels, translated))
 
@@ -156,16 +147,14 @@ class Translation:
             return None
 
     def each(self, raw: Num[Tensor, "batch *event"]) -> list[Translated | RuntimeError]:
-        """The translations of examples in data units; where the batch fails, each alone, or the
-        error of that one.
-        """
+        """The translations of examples; if the batch fails, each alone, or its error."""
         try:
             return [*self.translated(raw)]
         except RuntimeError as error:
             return [error] if len(raw) == 1 else [self.each(one)[0] for one in raw.split(1)]
 
     def translated(self, raw: Num[Tensor, "batch *event"]) -> list[Translated]:
-        """The translations of a batch; RuntimeError where an inverse did not converge."""
+        """The translations of a batch; RuntimeError if an inverse did not converge."""
         source, target = (model.scaling for model in self.route.models)
         seed = self.options.seed
         there = self.route.translate(raw, seed, generator=self.generator)
@@ -183,9 +172,7 @@ class Translation:
         return [*map(Translated, results, source.to_data(back.x).cpu(), errors)]
 
     def _write(self, item: Item, translated: Translated) -> None:
-        """Write the pictures of one result; a result from an array is kept until the array's rows
-        are complete.
-        """
+        """Write the pictures of one result; results from an array are written at the end."""
         if item.row is not None:
             self.arrays.setdefault(item.source, []).append((item, translated.result))
             return
@@ -198,7 +185,7 @@ class Translation:
             atomic.whole(path, functools.partial(shown.save, format="PNG"))
 
     def finish(self) -> dict:
-        """Write arrays and sheet; the rows, what failed, and the evaluations of one example."""
+        """Write arrays and the sheet; the first part of the report."""
         for pairs in self.arrays.values():
             items, results = zip(*pairs, strict=True)
             content = {
@@ -241,14 +228,11 @@ def result_path(out: Path, item: Item) -> Path:
 
 
 def check_sources_stay(items: Sequence[Item], out: Path, beside: Sequence[str]) -> None:
-    """ValueError where a result in ``out``, or a picture in its folders ``beside``, would replace a
-    source.
-    """
+    """ValueError if a result in ``out``, or in its folders ``beside``, would replace a source."""
     results = {out / REPORT, out / f"{SHEET}.png"}
     for item in items:
-        results |= {result_path(out, item)} | {
-            out / folder / f"{item.name}.png" for folder in beside
-        }
+        results.add(result_path(out, item))
+        results |= {out / folder / f"{item.name}.png" for folder in beside}
     sources = {item.source.resolve() for item in items}
     over = sorted(path for path in results if path.resolve() in sources)
     if over:
@@ -274,12 +258,11 @@ def summary(report: dict) -> str:
         error = max(row["cycle_error_max"] for row in rows)
         cure = " (more steps make it smaller)" if error >= 1 else ""
         parts.append(f"error of the cycle at most {error:.3g} {unit}{cure}")
-    return ", ".join(
-        [*parts, f"{report['nfe']} evaluations, {report['seconds_per_example']:.2g} s each"]
-    )
+    parts += [f"{report['nfe']} evaluations", f"{report['seconds_per_example']:.2g} s each"]
+    return ", ".join(parts)
 
 
 def picture(pixels: Num[Tensor, "c h w"], levels: int) -> Image.Image:
-    """An image in grey levels, pixel for pixel, in 256 of them."""
+    """An image in grey levels as one of 256 levels."""
     pixels = (pixels.double() * 255 / (levels - 1)).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).squeeze(2).numpy())

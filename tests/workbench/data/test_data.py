@@ -70,7 +70,7 @@ def test_one_class_keeps_its_place_in_the_splits():
     assert torch.equal(few.train.tensor, one.train.tensor[:20])
     with pytest.raises(
         ValueError,
-        match=r"label must be of \[0, 1, .*, 9\], one or a list, or None for all classes, got 10",
+        match=r"label must be of \[0, 1, .*, 9\], one or a list, got 10",
     ):
         load_data(name, label=10)
 
@@ -108,7 +108,6 @@ def test_an_epoch_can_be_resumed_at_any_batch(n, batch, seed, epoch, drop):
         ("digits", {"seed": True}, "data.seed"),
         ("digits", {"centered": 1}, "data.centered"),
         ("array", {"path": 3}, "data.path"),
-        ("checkerboard", {"samples": 10**20}, "data.samples"),
     ],
 )
 def test_names_and_options_that_cannot_be(name, options, words):
@@ -129,8 +128,6 @@ def test_densities(name):
     assert small.entropy == DENSITIES[name].entropy() and small.scaling.levels is None
     # entropy in data units is entropy in model units
     assert small.scaling.log_volume(small.shape) == 0.0
-    with pytest.raises(ValueError, match="at least 1"):
-        load_data(name, samples=0)
 
 
 # ── Digits
@@ -429,24 +426,17 @@ def test_colour_modes_and_orientation(tmp_path):
 
 
 def test_folders_and_options_that_cannot_be_used(folder, tmp_path):
-    for name in ("empty", "floats"):
-        (tmp_path / name).mkdir()
-    Image.fromarray(np.zeros((8, 8), np.float32)).save(tmp_path / "floats" / "a.tif")
+    (tmp_path / "empty").mkdir()
     cases = [
         ({"path": tmp_path / "missing", "size": 8}, "path must be a folder"),
         ({"path": folder / "a.png", "size": 8}, "path must be a folder"),
         ({"path": tmp_path / "empty", "size": 8}, "path must hold images"),
-        ({"path": tmp_path / "floats", "size": 8}, "path must hold images that can be read"),
         ({"path": folder, "size": 7}, "at least 8 pixels"),
         ({"path": folder, "size": 8, "crop": 0}, "at least 8 pixels"),
-        ({"path": folder, "size": 8, "channels": 2}, "channels must be 1"),
-        ({"path": folder, "size": 8, "resize": "bicubik"}, "did you mean 'bicubic'"),
-        ({"path": folder, "size": 8, "background": "whyte"}, "background must be"),
-        ({"path": folder, "size": 8, "background": "#ffffff80"}, "background must be"),
-        ({"path": folder, "size": 8, "valid": 1.5}, "valid must be a fraction"),
-        ({"path": folder, "size": 8, "test": 0.0}, "test must be a fraction"),
+        ({"path": folder, "size": 8, "channels": 2}, "data.channels must be 1"),
+        ({"path": folder, "size": 8, "resize": "bicubik"}, "data.resize must be .* 'bicubic'"),
+        ({"path": folder, "size": 8, "background": "whyte"}, "unknown color specifier: 'whyte'"),
         ({"path": folder, "size": 8, "test": 0.9, "valid": 0.5}, "cannot be split"),
-        ({"path": folder, "size": 8, "limit": 0}, "limit must be"),
     ]
     for options, message in cases:
         with pytest.raises(ValueError, match=message):
@@ -610,7 +600,7 @@ def test_what_cannot_be_made_into_data():
         (x.long(), {}), (grey + 9, {"levels": 8}), ("digits", {}), ({"x": x}, {}), (7, {}), (Endless(), {}),
         (DataLoader(Pairs(x)), {}), (Unmeasured(), {}), (Pairs([]), {}), (Pairs([{"image": 1}] * 30), {}),
         (Pairs([Image.new("P", (8, 8))] * 30), {}), ((x, x), {}), ((x, x[:, :1], x), {}),
-        ((x, (x > 0).to(torch.uint8), x), {}), ((x, x, x), {"limit": 0}),
+        ((x, (x > 0).to(torch.uint8), x), {}),
     ]  # fmt: skip
     for source, options in cases:
         with pytest.raises((ValueError, TypeError, IndexError)):
@@ -749,7 +739,7 @@ def test_arrays_that_cannot_be_used(tmp_path):
     (tmp_path / "cut.npy").write_bytes((tmp_path / "grey.npy").read_bytes()[:500])
     cases = [
         ("nan.npy", {}), ("objects.npy", {}), ("complex.npy", {}), ("floats.npy", {}), ("integers.npy", {}),
-        ("grey.npy", {"levels": 16}), ("grey.npy", {"key": "images"}),
+        ("grey.npy", {"levels": 16}),
         ("vectors.npy", {"levels": 256}), ("bare.npz", {}), ("two.npz", {}),
         ("two.npz", {"key": "image"}), ("missing.npy", {}), ("text.npy", {}), ("cut.npy", {}), ("", {}),
     ]  # fmt: skip

@@ -42,7 +42,7 @@ def test_two_arrays_of_one_file(tmp_path):
     np.savez(tmp_path / "both.npz", x=x, c=c)
     data = load_data("array", path=tmp_path / "both.npz", c="c")
     assert_together(data)
-    with pytest.raises(ValueError, match="has no array 'd'"):
+    with pytest.raises(ValueError, match=r"key must be one of .* got 'd'"):
         load_data("array", path=tmp_path / "both.npz", c="d")
 
 
@@ -133,10 +133,6 @@ def test_some_folders_are_the_classes_in_the_order_they_are_named(tmp_path):
     )
     with pytest.raises(ValueError, match=r"path must be a folder, got .*cow"):
         load_data("folder", path=tmp_path, size=8, classes=["dog", "cow"])
-    with pytest.raises(
-        ValueError, match=r"true, false or two different folders or more, got \['dog'\]"
-    ):
-        load_data("folder", path=tmp_path, size=8, classes=["dog"])
 
 
 class Pairs(Dataset):

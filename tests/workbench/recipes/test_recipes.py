@@ -102,7 +102,7 @@ def test_changes_are_toml_or_strings():
 @pytest.mark.parametrize(
     "key, value",
     [("lr", "a"), ("lr", -1.0), ("batch_size", 1.5), ("batch_size", True), ("betas", (0.9,)), ("betas", (0.9, 2.0)),
-     ("noise_levels", "evne"), ("latent_mean", 1), ("seed", 10**20), ("steps", 1.5)],
+     ("noise_levels", "evne"), ("latent_mean", 1), ("steps", 1.5)],
 )  # fmt: skip
 def test_options_of_a_file_a_change_and_python_are_checked_alike(key, value):
     tables = recipes.load("digits")

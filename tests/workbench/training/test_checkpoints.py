@@ -81,16 +81,6 @@ def test_the_newest_whole_state_is_used_and_a_truncated_one_set_aside(tmp_path, 
     )
 
 
-@pytest.mark.parametrize(
-    "content", [[1], {"step": "../../x"}, {"step": 2.5}, {"step": -1}, {"steps": 1}]
-)
-def test_what_is_no_state_of_a_run_is_not_taken_for_one(tmp_path, content):
-    written(tmp_path, 10)
-    torch.save(content, tmp_path / "checkpoints" / "20.pt")
-    with pytest.warns(UserWarning, match="it is not the state of a run"):
-        assert restored(tmp_path) == 10
-
-
 @pytest.mark.parametrize("call", ["fsync", "replace", "link"])
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call):
     written(tmp_path, 10, 20)

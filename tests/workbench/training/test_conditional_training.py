@@ -212,16 +212,3 @@ def test_by_default_a_row_of_each_class_is_drawn_at_the_recipes_guidance(run, tm
         samples, _, options = drawn(*flags)
         assert (len(samples), options["guidance"]) == (n, guidance)
     assert inspect.signature(indm.sample).parameters["guidance"].default == 1
-
-
-def test_a_recipes_guidance_needs_a_network_that_knows_both():
-    with pytest.raises(
-        ValueError, match=r"sample.guidance must be 1 without condition.drop, got 2"
-    ):
-        recipes.recipe("digits", {"condition": "classes", "sample.guidance": 2.0})
-    assert (
-        recipes.recipe(
-            "digits", {"condition": "classes", "condition.drop": 0.1, "sample.guidance": 2.0}
-        ).sample.guidance
-        == 2
-    )

@@ -382,11 +382,6 @@ def test_a_plain_flow_trains_without_a_score(tmp_path, objective):
         ),
         ({"net": {"name": "zero"}}, {"first": "score"}, r"train\.first must be .*, got 'score'"),
         (
-            {"net": {"name": "zero"}, "flow": {"name": "identity"}},
-            {},
-            r"flow\.name and net\.name must leave something",
-        ),
-        (
             {"net": {"name": "zero"}},
             {"objective": "flow", "soft_truncation": 1.2},
             r"train\.soft_truncation must be 0",
