@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from indm.checks import BATCH_SIZE, REPEATS, require
 from indm.dequantization import check_raw, in_words
-from indm.evaluation.mean_nll import RepeatableDraws, Steps
+from indm.evaluation.mean_nll import RepeatableDraws, Solve, Steps
 from indm.evaluation.measures import (
     NLL,
     SOLVED_IN,
@@ -25,7 +25,6 @@ from indm.evaluation.measures import (
     Estimate,
     Measure,
     Setting,
-    Solve,
 )
 from indm.evaluation.report import Likelihoods, Measured, Report
 from indm.gaussian import GaussianReference
