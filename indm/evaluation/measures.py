@@ -316,13 +316,6 @@ class NLL(Solved):
     def title(self) -> str:
         return "NLL (ODE)"
 
-    def check(self, n: int) -> None:
-        super().check(n)
-        fits = self.mean_error is None or 0 < self.mean_error < math.inf
-        require(
-            fits, "mean_error", self.mean_error, "positive and finite", "1e-3 bits/dim is usual"
-        )
-
     def estimate(
         self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator
     ) -> Estimate:

@@ -359,8 +359,3 @@ def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each,
     found, its_error = (one_of - other_of)["nll"]
     assert found == pytest.approx(apart.mean())
     assert its_error == pytest.approx(math.hypot(apart.std(ddof=1) / math.sqrt(N), error))
-
-
-def test_a_wrong_mean_error_is_named(model, raw):
-    with pytest.raises(ValueError, match="mean_error must be positive"):
-        evaluated(model, raw, mean_error=0.0)
