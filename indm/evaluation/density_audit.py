@@ -202,7 +202,8 @@ def _check_rows(given: Any, name: str) -> None:
     fitted = flat[: len(flat) // 2]
     same = (fitted == fitted[0]).all(0).nonzero()
     if len(same):
-        got = f"{fitted[0, same[0]].item():g} in each row of entry {int(same[0])}"
+        value = fitted[0, same[0]].item() + 0.0  # not -0
+        got = f"{value:g} in each row of entry {int(same[0])}"
         raise ValueError(f"{name} must vary in every entry, got {got}; leave it out")
 
 
