@@ -453,7 +453,7 @@ ERRORS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:few values")
+@pytest.mark.filterwarnings("ignore:few values", "ignore:left out")
 @pytest.mark.parametrize("case", ERRORS)
 def test_errors_say_what_was_got_and_what_would_do(case):
     X, options, message = ERRORS[case]
