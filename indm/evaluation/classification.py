@@ -1,5 +1,4 @@
-r"""Bayes' classifier of a model of p(x|c): p(c|x) from the likelihoods of all classes, on the same
-noise.
+r"""Bayes' classifier of a model of p(x|c): p(c|x) from the likelihoods of all classes.
 
 .. math:: p(c|x) = \frac{p(c)\,p(x|c)}{\sum_k p(k)\,p(x|k)}
 
@@ -45,12 +44,12 @@ class Classification:
 
     @property
     def predicted(self) -> Int[Tensor, " n"]:
-        """The most probable class of each."""
+        """The most probable class of each example."""
         return self.log_posterior.argmax(1)
 
     @property
     def confidence(self) -> Float[Tensor, " n"]:
-        """Its probability."""
+        """The probability of the predicted class."""
         return self.log_posterior.amax(1).exp()
 
 
@@ -65,7 +64,7 @@ def classify(
     seed: int = 0,
     progress: bool = True,
 ) -> Classification:
-    """p(class|x) of raw data under a model of p(x|class).
+    """Compute p(class|x) of raw data under a model of p(x|class).
 
     Args:
         model: an INDM whose condition is :class:`indm.conditions.Classes`.
@@ -91,25 +90,12 @@ def classify(
         >>> found.predicted.tolist(), [round(p, 4) for p in found.confidence.tolist()]
         ([1, 1, 1], [0.75, 0.75, 0.75])
     """
-    condition = model.condition
-    if not condition.is_class:
+    if not model.condition.is_class:
         raise ValueError("model must be one of p(x|class) to classify, with the condition classes")
     check_raw(model, raw)
     require(draws >= 2, "draws", draws, "at least 2")
-    require(times >= 1, "times", times, "at least 1")
-    classes = len(condition.labels)
-    prior = torch.full((classes,), 1 / classes) if prior is None else torch.as_tensor(prior)
-    fits = (
-        tuple(prior.shape) == (classes,)
-        and bool((prior > 0).all())
-        and abs(float(prior.sum()) - 1) <= 1e-4
-    )
-    require(fits, "prior", prior.tolist(), f"{classes} positive probabilities that sum to 1")
-    device = model.scaling.scale.device
-    generator, values = (
-        torch.Generator(device),
-        torch.empty(draws, len(raw), classes, dtype=torch.float64),
-    )
+    log_prior = _log_prior(prior, len(model.condition.labels))
+    values = torch.empty(draws, len(raw), len(log_prior), dtype=torch.float64)
     batches = torch.arange(len(raw)).split(batch_size)
     with (
         evaluation_mode(model),
@@ -118,14 +104,31 @@ def classify(
         model.flow.check()
         for job, rows in enumerate(batches):
             for draw in range(draws):
-                for number in range(classes):
-                    generator.manual_seed(seed + SEED_STRIDE * (job * draws + draw))
-                    x, log_q = from_data(model, raw[rows].to(device), generator=generator)
-                    bound = nelbo(model, x, c=number, times=times, log_q=log_q, generator=generator)
-                    values[draw, rows, number] = -bound.nats.cpu().double()
+                own_seed = seed + SEED_STRIDE * (job * draws + draw)
+                values[draw, rows] = _drawn_bounds(model, raw[rows], times, own_seed)
                 bar.update()
     mean = values.mean(0)
     noise = (values - values.mean(2, keepdim=True)).std(0) / math.sqrt(draws)
-    return Classification(
-        mean, noise, (mean + prior.double().log()).log_softmax(1), classes * draws * (times + 1)
-    )
+    evaluations = len(log_prior) * draws * (times + 1)
+    return Classification(mean, noise, (mean + log_prior).log_softmax(1), evaluations)
+
+
+def _log_prior(prior: Float[Tensor, " classes"] | None, classes: int) -> Tensor:
+    """log p(class), uniform without a ``prior``."""
+    prior = torch.full((classes,), 1 / classes) if prior is None else torch.as_tensor(prior)
+    is_law = prior.shape == (classes,) and prior.min() > 0 and abs(float(prior.sum()) - 1) <= 1e-4
+    wanted = f"{classes} positive probabilities that sum to 1"
+    require(bool(is_law), "prior", prior.tolist(), wanted)
+    return prior.double().log()
+
+
+def _drawn_bounds(model: Model, raw: Tensor, times: int, seed: int) -> Tensor:
+    """A draw of the bound of log p(x|k) for each class k, all with the same noise, nats (B, K)."""
+    device = model.scaling.scale.device
+    generator, bounds = torch.Generator(device), []
+    for number in range(len(model.condition.labels)):
+        generator.manual_seed(seed)
+        x, log_q = from_data(model, raw.to(device), generator=generator)
+        bound = nelbo(model, x, c=number, times=times, log_q=log_q, generator=generator)
+        bounds.append(-bound.nats.cpu().double())
+    return torch.stack(bounds, 1)

@@ -1,5 +1,5 @@
-r"""An audit of the log p of any library: does it integrate to 1, do draws follow it, does it have
-gradients?
+r"""Audit of the log p of any library: does it integrate to 1, do draws follow it, are its gradients
+right?
 
 With draws of p (``sample``) and of a mixture q fitted to others of them, w = p/q and any f between
 −1 and 1,
@@ -11,7 +11,7 @@ The values of the second equation lie between −1 and 1, so its error is known 
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -50,8 +50,9 @@ Scored = tuple[Tensor, Tensor]  # x and log p, or log p/q, in float64
 
 @dataclass(frozen=True)
 class AuditRow:
-    """One check: a ``value`` and its standard ``error``, to lie from ``low`` to ``high``. None: it
-    was not checked.
+    """One check: a ``value`` with its standard ``error``, which should lie from ``low`` to ``high``.
+
+    ``passed`` is None where nothing could be checked.
     """
 
     check: str
@@ -65,9 +66,7 @@ class AuditRow:
 
 @dataclass(frozen=True)
 class Audit:
-    """The checks of a density, made by :func:`indm.audit`, a row for each; ``print`` shows them as
-    a table.
-    """
+    """The checks of a density by :func:`indm.audit`, one row each; ``print`` shows a table."""
 
     rows: tuple[AuditRow, ...]
 
@@ -79,9 +78,8 @@ class Audit:
     @property
     def verdict(self) -> str:
         """The failed checks, or how many passed."""
-        failed, unknown = (
-            [row.check for row in self.rows if row.passed is result] for result in (False, None)
-        )
+        failed = [row.check for row in self.rows if row.passed is False]
+        unknown = [row.check for row in self.rows if row.passed is None]
         if failed:
             return f"wrong: {', '.join(failed)}"
         rest = f"; not checked: {', '.join(unknown)}" if unknown else ""
@@ -92,11 +90,8 @@ class Audit:
         lines = [f"{'check':27}{'result':11}{'value':>9}{'error':>10}{'from':>10}{'to':>10}"]
         words = {True: "pass", False: "FAIL", None: "not checked"}
         for r in self.rows:
-            numbers = (
-                f"{r.value:9.4g}{r.error:10.2g}{r.low:10.3g}{r.high:10.3g}"
-                if r.passed is not None
-                else ""
-            )
+            numbers = f"{r.value:9.4g}{r.error:10.2g}{r.low:10.3g}{r.high:10.3g}"
+            numbers = "" if r.passed is None else numbers
             lines.append(f"{r.check:27}{words[r.passed]:11}{numbers}  {r.note}".rstrip())
         return "\n".join([*lines, self.verdict])
 
@@ -116,9 +111,9 @@ def audit(
     seed: int = 0,
     progress: bool = True,
 ) -> Audit:
-    r"""Check a density of any library, given as functions of arrays, and say which checks it fails.
+    r"""Check a density of any library, given as functions of arrays, and list the checks it fails.
 
-    ``sample`` finds most faults: without draws of p, the normalized density of a wrong column looks
+    Give ``sample`` if you can: without draws of p, a normalized density of the wrong column looks
     right. docs/audit.md says when each check fails.
 
     Args:
@@ -141,9 +136,9 @@ def audit(
         progress: show a bar of the rows of ``log_prob``, with the time that the rest will take.
 
     Raises:
-        ValueError: neither ``sample`` nor ``law`` nor ``x``; too few draws; draws that are no
-            finite floating-point numbers, or that are constant in an entry; an option out of range;
-            a log p that is not (B,).
+        ValueError: neither ``sample`` nor ``law`` nor ``x``; fewer than 64 draws; draws that are
+            not finite floating-point numbers, or that are constant in an entry; a log p that is not
+            (B,).
 
     Example: N(0, I), and the same without its constant.
 
@@ -153,86 +148,41 @@ def audit(
         >>> audit(lambda x: -0.5 * x.square().sum(1), lambda n: law.sample((n,)), draws=500).verdict[:44]
         'wrong: total mass, total mass by quadrature,'
     """
-    require(draws >= AGAIN, "draws", draws, f"at least {AGAIN}", "2000 is usual")
-    require(batch_size >= 1, "batch_size", batch_size, "at least 1", "512 is usual")
-    require(
-        0 < tolerance < math.inf, "tolerance", tolerance, "positive and finite", "0.01 is usual"
-    )
-    is_known = not (sample is None and law is None and x is None)
-    require(is_known, "sample, law or x", None, "given; x are rows of data")
-    given = (
-        sample(2 * draws)
-        if sample is not None
-        else law.sample((2 * draws,))
-        if law is not None
-        else x
-    )
-    require(len(given) >= AGAIN, "x", f"{len(given)} rows", f"at least {AGAIN} rows")
-    _check_rows(
-        given, "sample(n)" if sample is not None else "law.sample((n,))" if law is not None else "x"
-    )
+    given, name = _given(sample, law, x, 2 * draws)
+    _check_rows(given, name)
     d = math.prod(given.shape[1:])
     total = len(given) + 2 * draws + QUADRATURE_POINTS.get(d, 0) ** d + OTHER_ROWS
     with tqdm(total=total, desc="audit, rows", disable=not progress) as bar:
-        return _audited(
-            log_prob,
-            given,
-            sample,
-            law,
-            rescaled,
-            list(parameters),
-            draws,
-            tolerance,
-            batch_size,
-            seed,
-            bar,
-        )
+        density = _Density(log_prob, given, batch_size, bar)
+        wide, own = _Mixture(given, seed), density(given)
+        others = density(wide.sample(2 * draws).reshape(2 * draws, *own[0].shape[1:]))
+        finite = _finite(own[1], others[1])
+        if not finite.passed:
+            return Audit((finite,))
+        log_w, log_w_of_others = (log_p - wide.log_prob(rows) for rows, log_p in (own, others))
+        rows = [finite, _mass(log_w_of_others[draws:], tolerance)]
+        rows += _quadrature(density, wide, own[0], tolerance)
+        if sample is not None:
+            rows += _compared((own[0], log_w), (others[0], log_w_of_others), tolerance, seed)
+        if law is not None:
+            drawn = given if sample is None else law.sample((2 * draws,))
+            rows.append(_above_entropy(density, law, drawn, tolerance))
+        first = own[0][:AGAIN], own[1][:AGAIN]
+        if rescaled is not None:
+            rows.append(_units(replace(density, log_prob=rescaled(SCALE)), *first))
+        rows += _calls(density, *first, tolerance)
+        rows += _gradients(density, *first, list(parameters))
+    return Audit(tuple(rows))
 
 
-def _audited(
-    log_prob: Function,
-    given: Any,
-    sample: Callable[[int], Any] | None,
-    law: Any,
-    rescaled: Callable[[float], Function] | None,
-    parameters: list[Tensor],
-    draws: int,
-    tolerance: float,
-    batch_size: int,
-    seed: int,
-    bar: tqdm,
-) -> Audit:
-    """The checks of :func:`audit` with draws or data ``given``."""
-    density = _Density(log_prob, given, batch_size, bar)
-    wide, own = _Mixture(given, seed), density(given)
-    others = density(wide.sample(2 * draws).reshape(2 * draws, *own[0].shape[1:]))
-    bad = (~own[1].isfinite()).sum() + (others[1].isnan() | (others[1] == math.inf)).sum()
-    finite = _judged("finite", bad.item(), 0, 0, 0, "rows that are not")
-    if not finite.passed:
-        return Audit((finite,))
-    log_w = [log_p - wide.log_prob(rows) for rows, log_p in (own, others)]
-    rows = [
-        finite,
-        _mass(log_w[1][draws:], tolerance),
-        *_quadrature(density, wide, own[0], tolerance),
-    ]
+def _given(sample: Any, law: Any, x: Any, n: int) -> tuple[Any, str]:
+    """Draws of p, or data, and what the caller calls them."""
     if sample is not None:
-        rows += _compared((own[0], log_w[0]), (others[0], log_w[1]), tolerance, seed)
+        return sample(n), "sample(n)"
     if law is not None:
-        drawn = given if sample is None else law.sample((2 * draws,))
-        gain = density(drawn)[1] - torch.as_tensor(law.log_prob(drawn)).detach().double().cpu()
-        rows.append(_judged("above the law's entropy", *_mean(gain), -math.inf, tolerance))
-    if rescaled is not None:
-        jacobian = own[0][0].numel() * math.log(SCALE)
-        of_scaled = _Density(rescaled(SCALE), given, batch_size, bar)
-        off = (of_scaled(SCALE * own[0][:AGAIN])[1] - own[1][:AGAIN]) / jacobian + 1
-        rows.append(
-            _judged("change of units", *_mean(off), -OF_JACOBIAN, OF_JACOBIAN, "of the Jacobian")
-        )
-    first = own[0][:AGAIN], own[1][:AGAIN]
-    return Audit(
-        (*rows, *_calls(density, *first, tolerance), *_gradients(density, *first, parameters))
-    )
+        return law.sample((n,)), "law.sample((n,))"
+    require(x is not None, "sample, law or x", None, "given; x are rows of data")
+    return x, "x"
 
 
 def _check_rows(given: Any, name: str) -> None:
@@ -240,36 +190,29 @@ def _check_rows(given: Any, name: str) -> None:
     caller calls ``name``.
     """
     rows = torch.as_tensor(given).detach().cpu()
+    require(len(rows) >= AGAIN, name, f"{len(rows)} rows", f"at least {AGAIN} rows")
     kind = str(rows.dtype).removeprefix("torch.")
-    require(
-        rows.is_floating_point(),
-        name,
-        kind,
-        "of floating-point numbers",
-        "integers have no density",
-    )
-    bad = (~rows.isfinite()).reshape(len(rows), -1).any(1).nonzero()
+    hint = "integers have no density"
+    require(rows.is_floating_point(), name, kind, "of floating-point numbers", hint)
+    flat = rows.reshape(len(rows), -1)
+    bad = (~flat.isfinite()).any(1).nonzero()
     if len(bad):
-        raise ValueError(
-            f"{name} must be finite, row {int(bad[0])} is not, of {len(bad)} such rows; leave them out"
-        )
-    fitted = rows.reshape(len(rows), -1)[: len(rows) // 2]
+        got = f"NaN or infinity in {len(bad)} rows, first in row {int(bad[0])}"
+        raise ValueError(f"{name} must be finite, got {got}; leave such rows out")
+    fitted = flat[: len(flat) // 2]
     same = (fitted == fitted[0]).all(0).nonzero()
     if len(same):
-        entry = int(same[0])
-        value = fitted[0, entry].item() + 0.0  # not -0
-        raise ValueError(
-            f"{name} must vary in every entry, entry {entry} is {value:g} in each row; leave it out"
-        )
+        value = fitted[0, same[0]].item() + 0.0  # not -0
+        got = f"{value:g} in each row of entry {int(same[0])}"
+        raise ValueError(f"{name} must vary in every entry, got {got}; leave it out")
 
 
 def _judged(
     check: str, value: float, error: float, low: float, high: float, note: str = ""
 ) -> AuditRow:
     """A row that passes within :data:`LIMIT` errors of the interval; NaN fails."""
-    return AuditRow(
-        check, value, error, low, high, low - LIMIT * error <= value <= high + LIMIT * error, note
-    )
+    passed = low - LIMIT * error <= value <= high + LIMIT * error
+    return AuditRow(check, value, error, low, high, passed, note)
 
 
 def _unknown(check: str, note: str) -> AuditRow:
@@ -296,12 +239,8 @@ class _Density:
     def call(self, x: Tensor) -> Tensor:
         """log p of a tensor as it is, with its graph."""
         found = torch.as_tensor(self.log_prob(x if isinstance(self.given, Tensor) else x.numpy()))
-        require(
-            tuple(found.shape) == (len(x),),
-            "log_prob(x)",
-            tuple(found.shape),
-            f"of shape ({len(x)},)",
-        )
+        is_one_each = found.shape == (len(x),)
+        require(is_one_each, "log_prob(x)", tuple(found.shape), f"of shape ({len(x)},)")
         self.bar.update(len(x))
         return found
 
@@ -319,31 +258,20 @@ class _Mixture:
     def __init__(self, given: Any, seed: int):
         from sklearn.mixture import GaussianMixture
 
-        x = (
-            torch.as_tensor(given)
-            .detach()
-            .double()
-            .cpu()
-            .reshape(len(given), -1)[: len(given) // 2]
-        )
-        self.generator, self.mean, self.std = (
-            torch.Generator().manual_seed(seed),
-            x.mean(0),
-            x.std(0),
-        )
+        x = torch.as_tensor(given).detach().double().cpu().reshape(len(given), -1)
+        x = x[: len(x) // 2]
+        self.generator = torch.Generator().manual_seed(seed)
+        self.mean, self.std = x.mean(0), x.std(0)
         unit, d = (x - self.mean) / self.std, x.shape[1]
-        fitted = GaussianMixture(
-            max(1, min(COMPONENTS, len(x) // (PER_COMPONENT * d))), random_state=seed
-        ).fit(unit)
-        shares, means, covs = map(
-            torch.as_tensor, (fitted.weights_, fitted.means_, fitted.covariances_)
-        )
-        cov = unit.T.cov().reshape(1, d, d) + 1e-6 * torch.eye(d)
-        self.cov = cov[0]
+        components = max(1, min(COMPONENTS, len(x) // (PER_COMPONENT * d)))
+        fitted = GaussianMixture(components, random_state=seed).fit(unit)
+        law = fitted.weights_, fitted.means_, fitted.covariances_
+        shares, means, covs = map(torch.as_tensor, law)
+        self.cov = unit.T.cov().reshape(d, d) + 1e-6 * torch.eye(d)
         self.shares = torch.cat([(1 - TAIL_SHARE) * shares, shares.new_tensor([TAIL_SHARE])])
-        self.parts = MultivariateNormal(
-            torch.cat([means, 0 * means[:1]]), torch.cat([WIDER * covs, WIDE * cov])
-        )
+        means = torch.cat([means, 0 * means[:1]])
+        covs = torch.cat([WIDER * covs, WIDE * self.cov[None]])
+        self.parts = MultivariateNormal(means, covs)
 
     @property
     def axes(self) -> Tensor:
@@ -362,28 +290,30 @@ class _Mixture:
 
     def log_prob(self, x: Tensor) -> Tensor:
         unit = (x.reshape(len(x), -1) - self.mean) / self.std
-        return (
-            MixtureSameFamily(Categorical(self.shares), self.parts).log_prob(unit)
-            - self.std.log().sum()
-        )
+        law = MixtureSameFamily(Categorical(self.shares), self.parts)
+        return law.log_prob(unit) - self.std.log().sum()
+
+
+def _finite(own: Tensor, others: Tensor) -> AuditRow:
+    """log p is finite at draws of p, and finite or −∞ elsewhere."""
+    bad = (~own.isfinite()).sum() + (others.isnan() | (others == math.inf)).sum()
+    return _judged("finite", bad.item(), 0, 0, 0, "rows that are not")
 
 
 def _mass(log_w: Tensor, tolerance: float) -> AuditRow:
     """E_q[w]; where few draws count, its error is unknown, but a mean of cut weights above 1 is
     wrong.
     """
+    check = "total mass"
     w = log_w.clamp_max(LARGEST_LOG).exp()
     effective = (w.sum().square() / w.square().sum().clamp_min(1e-300)).item() / len(w)
     if effective >= EFFECTIVE:
-        return _judged("total mass", *_mean(w), 1 - tolerance, 1 + tolerance)
-    row = _judged(
-        "total mass", *_mean(w.clamp_max(LARGEST_WEIGHT)), -math.inf, 1 + tolerance, "at least"
-    )
-    return (
-        row
-        if not row.passed
-        else _unknown("total mass", f"{effective:.1%} of the mixture's draws count")
-    )
+        return _judged(check, *_mean(w), 1 - tolerance, 1 + tolerance)
+    cut = _mean(w.clamp_max(LARGEST_WEIGHT))
+    row = _judged(check, *cut, -math.inf, 1 + tolerance, "at least")
+    if not row.passed:
+        return row
+    return _unknown(check, f"{effective:.1%} of the mixture's draws count")
 
 
 def _quadrature(
@@ -401,21 +331,14 @@ def _quadrature(
     ticks = torch.linspace(-BOX_MARGIN, 1 + BOX_MARGIN, QUADRATURE_POINTS[d], dtype=torch.float64)
     grid = low + size * torch.cartesian_prod(*[ticks] * d).reshape(-1, d)
     p = density((wide.mean + wide.std * (grid @ axes.T)).reshape(-1, *x.shape[1:]))[1].exp()
-    p, cell = (
-        p.reshape([QUADRATURE_POINTS[d]] * d),
-        ((ticks[1] - ticks[0]) * size * wide.std).prod(),
-    )
-    fine, coarse = (
-        (p.sum() * cell).item(),
-        (p[(slice(None, None, 2),) * d].sum() * cell * 2**d).item(),
-    )
+    p = p.reshape([QUADRATURE_POINTS[d]] * d)
+    cell = ((ticks[1] - ticks[0]) * size * wide.std).prod()
+    fine = (p.sum() * cell).item()
+    coarse = (p[(slice(None, None, 2),) * d].sum() * cell * 2**d).item()
     row = _judged(check, fine, abs(fine - coarse) / LIMIT, 1 - tolerance, 1 + tolerance)
-    rough = row.passed and abs(fine - coarse) > ROUGH
-    yield (
-        _unknown(check, f"half of the points: {coarse:.2g} in place of {fine:.2g}")
-        if rough
-        else row
-    )
+    if row.passed and abs(fine - coarse) > ROUGH:
+        row = _unknown(check, f"half of the points: {coarse:.2g} in place of {fine:.2g}")
+    yield row
 
 
 def _compared(own: Scored, others: Scored, tolerance: float, seed: int) -> Iterator[AuditRow]:
@@ -431,21 +354,32 @@ def _compared(own: Scored, others: Scored, tolerance: float, seed: int) -> Itera
         return
     labels = torch.cat([torch.full((len(x),), label) for label, (x, _) in enumerate(xs)])
     classifier = HistGradientBoostingClassifier(max_iter=TREES, random_state=seed)
-    classifier.fit(
-        torch.cat([x for x, _ in xs]), labels, torch.cat([weight for weight, _ in shares])
-    )
+    weights = torch.cat([weight for weight, _ in shares])
+    classifier.fit(torch.cat([x for x, _ in xs]), labels, weights)
     outputs = [2 * torch.as_tensor(classifier.predict_proba(x)[:, 1]) - 1 for _, x in xs]
     largest = torch.cat(outputs).abs().max().clamp_min(1e-12)
-    even = [torch.ones_like(f) for f in outputs]
-    for check, f in (
-        ("draws follow log p", even),
-        ("draws, by a classifier", [f / largest for f in outputs]),
-    ):
-        (a, of_a), (b, of_b) = (
-            _mean(share * weight) for (_, share), weight in zip(shares, f, strict=True)
-        )
+    checks = {
+        "draws follow log p": [torch.ones_like(f) for f in outputs],
+        "draws, by a classifier": [f / largest for f in outputs],
+    }
+    for check, f in checks.items():
+        means = [_mean(share * weight) for (_, share), weight in zip(shares, f, strict=True)]
+        (a, of_a), (b, of_b) = means
         # a share moves ¼ as log w
         yield _judged(check, a - b, math.hypot(of_a, of_b), -tolerance / 4, tolerance / 4)
+
+
+def _above_entropy(density: _Density, law: Any, drawn: Any, tolerance: float) -> AuditRow:
+    """The mean of log p at draws of the law of the data, which is highest for that law itself."""
+    gain = density(drawn)[1] - torch.as_tensor(law.log_prob(drawn)).detach().double().cpu()
+    return _judged("above the law's entropy", *_mean(gain), -math.inf, tolerance)
+
+
+def _units(scaled: _Density, x: Tensor, log_p: Tensor) -> AuditRow:
+    """Where data are multiplied by a factor, log p falls by the log of the Jacobian."""
+    jacobian = x[0].numel() * math.log(SCALE)
+    off = (scaled(SCALE * x)[1] - log_p) / jacobian + 1
+    return _judged("change of units", *_mean(off), -OF_JACOBIAN, OF_JACOBIAN, "of the Jacobian")
 
 
 def _calls(density: _Density, x: Tensor, log_p: Tensor, tolerance: float) -> Iterator[AuditRow]:
@@ -456,11 +390,8 @@ def _calls(density: _Density, x: Tensor, log_p: Tensor, tolerance: float) -> Ite
 
     def off(other: Tensor) -> float:
         expected = log_p[: len(other)]
-        return (
-            ((other.detach().double().cpu() - expected).abs() / (1 + 0.01 * expected.abs()))
-            .max()
-            .item()
-        )
+        difference = (other.detach().double().cpu() - expected).abs()
+        return (difference / (1 + 0.01 * expected.abs())).max().item()
 
     noise = off(density.call(x))
     yield _judged("same call", noise, 0, 0, tolerance)
@@ -485,32 +416,26 @@ def _gradients(
         return
     asked = [density.like(x).requires_grad_(), *parameters]
     total = density.call(asked[0]).sum()
-    found = (
-        torch.autograd.grad(total, asked, allow_unused=True)
-        if total.requires_grad
-        else [None] * len(asked)
-    )
-    in_x, *rest = (
-        None if slope is None or not slope.isfinite().all() else slope for slope in found
-    )
-    if in_x is None:
+    found: Any = [None] * len(asked)
+    if total.requires_grad:
+        found = torch.autograd.grad(total, asked, allow_unused=True)
+    is_missing = [slope is None or not slope.isfinite().all() for slope in found]
+    if is_missing[0]:
         yield AuditRow("gradient in x", math.nan, 0, 0, SLOPE, False, "None or not finite")
     else:
-        step = (
-            NEAR_DEVIATIONS
-            * x.std(0)
-            * (1 - 2 * (torch.arange(len(x)) % 2)).reshape(-1, *[1] * (x.ndim - 1))
-        )
-        wide, near = ((density(x + h)[1] - density(x - h)[1]) / 2 for h in (step, step / 4))
-        along, size = (
-            (in_x.double().cpu() * step).reshape(len(x), -1).sum(1),
-            wide.abs().median().clamp_min(1e-300),
-        )
-        off, error = (
-            (4 * near - other).abs().median().item() / size.item() for other in (along, wide)
-        )
-        yield _judged("gradient in x", off, error, 0, SLOPE, "relative error")
+        yield _slope(density, x, found[0].double().cpu())
     if parameters:
-        yield _judged(
-            "gradient in parameters", rest.count(None), 0, 0, 0, f"of {len(rest)} missing"
-        )
+        missing = sum(is_missing[1:])
+        note = f"of {len(parameters)} missing"
+        yield _judged("gradient in parameters", missing, 0, 0, 0, note)
+
+
+def _slope(density: _Density, x: Tensor, in_x: Tensor) -> AuditRow:
+    """The median error of the gradient ``in_x`` in steps up or down, by central differences."""
+    signs = 1 - 2 * (torch.arange(len(x)) % 2)
+    step = NEAR_DEVIATIONS * x.std(0) * signs.reshape(-1, *[1] * (x.ndim - 1))
+    wide, near = ((density(x + h)[1] - density(x - h)[1]) / 2 for h in (step, step / 4))
+    along = (in_x * step).reshape(len(x), -1).sum(1)
+    size = wide.abs().median().clamp_min(1e-300).item()
+    off, error = ((4 * near - other).abs().median().item() / size for other in (along, wide))
+    return _judged("gradient in x", off, error, 0, SLOPE, "relative error")

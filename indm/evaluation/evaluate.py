@@ -5,7 +5,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from indm.checks import BATCH_SIZE, REPEATS, require
 from indm.dequantization import check_raw, in_words
-from indm.evaluation.mean_nll import RepeatableDraws, Steps
+from indm.evaluation.mean_nll import RepeatableDraws, Solve, Steps
 from indm.evaluation.measures import (
     NLL,
     SOLVED_IN,
@@ -25,7 +25,6 @@ from indm.evaluation.measures import (
     Estimate,
     Measure,
     Setting,
-    Solve,
 )
 from indm.evaluation.report import Likelihoods, Measured, Report
 from indm.gaussian import GaussianReference
@@ -135,33 +134,19 @@ def evaluate(
             draws.draw, draws.costs(), repeats, model.score, progress, distributed
         )
 
-    setting = Setting(math.prod(raw.shape[1:]), groups, seed, model.sde)
-
     def solver_of(measure: Measure) -> Solve:
         return shared(draws.again(measure), model.score, progress, distributed)
 
+    setting = Setting(math.prod(raw.shape[1:]), groups, seed, model.sde)
     joined = {kind: Estimate.joined(batches) for kind, batches in estimates.items()}
     numbers, nats, is_solved = numbers_of(
         measures, joined, setting, solver_of if is_complete else None, not distributed
     )
     if groups is not None:
         nats["groups"] = groups
-    report = Report(
-        measured=numbers,
-        images={kind: joined[kind].total.shape[1] for kind in numbers},
-        unit="nats" if model.scaling.levels is None else "bits/dim",
-        dims=setting.dims,
-        dequantization=in_words(model),
-        eps=model.sde.eps,
-        repeats=repeats,
-        seed=seed,
-        network=verdict,
-        codes=None if model.flow.has_log_det else CODES,
-        groups=None if groups is None else len(groups.unique()),
-        examples_sha256=hashlib.sha256(raw.detach().cpu().contiguous().numpy().data).hexdigest(),
-        interrupted=not is_complete or not is_solved,
-    )
-    return Likelihoods(report, nats)
+    images = {kind: joined[kind].total.shape[1] for kind in numbers}
+    report = draws.report(numbers, images, setting, verdict)
+    return Likelihoods(replace(report, interrupted=not is_complete or not is_solved), nats)
 
 
 def verdict_on_network(
@@ -262,6 +247,32 @@ class Draws:
             measure.solver,
         )  # fmt: skip
 
+    def report(
+        self,
+        numbers: dict[str, Measured],
+        images: dict[str, int],
+        setting: Setting,
+        network: str | None,
+    ) -> Report:
+        """The report of these draws; ``images`` are how many examples each kind has."""
+        model, raw, groups = self.model, self.raw, setting.groups
+        return Report(
+            measured=numbers,
+            images=images,
+            unit="nats" if model.scaling.levels is None else "bits/dim",
+            dims=setting.dims,
+            dequantization=in_words(model),
+            eps=model.sde.eps,
+            repeats=self.repeats,
+            seed=self.seed,
+            network=network,
+            codes=None if model.flow.has_log_det else CODES,
+            groups=None if groups is None else len(groups.unique()),
+            examples_sha256=hashlib.sha256(
+                raw.detach().cpu().contiguous().numpy().data
+            ).hexdigest(),
+        )
+
 
 def group_numbers(groups: Any, n: int) -> Tensor:
     """The number of the group of each of ``n`` examples, (n,), from a tensor, an array or a list."""
@@ -272,22 +283,18 @@ def group_numbers(groups: Any, n: int) -> Tensor:
         groups = torch.as_tensor(array if array.dtype.kind == "f" else array.astype(np.int64))
     wanted = f"one number for each of {n} examples, ({n},)"
     require(groups.shape == (n,), "groups", tuple(groups.shape), wanted)
-    hint = "give an example without a group its own number"
-    require(not groups.isnan().any(), "groups", math.nan, "known", hint)
     return groups.detach()
 
 
 def _check(
     model: Model, raw: Tensor, measures: Sequence[Measure], repeats: int, batch_size: int
 ) -> None:
-    are_measures = isinstance(measures, Sequence) and all(
-        isinstance(measure, Measure) for measure in measures
-    )
+    are_listed = isinstance(measures, Sequence)
+    are_measures = are_listed and all(isinstance(measure, Measure) for measure in measures)
     hint = "[indm.Bound(), indm.NLL()] would do"
     require(are_measures, "measures", measures, "a list of measures", hint)
     kinds = [measure.kind for measure in measures]
     require(repeats >= 2, "repeats", repeats, "at least 2", "one draw cannot show its own noise")
-    require(len(raw) >= 2, "raw", len(raw), "at least 2 samples for a standard error")
     require(0 < len(kinds) == len(set(kinds)), "measures", kinds, "one or more, each kind once")
     for measure in measures:
         measure.check(len(raw))

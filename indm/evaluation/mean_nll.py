@@ -20,7 +20,8 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -48,6 +49,8 @@ PARTS = ("estimates", "differences", "error")  # fields of a rung with an entry 
 ERROR_SHARE = 0.2
 
 Steps = int | None  # None: as many as the error that is asked for needs
+# numbers of estimates, and a ladder ↦ see RepeatableDraws.solve
+Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Mean:
         value: the estimate, in the unit of the values.
         added_error: the standard error of the corrections, by the variance of their differences; 0
             where every example is corrected. Differences that no subset met are unknown to it, so
-            that 95 % intervals hold
-            the mean less often where differences have heavy tails (docs/likelihood.md).
+            that 95 % intervals hold the mean less often where differences have heavy tails
+            (docs/likelihood.md).
         degrees: of freedom of ``added_error``, by Welch and Satterthwaite.
     """
 
@@ -178,11 +181,114 @@ class Rung:
 
 
 @dataclass(frozen=True)
+class CoarseSolves:
+    """Every estimate of a data set, solved in few steps.
+
+    Attributes:
+        nats: −log P without reconstruction, (n,).
+        stated: the error that the solver states for each, nats, (n,).
+        steps: of the solver.
+        evaluations: of the network, for one estimate.
+    """
+
+    nats: Tensor
+    stated: Tensor
+    steps: int
+    evaluations: float
+
+    @cached_property
+    def is_unusual(self) -> Tensor:
+        """Mask of the estimates with an unusually large stated error, at most one in twenty."""
+        largest = self.stated.sort(descending=True).values
+        is_large = self.stated > UNUSUAL * self.stated.median()
+        return is_large & (self.stated >= largest[len(largest) // MOST_UNUSUAL])
+
+    @property
+    def usual(self) -> int:
+        """The number of all other estimates."""
+        return len(self.nats) - int(self.is_unusual.sum())
+
+
+class Plan(NamedTuple):
+    """The steps of each rung, how many estimates each correction needs, and the evaluations spent
+    on finding out.
+    """
+
+    steps: list[Steps]
+    sizes: list[int]
+    evaluations: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Corrections of the usual estimates among ``coarse``, by finer solves of random subsets.
+
+    Models with the same examples and the same ``seed`` share the subsets.
+    """
+
+    coarse: CoarseSolves
+    solve: Solve
+    seed: int
+
+    def subset(self, number: int) -> Tensor:
+        """The usual estimates in the random order of a correction."""
+        rows = order(len(self.coarse.nats), number, self.seed)
+        return rows[~self.coarse.is_unusual[rows]]
+
+    def rung(self, number: int, steps: Sequence[Steps], estimates: Tensor) -> Rung:
+        """Correction ``number``, from 1, of these estimates."""
+        nats, error, spent = self.solve(estimates, steps[max(number - 1, 1) : number + 1])
+        below = self.coarse.nats[estimates] if number == 1 else nats[0]
+        each = spent / max(len(estimates), 1)
+        return Rung(steps[number], estimates, nats[-1] - below, error, each)
+
+    def pilot(self) -> Rung:
+        """One correction to the finest rung, of :data:`PILOT` estimates."""
+        return self.rung(1, [self.coarse.steps, None], self.subset(1)[:PILOT])
+
+    def plan(self, pilot: Rung, added_error: float) -> Plan:
+        """The cheapest rungs that add ``added_error``, judged by variance and cost of the pilot.
+
+        One correction is enough unless it costs more than all coarse solves.
+        """
+        coarse, first = self.coarse, self.coarse.steps
+        variance = pilot.differences.var().item()
+        wanted = sizes([variance], [pilot.evaluations], coarse.usual, added_error)
+        is_cheap = wanted[0] * pilot.evaluations <= len(coarse.nats) * coarse.evaluations
+        if is_cheap or wanted[0] <= 2 * PILOT:
+            return Plan([first, None], wanted, 0.0)
+        between = [first * 2**k for k in range(1, DOUBLINGS + 1)]
+        nats, _, looked = self.solve(pilot.estimates, between)
+        of_pilot = coarse.nats[pilot.estimates]
+        values = torch.stack([of_pilot, *nats, of_pilot + pilot.differences])
+        costs = [coarse.evaluations * k / first for k in between]
+        chosen, wanted = cheapest(values, [*costs, pilot.evaluations], coarse.usual, added_error)
+        return Plan([first, *(between[k] for k in chosen), None], wanted, looked)
+
+    def climbed(self, plan: Plan, pilot: Rung) -> tuple[list[Rung], float]:
+        """The corrections of a plan, and the evaluations that they took.
+
+        Their subsets are drawn afresh. A pilot without a large difference asks for few estimates,
+        so their mean and variance would be too small if the pilot were a part of them. The pilot's
+        solves are used again for the estimates that a fresh subset shares with it.
+        """
+        known = pilot.estimates if len(plan.steps) == 2 else pilot.estimates[:0]
+        rungs, spent = [], plan.evaluations + pilot.evaluations * len(pilot.estimates)
+        for number, size in enumerate(plan.sizes, 1):
+            estimates = self.subset(number + 1)[:size]
+            is_solved = torch.isin(estimates, known)
+            new = self.rung(number, plan.steps, estimates[~is_solved])
+            spent += new.evaluations * len(new.estimates)
+            rungs.append(new.joined(pilot.among(estimates[is_solved])) if is_solved.any() else new)
+        return rungs, spent
+
+
+@dataclass(frozen=True)
 class Corrected:
     """The mean NLL of the finest rung.
 
     Attributes:
-        correction: added to the mean of the coarse NLL, nats, with the error of this.
+        correction: added to the mean of the coarse NLL, nats, with the error that it adds.
         rungs: the corrections, the finest last.
         certain: numbers of the unusual estimates, all solved finely, and their differences, nats.
         evaluations: of the network by all corrections.
@@ -199,83 +305,35 @@ def first_steps(score: Score) -> int:
     return COARSE_SMOOTH if is_smooth(score) else COARSE
 
 
-def corrected(
-    coarse: Tensor,
-    stated: Tensor,
-    first: int,
-    evaluations: float,
-    mean_error: float,
-    seed: int,
-    solve: Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]],
-) -> Corrected:
+def corrected(coarse: CoarseSolves, solve: Solve, mean_error: float, seed: int) -> Corrected:
     """The correction by finer solves to the mean of ``coarse``.
 
     A pilot of :data:`PILOT` estimates shows variance and cost of one correction to the finest rung.
     Where that costs more than the coarse solves, the cheapest rungs between are chosen. Sizes are
-    fixed then, and fresh subsets
-    of these sizes are solved, so that the estimate is unbiased.
+    then fixed, and fresh subsets of these sizes are solved, so that the estimate is unbiased.
+    Unusual estimates are all solved finely.
 
     Args:
-        coarse: −log P without reconstruction of every estimate in ``first`` steps, nats, (n,).
-        stated: the errors that their solver states, nats.
-        evaluations: of the network, of one of them.
-        mean_error: the standard error that the corrections may add, nats.
-        seed: of the random order of the subsets: models with the same examples share them.
+        coarse: all estimates.
         solve: :meth:`RepeatableDraws.solve`, for any number of estimates in any order.
+        mean_error: the standard error that the corrections may add, nats.
+        seed: of the random order of the subsets.
     """
-    n = len(coarse)
-    unusual = stated > UNUSUAL * stated.median()
-    unusual &= stated >= stated.sort(descending=True).values[n // MOST_UNUSUAL]
-    certain = unusual.nonzero().flatten()
-    usual, share = n - len(certain), (n - len(certain)) / n
-
-    def subset(number: int) -> Tensor:
-        """The usual estimates in the random order of a rung."""
-        rows = order(n, number, seed)
-        return rows[~unusual[rows]]
-
-    def rung(number: int, steps: Sequence[Steps], estimates: Tensor) -> Rung:
-        """Correction ``number``, from 1, of these estimates."""
-        nats, error, spent = solve(estimates, steps[max(number - 1, 1) : number + 1])
-        differences = nats[-1] - (coarse[estimates] if number == 1 else nats[0])
-        return Rung(steps[number], estimates, differences, error, spent / max(len(estimates), 1))
-
-    steps: list[Steps] = [first, None]
-    pilot = rung(1, steps, subset(1)[:PILOT])
-    spent, allowed = 0.0, mean_error / share
-    wanted = sizes([pilot.differences.var().item()], [pilot.evaluations], usual, allowed)
-    if wanted[0] > 2 * PILOT and wanted[0] * pilot.evaluations > n * evaluations:
-        between = [first * 2**k for k in range(1, DOUBLINGS + 1)]
-        nats, _, looked = solve(pilot.estimates, between)
-        values = torch.stack(
-            [coarse[pilot.estimates], *nats, coarse[pilot.estimates] + pilot.differences]
-        )
-        costs = [evaluations * k / first for k in between]
-        chosen, wanted = cheapest(values, [*costs, pilot.evaluations], usual, allowed)
-        steps = [first, *(between[k] for k in chosen), None]
-        spent = looked
-    spent += pilot.evaluations * len(pilot.estimates)
-    # The subsets are drawn afresh: a pilot without a large difference asks for few estimates, so
-    # that their
-    # mean and variance would be too small if the pilot were a part of them.
-    # their differences are those of this rung
-    known = pilot.estimates if len(steps) == 2 else pilot.estimates[:0]
-    rungs = []
-    for number, size in enumerate(wanted, 1):
-        estimates = subset(number + 1)[:size]
-        is_solved = torch.isin(estimates, known)
-        new = rung(number, steps, estimates[~is_solved])
-        spent += new.evaluations * len(new.estimates)
-        rungs.append(new.joined(pilot.among(estimates[is_solved])) if is_solved.any() else new)
-    mean = multilevel_mean(torch.zeros(usual), [part.differences for part in rungs])
-    shift, nats = mean.value * share, coarse[:0]
+    n = len(coarse.nats)
+    share = coarse.usual / n
+    ladder = Ladder(coarse, solve, seed)
+    pilot = ladder.pilot()
+    rungs, spent = ladder.climbed(ladder.plan(pilot, mean_error / share), pilot)
+    mean = multilevel_mean(torch.zeros(coarse.usual), [part.differences for part in rungs])
+    shift = mean.value * share
+    certain, differences = coarse.is_unusual.nonzero().flatten(), coarse.nats[:0]
     if len(certain):
         found, _, own = solve(certain, [None])
-        nats, spent = found[-1] - coarse[certain], spent + own
-        shift += nats.sum().item() / n
-    return Corrected(
-        Mean(shift, mean.added_error * share, mean.degrees), rungs, (certain, nats), spent
-    )
+        differences = found[-1] - coarse.nats[certain]
+        spent += own
+        shift += differences.sum().item() / n
+    total = Mean(shift, mean.added_error * share, mean.degrees)
+    return Corrected(total, rungs, (certain, differences), spent)
 
 
 def cheapest(
@@ -362,7 +420,5 @@ def sizes(
 
 
 def order(n: int, rung: int, seed: int) -> Tensor:
-    """The n examples in the random order of a rung: its subset are the first of them, for each
-    model alike.
-    """
+    """The n examples in the random order of a rung; every model uses the same leading subset."""
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed + 7_919 * rung))

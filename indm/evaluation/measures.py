@@ -7,7 +7,7 @@ files and differences of evaluations follow from these.
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -18,7 +18,15 @@ from torch import Tensor
 
 from indm.checks import IW_EXAMPLES, NLL_ERROR, PROBES, TIMES, require
 from indm.dequantization import from_data
-from indm.evaluation.mean_nll import ERROR_SHARE, PILOT, Corrected, Steps, corrected, first_steps
+from indm.evaluation.mean_nll import (
+    ERROR_SHARE,
+    PILOT,
+    CoarseSolves,
+    Corrected,
+    Solve,
+    corrected,
+    first_steps,
+)
 from indm.evaluation.report import Correction, Level, Measured, Solves
 from indm.evaluation.statistics import mean_and_error, number_of, number_of_draws
 from indm.gaussian import GaussianReference
@@ -30,8 +38,6 @@ from indm.sde.linear import LinearSDE
 TERMS = ("reconstruction", "prior", "flow", "constant", "log_q")  # of the NELBO, after its score
 # steps of an ODE whose error decides, typical of digits and vectors: for the share of a bar
 SOLVED_IN = 48
-# see indm.evaluation.mean_nll
-Solve = Callable[[Tensor, Sequence[Steps]], tuple[Tensor, Tensor, int]]
 Reference = GaussianReference | None
 # numbers, and nats of every example by the suffix of their key
 Results = tuple[Measured, dict[str, Tensor]]
@@ -310,13 +316,6 @@ class NLL(Solved):
     def title(self) -> str:
         return "NLL (ODE)"
 
-    def check(self, n: int) -> None:
-        super().check(n)
-        fits = self.mean_error is None or 0 < self.mean_error < math.inf
-        require(
-            fits, "mean_error", self.mean_error, "positive and finite", "1e-3 bits/dim is usual"
-        )
-
     def estimate(
         self, model: Model, raw: Tensor, reference: Reference, generator: torch.Generator
     ) -> Estimate:
@@ -337,15 +336,14 @@ class NLL(Solved):
         if few is None or self.steps is not None or solve is None:
             return numbers, nats
         assert estimate.without_reconstruction is not None and estimate.solver_error is not None
-        found = corrected(
+        coarse = CoarseSolves(
             estimate.without_reconstruction.T.flatten(),
             estimate.solver_error.T.flatten(),
             few,
             estimate.nfe,
-            self.allowed_error(numbers, nats[""], setting),
-            setting.seed,
-            solve,
         )
+        allowed = self.allowed_error(numbers, nats[""], setting)
+        found = corrected(coarse, solve, allowed, setting.seed)
         return with_correction(numbers, nats, found, estimate.total.numel(), setting)
 
     def allowed_error(self, numbers: Measured, values: Tensor, setting: Setting) -> float:

@@ -4,7 +4,7 @@ text.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -148,23 +148,18 @@ class Measured:
     def read(cls, content: Mapping[str, Any], kind: str) -> "Measured":
         """From entries of :meth:`content` under the key ``kind``."""
 
-        def number(name: str) -> Number | None:
-            row = content.get(name)
-            if row is None:
-                return None
-            own = Number.read(row)
-            return Number(own.mean, own.standard_error, own.estimator_noise, error.get("nats"))
-
         error = content.get("solver_error") or {}
         terms, added = content.get("terms"), content.get("added_error")
-        whole = number("with_reconstruction")
-        if whole is None:
-            raise ValueError(f"the entry {kind!r} must have with_reconstruction")
+        without = content.get("without_reconstruction")
+
+        def number(row: Mapping[str, Any]) -> Number:
+            return replace(Number.read(row), solver_error=error.get("nats"))
+
         return cls(
             title=content.get("title", kind.upper()),
             settings=content["settings"],
-            with_reconstruction=whole,
-            without_reconstruction=number("without_reconstruction"),
+            with_reconstruction=number(content["with_reconstruction"]),
+            without_reconstruction=without and number(without),
             nfe=content.get("nfe", 0.0),
             largest_bits_per_dim=error.get("largest_bits_per_dim"),
             unconverged=content.get("unconverged"),
@@ -327,7 +322,6 @@ class Likelihoods:
         paired, groups = {}, self.nats.get("groups")
         for kind in [kind for kind in self.report.measured if kind in other.report.measured]:
             a, b = self.per_example(kind), other.per_example(kind)
-            require(len(a) == len(b), f"examples of other, {kind}", len(b), f"{len(a)}, as here")
             mean, error = mean_and_error(a - b, None if groups is None else groups[: len(a)])
             paired[kind] = mean, math.hypot(error, self.added_error(other, kind))
         return paired

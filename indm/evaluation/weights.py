@@ -13,7 +13,7 @@ for the number of draws, there is a refusal in place of a number.
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ MOST_VARIANCE = 0.1  # of the noise in log q up to which it is corrected
 INTERVAL = (0.025, 0.975)
 LIMIT = 4.0  # standard errors beyond which two means of the same number disagree
 PAIRS = 256  # draws whose log q is estimated twice, for the variance of the estimate
-# options of a model's draws that its log_prob has, too
+# options that a model's draws and its log_prob share
 OF_BOTH = ("c", "eps", "exact", "probes", "reference")
 Floats = NDArray[np.float64]
 Function = Callable[[Any], Any]
@@ -381,9 +381,8 @@ class Weights:
             the interval.
         """
         values = _numbers(f(self.draws) if callable(f) else f, "f", len(self.log_weights))
-        require(
-            bool(np.isfinite(values).all()), "f", "NaN or an infinite number", "finite at all draws"
-        )
+        is_finite = bool(np.isfinite(values).all())
+        require(is_finite, "f", "NaN or an infinite number", "finite at all draws")
         tail, log_z = self._log_z_draws
         why = self._refused(tail, len(values))
         if why:
@@ -423,11 +422,8 @@ class Weights:
         if why:
             raise ValueError(f"weights cannot be resampled: {why}")
         rows = np.random.default_rng(seed).choice(len(self.log_weights), n, p=self.normalised)
-        return (
-            self.draws[torch.from_numpy(rows)]
-            if isinstance(self.draws, Tensor)
-            else self.draws[rows]
-        )
+        is_tensor = isinstance(self.draws, Tensor)
+        return self.draws[torch.from_numpy(rows) if is_tensor else rows]
 
     @cached_property
     def forward(self) -> Forward | None:
@@ -447,12 +443,8 @@ class Weights:
         counts = int(np.isfinite(self.log_weights).sum())
         without = len(self.log_weights) - counts
         log_support = np.log(rng.beta(counts + 0.5, without + 0.5, POSTERIOR)) if without else 0.0
-        z = (
-            refusal(why)
-            if why
-            else self._shifted(log_support - log_inverse, self.probe_variance / 2)
-        )
-        return Forward(ess, z, self._deviation(at_target))
+        log_z = self._shifted(log_support - log_inverse, self.probe_variance / 2)
+        return Forward(ess, refusal(why) if why else log_z, self._deviation(at_target))
 
     def _forward_ess(self, at_target: Floats, rng: np.random.Generator) -> Interval:
         tail, log_z = self._log_z_draws
@@ -494,12 +486,10 @@ class Weights:
             )
         if self.log_z.refused:
             return f"refused: {self.log_z.note}"
-        seen = (
-            ""
-            if self.forward is not None
-            else "; without draws of the target nothing can find a mode that q misses"
-        )
-        return f"log Z and means hold (k̂ = {self.k:.2f}){seen}"
+        holds = f"log Z and means hold (k̂ = {self.k:.2f})"
+        if self.forward is not None:
+            return holds
+        return f"{holds}; without draws of the target nothing can find a mode that q misses"
 
     def __str__(self) -> str:
         """The numbers, one a line, and the verdict."""
@@ -519,13 +509,9 @@ class Weights:
 
     def save(self, path: str | Path) -> None:
         """Write draws and weights into one .npz file; read it by :meth:`load`."""
-        draws = (
-            self.draws.detach().cpu().numpy()
-            if isinstance(self.draws, Tensor)
-            else np.asarray(self.draws)
-        )
+        draws = self.draws
         arrays: dict[str, Any] = {
-            "draws": draws,
+            "draws": draws.detach().cpu().numpy() if isinstance(draws, Tensor) else draws,
             "log_weights": self.log_weights,
             "probe_variance": np.array(self.probe_variance),
             "solver_error": np.array(self.solver_error),
@@ -602,131 +588,114 @@ def reweight(
     https://arxiv.org/abs/1507.02646.
     """
     is_one = (model is None) != (draws is None)
-    require(
-        is_one,
-        "model or draws",
-        "both" if model is not None else "neither",
-        "given, one of the two",
-    )
-    for name, value in {"probe_variance": probe_variance, "solver_error": solver_error}.items():
-        require(value is None or 0 <= value < math.inf, name, value, "0 or more, and finite")
-    least = 5 * LEAST_TAIL
+    got = "both" if model is not None else "neither"
+    require(is_one, "model or draws", got, "given, one of the two")
     if model is not None:
-        require(n >= least, "n", n, f"at least {least}", "fewer draws have no tail to fit")
-        draws, log_q = sample_with_log_prob(
-            model,
-            n,
-            nll_error=nll_error,
-            batch_size=batch_size,
-            generator=generator,
-            progress=progress,
-            **solver,
-        )
-        options: dict[str, Any] = {name: solver[name] for name in OF_BOTH if name in solver}
+        density = _ModelDensity(model, nll_error, solver)
+        draws, log_q = density.sample(n, batch_size, generator, progress)
         if probe_variance is None:
-            probe_variance = _variance_of(model, draws, options)
+            probe_variance = density.variance(draws)
         if solver_error is None:
             solver_error = nll_error * event_size(draws) * math.log(2)
-        if target_draws is not None and target_log_q is None:
-
-            def target_log_q(x: Tensor) -> Tensor:
-                with torch.no_grad():
-                    return model.log_prob(x, steps=256, **options)
-
-    require(
-        log_q is not None, "log_q", log_q, "given with draws", "weights need log q of each draw"
-    )
-    if not isinstance(draws, Tensor):
-        draws = np.asarray(draws)
-    count = len(draws)
-    require(
-        count >= least,
-        "draws",
-        counted(count, "row"),
-        f"at least {least}",
-        "fewer have no tail to fit",
-    )
-    require(
-        bool((draws[1:] != draws[:1]).any()), "draws", "rows that are all alike", "different rows"
-    )
-    if target_log_q is None and callable(log_q):
+        if target_log_q is None:
+            target_log_q = density
+    elif target_log_q is None and callable(log_q):
         target_log_q = log_q
-    log_weights = _log_weights(log_target, draws, log_q, "log_q", batch_size, progress)
-    require(
-        bool(np.isfinite(log_weights).any()), "log_target", "−∞ at all draws", "finite somewhere"
-    )
+    log_weights_of = _LogWeights(log_target, batch_size, progress)
+    draws = _rows(draws, "draws")
+    require(bool((draws[1:] != draws[:1]).any()), "draws", "the same row everywhere", "different")
+    log_weights = log_weights_of(draws, log_q, "log_q")
+    has_mass = bool(np.isfinite(log_weights).any())
+    require(has_mass, "log_target", "−∞ at all draws", "finite somewhere")
     at_target = None
     if target_draws is not None:
-        wanted = "given with target_draws, or log_q as a function"
-        require(target_log_q is not None, "target_log_q", None, wanted)
-        if not isinstance(target_draws, Tensor):
-            target_draws = np.asarray(target_draws)
-        require(
-            len(target_draws) >= least,
-            "target_draws",
-            counted(len(target_draws), "row"),
-            f"at least {least}",
-        )
-        at_target = _log_weights(
-            log_target, target_draws, target_log_q, "target_log_q", batch_size, progress
-        )
+        target_draws = _rows(target_draws, "target_draws")
+        at_target = log_weights_of(target_draws, target_log_q, "target_log_q")
         has_mass = bool((at_target > -math.inf).all())
         require(has_mass, "target_draws", "rows without target density", "draws of the target")
     return Weights(draws, log_weights, at_target, probe_variance or 0.0, solver_error or 0.0)
 
 
-def _variance_of(model: Any, draws: Tensor, options: Mapping[str, Any]) -> float:
-    """Variance of the model's estimate of log q, by two estimates of some rows; 0 where the
-    divergence is exact.
-    """
-    if options.get("exact"):
-        return 0.0
-    some = draws[:PAIRS]
-    with torch.no_grad(), warnings.catch_warnings():
-        # The error of these few steps is the same in both, so it leaves their difference.
-        warnings.simplefilter("ignore", RuntimeWarning)
-        first, again = (model.log_prob(some, steps=32, **options) for _ in range(2))
-    return float((first - again).double().square().mean() / 2)
+@dataclass(frozen=True)
+class _ModelDensity:
+    """log q of a model at any rows; ``solver`` has options of its ODE."""
 
+    model: Any
+    nll_error: float
+    solver: Mapping[str, Any]
 
-def _log_weights(
-    log_target: Function, draws: Any, log_q: Any, name: str, batch_size: int, progress: bool
-) -> Floats:
-    """log p̃ − log q of all rows, (n,)."""
-    log_p = _evaluated(log_target, draws, "log_target", batch_size, progress)
-    if callable(log_q):
-        log_q = _evaluated(log_q, draws, name, batch_size, progress)
-    log_q = _numbers(log_q, name, len(draws))
-    require(not bool(np.isnan(log_p).any()), "log_target", "NaN", "a number at each draw")
-    require(not bool((log_p == math.inf).any()), "log_target", "∞", "finite, or −∞ for no mass")
-    if name == "target_log_q":
-        require(bool((log_q < math.inf).all()), name, "NaN or ∞", "finite, or −∞ for no density")
-    else:
-        require(
-            bool(np.isfinite(log_q).all()),
-            name,
-            "a number that is not finite",
-            "finite at each draw of q",
+    def sample(
+        self, n: int, batch_size: int, generator: torch.Generator | None, progress: bool
+    ) -> tuple[Tensor, Tensor]:
+        """n draws, and log q of each."""
+        return sample_with_log_prob(
+            self.model,
+            n,
+            nll_error=self.nll_error,
+            batch_size=batch_size,
+            generator=generator,
+            progress=progress,
+            **self.solver,
         )
-    return log_p - log_q
+
+    def __call__(self, x: Tensor, steps: int = 256) -> Tensor:
+        options = {name: self.solver[name] for name in OF_BOTH if name in self.solver}
+        with torch.no_grad():
+            return self.model.log_prob(x, steps=steps, **options)
+
+    def variance(self, draws: Tensor) -> float:
+        """Variance of the noise in log q, from two estimates for some of ``draws``; 0 where the
+        divergence is exact.
+        """
+        if self.solver.get("exact"):
+            return 0.0
+        with warnings.catch_warnings():
+            # The error of these few steps is the same in both, so it leaves their difference.
+            warnings.simplefilter("ignore", RuntimeWarning)
+            first, again = (self(draws[:PAIRS], steps=32) for _ in range(2))
+        return float((first - again).double().square().mean() / 2)
 
 
-def _evaluated(
-    function: Function, draws: Any, name: str, batch_size: int, progress: bool
-) -> Floats:
-    """The values of a function of rows, ``batch_size`` rows at a time."""
-    with torch.no_grad():
-        parts = [
-            _numbers(function(rows), name, len(rows))
-            for rows in _batches(draws, batch_size, name, progress)
-        ]
-    return np.concatenate(parts)
+@dataclass(frozen=True)
+class _LogWeights:
+    """log p̃ − log q of rows, (n,), evaluated ``batch_size`` rows at a time."""
+
+    log_target: Function
+    batch_size: int
+    progress: bool
+
+    def __call__(self, rows: Any, log_q: Any, name: str) -> Floats:
+        """``log_q``, called ``name`` in messages, are values or a function of rows."""
+        log_p = self._evaluated(self.log_target, rows, "log_target")
+        if callable(log_q):
+            log_q = self._evaluated(log_q, rows, name)
+        log_q = _numbers(log_q, name, len(rows))
+        is_known = bool((log_p < math.inf).all())
+        require(is_known, "log_target", "NaN or ∞", "finite, or −∞ for no mass")
+        may_miss = name == "target_log_q"  # a draw of q always has a density
+        is_known = bool(((log_q < math.inf) & (may_miss | (log_q > -math.inf))).all())
+        wanted = "finite, or −∞ for no density" if may_miss else "finite at each draw of q"
+        require(is_known, name, "a number that is not", wanted)
+        return log_p - log_q
+
+    def _evaluated(self, function: Function, rows: Any, name: str) -> Floats:
+        starts = range(0, len(rows), self.batch_size)
+        is_quiet = not self.progress or len(starts) == 1
+        parts = []
+        with torch.no_grad():
+            for start in tqdm(starts, desc=name, disable=is_quiet):
+                part = rows[start : start + self.batch_size]
+                parts.append(_numbers(function(part), name, len(part)))
+        return np.concatenate(parts)
 
 
-def _batches(draws: Any, batch_size: int, name: str, progress: bool) -> Iterator[Any]:
-    starts = range(0, len(draws), batch_size)
-    for start in tqdm(starts, desc=name, disable=not progress or len(starts) == 1):
-        yield draws[start : start + batch_size]
+def _rows(draws: Any, name: str) -> Any:
+    """``draws`` as a tensor or an array; ValueError for too few to fit a tail."""
+    draws = draws if isinstance(draws, Tensor) else np.asarray(draws)
+    least = 5 * LEAST_TAIL
+    got = counted(len(draws), "row")
+    require(len(draws) >= least, name, got, f"at least {least}", "fewer have no tail to fit")
+    return draws
 
 
 def _numbers(values: Any, name: str, n: int) -> Floats:
@@ -734,10 +703,6 @@ def _numbers(values: Any, name: str, n: int) -> Floats:
     if isinstance(values, Tensor):
         values = values.detach().cpu().double().numpy()
     found = np.asarray(values, dtype=np.float64)
-    require(
-        found.shape == (n,),
-        name,
-        f"the shape {found.shape}",
-        f"of the shape ({n},), one number a row",
-    )
+    is_one_each = found.shape == (n,)
+    require(is_one_each, name, f"the shape {found.shape}", f"of the shape ({n},), one number a row")
     return found

@@ -8,7 +8,6 @@ import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
-from indm.checks import require
 from indm.tables import solve
 from indm.tables.fit import bounds_of
 from indm.tables.rows import noisy
@@ -19,8 +18,6 @@ def score_bound(
 ) -> tuple[float, float]:
     """See :meth:`indm.DensityEstimator.score_bound`."""
     check_is_fitted(estimator)
-    most = solve.ROWS_AT_ONCE
-    require(2 <= pairs <= most, "pairs", pairs, f"from 2 to {most}")
     X = estimator._read(X)
     c = estimator.standardised(c, len(X))
     if len(estimator.possible(X, c)) < len(X):

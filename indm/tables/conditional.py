@@ -37,7 +37,6 @@ def conditional(estimator: Any, given: Mapping[Any, Any]) -> "Conditional":
             kind.encoded(ranges[i])
         else:
             ranges[i] = estimator._interval_of(i, value, "a range in given")
-            kind.check_range(*ranges[i])
     estimator._answers.check_possible(row)
     return Conditional(estimator, row[0], ranges)
 

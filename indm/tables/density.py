@@ -10,6 +10,7 @@ import torch
 from sklearn.base import BaseEstimator, DensityMixin
 from torch import Tensor
 
+from indm.checks import require
 from indm.tables.columns import Array, Columns
 from indm.tables.named import NamedColumns
 from indm.tables.solve import averaged
@@ -136,6 +137,13 @@ class TableDensity(NamedColumns, DensityMixin, ConditionalDensity):
     verbose: bool = False
     progress: bool = True
     random_state: Any = None
+
+    def _held_rows(self, rows: int) -> int:
+        """How many of the rows validate a model."""
+        held = self.validation_fraction
+        wanted = "above 0 and at most 0.5"
+        require(0 < held <= 0.5, "validation_fraction", held, wanted, "0.1 is usual")
+        return max(1, round(held * rows))
 
     def score(self, X: Any, y: Any = None) -> float:
         """The mean of :meth:`score_samples`, nats of a row; ``y`` is ignored."""

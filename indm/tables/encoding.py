@@ -96,16 +96,6 @@ class Column:
                 )
         return numbers, codes
 
-    def check_range(self, low: float, high: float) -> None:
-        """ValueError where no number of the column is from ``low`` to ``high``."""
-        values = [*self.values] if self.constant is None else [self.constant]
-        if not any(low <= value <= high for value in values):
-            lowest, highest = (np.inf, -np.inf) if self.map is None else self.map.interval[:, 0]
-            if not (low < highest and (lowest <= high if self.is_whole else lowest < high)):
-                raise ValueError(
-                    f"given has a range of probability 0, {low} to {high} of {self.name}"
-                )
-
 
 @dataclass(frozen=True)
 class Encoding:

@@ -19,7 +19,6 @@ from indm.sampling import sample
 from indm.tables import solve
 from indm.tables.bound import score_bound
 from indm.tables.columns import (
-    LARGEST_X,
     Array,
     Columns,
     are_near,
@@ -29,7 +28,7 @@ from indm.tables.columns import (
 from indm.tables.density import LatentDensity, TableDensity
 from indm.tables.fit import INTERRUPT
 from indm.tables.named import DATES, FEWEST_ROWS, problems_of, warn_of_few_values
-from indm.tables.report import check_count, check_options, ended_by, warn_of_fit, warn_of_silence
+from indm.tables.report import ended_by, warn_of_fit, warn_of_silence
 from indm.tables.rows import Conditions, Table, far_mask, noisy
 from indm.tables.start import Fits, Fitted
 
@@ -201,7 +200,7 @@ class DensityEstimator(TableDensity, LatentDensity):
         began: float,
     ) -> list[Fitted]:
         """Models that are validated on different rows, each in its share of the seconds."""
-        size = max(1, round(self.validation_fraction * len(table.X)))
+        size = self._held_rows(len(table.X))
         start = Fits(self, self._whole, self.n_conditions_)
         order = np.arange(len(table.X))
         fits: list[Fitted] = []
@@ -306,7 +305,6 @@ class DensityEstimator(TableDensity, LatentDensity):
         ``sampling_error_``.
         """
         check_is_fitted(self)
-        check_count(n_samples, "n_samples")
         c = self.standardised(c, n_samples)
         steps = self.sampling_steps_ if steps is None else steps
         latents = self._latents(c, steps, check_random_state(random_state))
@@ -323,7 +321,7 @@ class DensityEstimator(TableDensity, LatentDensity):
         """
         X = self._table(X, reset)
         try:
-            found = validate_data(self, X, dtype=np.float64, reset=reset, **options)
+            return validate_data(self, X, dtype=np.float64, reset=reset, **options)
         except (TypeError, ValueError) as error:
             wrong = [
                 f"{kind} in column {i} ({X.columns[i]})"
@@ -334,15 +332,9 @@ class DensityEstimator(TableDensity, LatentDensity):
                 takes = f"JointDensityEstimator takes categories and missing entries (NaN); {DATES}"
                 raise ValueError(f"X must hold numbers, got {', '.join(wrong)}: {takes}") from error
             raise
-        if np.abs(found).max() > LARGEST_X:
-            raise ValueError(
-                f"X must hold numbers of at most {LARGEST_X:g}, got {np.abs(found).max():g}"
-            )
-        return found
 
     def _models_for(self, rows: int) -> int:
-        """The number of models; ValueError where an argument is out of range."""
-        check_options(self)
+        """The number of models for so many rows."""
         if self.n_models is not None:
             return self.n_models
         if rows <= FEW_ROWS:  # few rows are soon overfitted, many take time
@@ -365,18 +357,12 @@ class DensityEstimator(TableDensity, LatentDensity):
                 raise ValueError(f"discrete columns must hold whole numbers, got {got}")
 
     def _varying(self, X: Array) -> Array:
-        """The columns of ``X`` that are not constant, or discrete; a warning names the others.
-
-        Raises:
-            ValueError: there are none.
-        """
+        """The columns of ``X`` that are not constant, or discrete; a warning names the others."""
         same = are_near(X.min(0), X.max(0))
         same[self.discrete_] = False
         self.constant_ = np.where(same, X[0], np.nan)
         self._whole = np.flatnonzero(np.isin(np.flatnonzero(~same), self.discrete_))
         named = ", ".join(f"{self._name(i)}, {X[0, i]:g}" for i in np.flatnonzero(same))
-        if same.all():
-            raise ValueError(f"X must vary in a column, got the same value in all rows of {named}")
         if same.any():
             warnings.warn(
                 f"left out of the density, as all rows have the same value: {named}", stacklevel=3

@@ -9,14 +9,12 @@ from sklearn.utils.validation import check_is_fitted
 from indm.tables.columns import Array
 from indm.tables.encoding import are_missing
 from indm.tables.named import is_frame
-from indm.tables.report import check_count
 
 
 def imputed(estimator: Any, X: Any, n: int | None, random_state: Any) -> Any:
     """See :meth:`indm.JointDensityEstimator.impute`."""
     check_is_fitted(estimator)
     copies = 1 if n is None else n
-    check_count(copies, "n")
     index = X.index if is_frame(X) else None
     X = estimator._validated(X, reset=False)
     answers = estimator._answers

@@ -24,7 +24,7 @@ from indm.tables.joint_fit import JointFit, JointTraining
 from indm.tables.kinds import Declared, fitted_encoding, warn_of_far_numbers
 from indm.tables.named import FEWEST_ROWS, is_frame
 from indm.tables.questions import Question, Questions, noise, random_question
-from indm.tables.report import check_options, ended_by, warn_of_fit
+from indm.tables.report import ended_by, warn_of_fit
 
 
 @dataclass(kw_only=True, eq=False, repr=False)
@@ -112,12 +112,11 @@ class JointDensityEstimator(TableDensity):
             UserWarning: a column is left out, or a number is far from others; the network found
             nothing.
         """
-        check_options(self)
         began = time.perf_counter(), time.process_time()
         rng = check_random_state(self.random_state)
         x, codes = self._encoded(X, rng)
         order = rng.permutation(len(x))
-        held = max(1, round(self.validation_fraction * len(x)))
+        held = self._held_rows(len(x))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(rng.randint(2**31 - 1))
             rows = JointFit(self, self.encoding_, x, codes, order, held, question, rng)

@@ -110,18 +110,12 @@ def fitted_column(entries: Array, declared: Declared, rng: np.random.RandomState
 
     Raises:
         ValueError: strings that are all dates, unless it is named a category; categories that are
-            too many, or nearly as many as entries, or have bounds or spikes; equal spikes; and what
+            too many, or nearly as many as entries, or have bounds or spikes; and what
             :meth:`Column.encoded` raises.
     """
-    name, spikes = declared.name, declared.spikes
     present = entries[~are_missing(entries)]
     if len(present) < 2:
-        return Column(name)
-    are_numbers = all(isinstance(spike, int | float | np.number) for spike in spikes)
-    if not are_numbers or not np.isfinite(spikes).all() or len(set(spikes)) < len(spikes):
-        raise ValueError(
-            f"{name} must have different finite numbers as spikes, such as 0, got {spikes}"
-        )
+        return Column(declared.name)
     has_names = any(isinstance(entry, str | bool | np.bool_) for entry in present.flat)
     if declared.is_category or has_names:
         return _column_of_categories(present, declared)

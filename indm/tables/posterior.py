@@ -329,7 +329,7 @@ class PosteriorEstimator(ConditionalDensity):
     def _sample(self, n: int, c: Array, random_state: Any) -> Array:
         """(m, n, d) at rows of c (m, k)."""
         draws = self._density.sample(n * len(c), random_state, c=np.repeat(c, n, axis=0))
-        return draws.reshape(len(c), n, -1)
+        return draws.reshape(len(c), n, draws.shape[1])
 
     def _latents(self, theta: Array, c: Array | None = None) -> Array:
         """Latents of the varying parameters at standardised conditions, by default at their mean."""

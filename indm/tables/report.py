@@ -1,41 +1,15 @@
-"""The options of a fit, checked, and what a fit says of itself: how it ended, and warnings."""
+"""What a fit says of itself: how it ended, and warnings."""
 
 import time
 import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from indm.checks import counted, require
-from indm.tables.density import TableDensity
+from indm.checks import counted
 from indm.tables.fit import INTERRUPT, MARKS, Gain, Validated, is_gain
 from indm.training import REVIVALS, SLOWER
 
 LATE_GAIN = 0.05  # nats a row, above which a fit that time ended has stopped too early
-
-
-def check_options(estimator: TableDensity) -> None:
-    """ValueError for an option of a fit that is out of range."""
-    options = estimator.get_params()
-    counts = {"n_models": 1, "max_components": 1, "batch_size": 1, "max_steps": 0}
-    for name, least in (counts | {"width": 1, "depth": 1, "draws": 2}).items():
-        if options.get(name) is not None:
-            check_count(options[name], name, least)
-    positive = {"max_seconds": estimator.max_seconds}
-    if estimator.learning_rate is not None:
-        positive["learning_rate"] = estimator.learning_rate
-    for name, value in positive.items():
-        require(value > 0, name, value, "a positive number")
-    dropout, held = estimator.dropout, estimator.validation_fraction
-    require(0 <= dropout < 1, "dropout", dropout, "a share below 1", "0.1 is usual")
-    require(0 < held <= 0.5, "validation_fraction", held, "above 0 and at most 0.5", "0.1 is usual")
-
-
-def check_count(n: Any, name: str, least: int = 1) -> None:
-    """ValueError for other than a whole number of at least ``least``."""
-    is_whole = isinstance(n, int | np.integer)
-    require(is_whole and n >= least, name, n, f"a whole number of at least {least}")
 
 
 def ended_by(each: Sequence[str]) -> str:

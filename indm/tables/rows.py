@@ -88,26 +88,20 @@ class Conditions:
         """Standardised conditions (rows, k), of one for all rows or one for each.
 
         Raises:
-            ValueError: there are none where the density was fitted with them, or some where it was
-                fitted without, or they are not finite numbers, or not so many.
+            ValueError: they have other columns than in ``fit``, which may have got none, or are not
+                finite numbers.
         """
         k = len(self.mean)
-        if (c is None) != (k == 0):
-            wanted = f"{k} numbers for each row" if k else "left out"
-            got = "none" if c is None else "some; fit takes it by fit(X, c=c)"
-            raise ValueError(f"c must be {wanted}, as it was in fit, got {got}")
-        if c is None:
-            return np.zeros((rows, 0))
+        table = np.zeros((rows, 0)) if c is None else _array(np.atleast_1d(c))
+        if table.ndim == 1:
+            table = table[:, None] if k == 1 else table[None]
+        if table.shape[1] != k:
+            raise ValueError(f"c must have {k} columns, as in fit(X, c=c), got {table.shape[1]}")
         names = names_of(c)
         if names and self.names and names != self.names:
             raise ValueError(
                 f"c must have the columns {self.names} in this order, as in fit, got {names}"
             )
-        table = _array(np.atleast_1d(c))
-        if table.ndim == 1:
-            table = table[:, None] if k == 1 else table[None]
-        if table.shape[1] != k:
-            raise ValueError(f"c must have {k} columns, as in fit, got {table.shape[1]}")
         return np.broadcast_to(self._scaled(table), (rows, k))
 
     def _scaled(self, c: Array) -> Array:

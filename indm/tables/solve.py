@@ -17,7 +17,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from indm.checks import counted, require
+from indm.checks import counted
 from indm.gaussian import GaussianReference
 from indm.likelihood import START, WhitenedFlow, log_prob
 from indm.ode import OUT_OF_REACH, ROUNDING_OF_RATES, NotFinite, rademacher
@@ -134,7 +134,6 @@ def latent_log_prob(model: nn.Module, z: Tensor, tol: float) -> tuple[Tensor, Te
     there is below exp(−FAR²/2) = 2e-22. So does a row that even double precision cannot solve; its
     error is infinite.
     """
-    require(tol > 0, "tol", tol, "positive")
     with torch.no_grad():
         z, log_det = model.flow(z)
     mixture = mixture_of(model, z)

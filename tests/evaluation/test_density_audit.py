@@ -179,18 +179,17 @@ def test_our_own_density_passes():
     ("call", "words"),
     [
         (lambda: indm.audit(of_a_flow), "sample, law or x must be given"),
-        (lambda: indm.audit(of_a_flow, draw, draws=10), "draws must be at least 64, got 10"),
+        (
+            lambda: indm.audit(of_a_flow, draw, draws=10),
+            r"sample\(n\) must be at least 64 rows, got '20 rows'",
+        ),
         (
             lambda: indm.audit(of_a_flow, x=torch.zeros(3, 3)),
             "x must be at least 64 rows, got '3 rows'",
         ),
-        (lambda: indm.audit(of_a_flow, draw, batch_size=0), "batch_size must"),
-        (lambda: indm.audit(of_a_flow, draw, tolerance=math.nan), "tolerance must"),
-        (lambda: indm.audit(of_a_flow, draw, tolerance=-1.0), "tolerance must"),
-        (lambda: indm.audit(of_a_flow, lambda n: torch.zeros(n, 3)), r"sample\(n\) must vary"),
         (
             lambda: indm.audit(of_a_flow, lambda n: draw(n) * torch.tensor([1, 0, 1])),
-            r"sample\(n\) must vary.* 1 is 0",
+            r"sample\(n\) must vary in every entry, got 0 .* of entry 1",
         ),
         (lambda: indm.audit(of_a_flow, lambda n: draw(n) / 0), r"sample\(n\) must be finite"),
         (

@@ -195,7 +195,6 @@ def test_a_difference_needs_the_same_examples_seed_and_unit():
             "seed of other must be 0, as in the evaluation that it is taken from, got 1",
         ),
         (found(of_levels, (x > 0).long()), "unit of other must be 'nats', .* got 'bits/dim'"),
-        (found(examples=9), "examples of other, nelbo must be 20, as here, got 9"),
     ):
         with pytest.raises(ValueError, match=said):
             first - other
@@ -513,7 +512,7 @@ def test_evaluate_checks_its_arguments():
     model, raw, _ = grey_model(True)
     with pytest.raises(ValueError, match="repeats must be at least 2"):
         evaluate(model, raw, repeats=1)
-    with pytest.raises(ValueError, match="raw must be at least 2"):
+    with pytest.raises(ValueError, match=r"examples of Bound must be at least 2 .*, got 1"):
         evaluate(model, raw[:1])
     with pytest.raises(ValueError, match="probes must be at least 1, got 0"):
         evaluate(model, raw, [NLL(probes=0)])
@@ -553,11 +552,10 @@ def test_groups_are_a_list_or_an_array_too(groups):
         torch.zeros(6, 1),
         np.zeros((6, 1)),
         3,
-        [0.0, math.nan] * 3,
         list("aabbcc"),
         [None] * 6,
     ],
-    ids=["seven", "column", "column of an array", "a number", "NaN", "names", "None"],
+    ids=["seven", "column", "column of an array", "a number", "names", "None"],
 )
 def test_wrong_groups_are_named_before_anything_is_computed(groups, monkeypatch):
     monkeypatch.setattr(Bound, "estimate", lambda *_: pytest.fail("a bound was computed"))

@@ -10,7 +10,15 @@ import torch
 from closed_form import MixtureScore
 
 import indm
-from indm.evaluation.mean_nll import ERROR_SHARE, PILOT, RepeatableDraws, cheapest, corrected, order
+from indm.evaluation.mean_nll import (
+    ERROR_SHARE,
+    PILOT,
+    CoarseSolves,
+    RepeatableDraws,
+    cheapest,
+    corrected,
+    order,
+)
 from indm.evaluation.report import Likelihoods
 from indm.flows import Identity
 from indm.likelihood import latent_reference
@@ -153,7 +161,7 @@ def test_intervals_of_chosen_levels_cover(deviations):
     values, solve = table(deviations=deviations)
     stated, covered, mean = torch.ones(1000), 0, values[None].mean().item()
     for seed in range(200):
-        found = corrected(values[12], stated, 12, 25.0, 0.02, seed, solve).correction
+        found = corrected(CoarseSolves(values[12], stated, 12, 25.0), solve, 0.02, seed).correction
         low, high = found.interval(0.9)
         covered += low <= mean - values[12].mean().item() <= high
     assert 167 <= covered <= 193
@@ -161,7 +169,7 @@ def test_intervals_of_chosen_levels_cover(deviations):
 
 def test_levels_between_are_chosen_where_they_are_cheaper():
     values, solve = table()
-    found = corrected(values[12], torch.ones(1000), 12, 25.0, 0.02, 0, solve)
+    found = corrected(CoarseSolves(values[12], torch.ones(1000), 12, 25.0), solve, 0.02, 0)
     assert len(found.rungs) > 1 and found.correction.added_error < 0.03
     chosen, wanted = cheapest(
         torch.stack([values[n][:32] for n in (12, 24, 48, 96, None)]),
@@ -190,7 +198,7 @@ def test_estimates_with_an_unusual_error_are_solved_for_certain():
     coarse, stated = values[12].clone(), torch.ones(1000)
     coarse[::100] += 50.0
     stated[::100] = 3.0
-    found = corrected(coarse, stated, 12, 25.0, 0.02, 0, solve)
+    found = corrected(CoarseSolves(coarse, stated, 12, 25.0), solve, 0.02, 0)
     assert found.certain[0].tolist() == list(range(0, 1000, 100))
     assert coarse.mean().item() + found.correction.value == pytest.approx(
         values[None].mean().item(), abs=0.01
@@ -204,7 +212,7 @@ def test_sizes_and_errors_are_those_of_the_share_that_is_usual():
     values, solve = table(deviations=(0.3, 0.3, 0.3))
     stated = torch.ones(1000)
     stated[::20] = 3.0
-    found = corrected(values[12], stated, 12, 25.0, 0.03, 0, solve)
+    found = corrected(CoarseSolves(values[12], stated, 12, 25.0), solve, 0.03, 0)
     (level,), share, usual = found.rungs, 0.95, 950
     first = order(1000, 1, 0)
     first = first[stated[first] < 2][:PILOT]
@@ -229,7 +237,9 @@ def test_the_correction_of_skewed_differences_is_unbiased_and_its_error_is_that_
             found = torch.stack([fine[estimates] for _ in steps])
             return found, torch.full((len(estimates),), 1e-4), 100 * len(estimates)
 
-        found = corrected(coarse, torch.ones(400), 12, 1000.0, 0.03, seed, solve).correction
+        found = corrected(
+            CoarseSolves(coarse, torch.ones(400), 12, 1000.0), solve, 0.03, seed
+        ).correction
         off.append(found.value - (fine - coarse).mean().item())
         errors.append(found.added_error)
     off, errors = np.array(off), np.array(errors)
@@ -265,7 +275,9 @@ def test_both_errors_together_cover_the_entropy_of_a_mixture():
 
         coarse = values[12][drawn]
         error = coarse.std().item() / math.sqrt(400)
-        found = corrected(coarse, stated, 12, 25.0, ERROR_SHARE * error, seed, solve).correction
+        found = corrected(
+            CoarseSolves(coarse, stated, 12, 25.0), solve, ERROR_SHARE * error, seed
+        ).correction
         off = coarse.mean().item() + found.value - exact
         covered += abs(off) < 1.96 * math.hypot(error, found.added_error)
     assert covered >= 380 - 3 * 4.4  # a binomial count's deviation is 4.4
@@ -280,7 +292,7 @@ def test_the_correction_of_the_usual_estimates_counts_by_their_share():
         found = torch.stack([coarse[estimates] + stated[estimates] for _ in steps])
         return found, torch.full((len(estimates),), 1e-4), 100 * len(estimates)
 
-    found = corrected(coarse, stated, 12, 25.0, 0.03, 0, solve).correction
+    found = corrected(CoarseSolves(coarse, stated, 12, 25.0), solve, 0.03, 0).correction
     assert found.value == pytest.approx(0.95 * 1 + 0.05 * 3)
 
 
@@ -295,7 +307,7 @@ def test_levels_that_a_pilot_chose_are_of_other_estimates():
         solved.append(set(estimates.tolist()))
         return solve(estimates, steps)
 
-    rungs = corrected(values[12], torch.ones(1000), 12, 25.0, 0.02, 0, noted).rungs
+    rungs = corrected(CoarseSolves(values[12], torch.ones(1000), 12, 25.0), noted, 0.02, 0).rungs
     subsets = [set(rung.estimates.tolist()) for rung in rungs]
     assert len(rungs) > 1 and not any(solved[0] <= subset for subset in subsets)
     assert not any(a <= b for a in subsets for b in subsets if a is not b)
@@ -313,7 +325,9 @@ def test_rare_misses_that_the_coarse_solves_do_not_state_are_not_covered():
             left = torch.stack([off[estimates] * (0 if n is None else 12 / n) for n in steps])
             return left, torch.full((len(estimates),), 1e-4), 100 * len(steps) * len(estimates)
 
-        found = corrected(off, torch.ones(1000), 12, 25.0, 0.02, seed, solve).correction
+        found = corrected(
+            CoarseSolves(off, torch.ones(1000), 12, 25.0), solve, 0.02, seed
+        ).correction
         low, high = found.interval(0.95)
         covered += low <= -off.mean() <= high
         errors.append(found.value + off.mean().item())
@@ -345,8 +359,3 @@ def test_a_difference_is_corrected_by_the_same_estimates(model, raw, mean, each,
     found, its_error = (one_of - other_of)["nll"]
     assert found == pytest.approx(apart.mean())
     assert its_error == pytest.approx(math.hypot(apart.std(ddof=1) / math.sqrt(N), error))
-
-
-def test_a_wrong_mean_error_is_named(model, raw):
-    with pytest.raises(ValueError, match="mean_error must be positive"):
-        evaluated(model, raw, mean_error=0.0)

@@ -240,8 +240,6 @@ def test_the_bound_of_rows_is_near_their_mean_log_prob(fitted):
     bound, error = fitted.score_bound(rows, random_state=0)
     assert abs(bound - fitted.score(rows)) < 4 * error + 0.02
     assert fitted.score_bound(rows[:50], random_state=1)[1] >= error
-    with pytest.raises(ValueError, match="pairs"):
-        fitted.score_bound(rows, pairs=1)
 
 
 class Behind:

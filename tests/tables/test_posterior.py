@@ -534,7 +534,6 @@ def test_errors_of_a_fitted_one(gaussian):
             lambda: gaussian.log_prob(np.zeros((4, 3)), np.zeros(3)),
             r"theta must have shape \(n, 2\), got \(4, 3\)",
         ),
-        (lambda: gaussian.sample(0, np.zeros(3)), "n_samples must be a whole number of at least 1"),
         (
             lambda: gaussian.calibration(np.zeros((4, 2)), np.zeros((3, 3))),
             r"inconsistent numbers of samples: \[4, 3\]",
