@@ -5,8 +5,8 @@
 
 A program of the README is a block of Python, or of ``indm`` commands, that a marker
 ``<!-- table doors:NAME -->`` follows. An example is one whose output ``examples/README.md`` or
-``docs/expectations.md`` shows between such markers. A row in ``records/doors.csv`` belongs to the text of its program: a changed
-program is run again.
+``docs/expectations.md`` shows between such markers. A row in ``records/doors.csv`` belongs to the
+text of its program: a changed program is run again.
 """
 
 import contextlib
