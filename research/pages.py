@@ -84,6 +84,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "instrument": lambda variant: instrument.markdown(of("instrument"), spaces_in(variant)),
     "instrument-each": lambda variant: instrument.each(of("instrument"), spaces_in(variant)),
     "instrument-family": lambda variant: instrument.family(of("instrument"), spaces_in(variant)),
+    "instrument-means": lambda variant: instrument.means(of("instrument"), spaces_in(variant)),
     "instrument-recovery": lambda variant: instrument.recovered(
         of("instrument"), spaces_in(variant)
     ),

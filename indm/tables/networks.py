@@ -17,6 +17,9 @@ from indm.tables.components import Components
 from indm.tables.layers import CONDITION_BLOCKS, ColumnMLP, SmoothMLP, adds_nothing
 from indm.tensors import Batch, PerSample
 
+# deviations of the noise at ε; a narrower component's density is over 0.01 nats off its bound
+NARROWEST = 10
+
 
 class MixtureMLP(Backbone):
     r"""The score of latents that follow a Gaussian mixture, plus two MLPs that start at zero.
@@ -221,8 +224,15 @@ class MixtureLaw(NamedTuple):
         noise, (B,); None at another truncation than the SDE's own.
 
         They are over 0.01 nats off for a component that is narrower than ten deviations of the
-        noise at ε.
+        noise at ε, so that is a ValueError.
         """
         if eps != sde.eps:
             return None
+        limit = NARROWEST * math.exp(0.5 * sde.clock_span()[0])  # σ/α at ε is the root of e^clock
+        narrow = self.network.variance.sqrt().amin(1)
+        if narrow.min() < limit:
+            raise ValueError(
+                f"deviations of components must be above {NARROWEST} σ/α at ε, {limit:.2g}, got "
+                f"{narrow.min():.2g} in component {int(narrow.argmin())}; take a smaller eps"
+            )
         return -self.log_prob(z) - prior_term(sde, z) - constant_part(sde, z, eps)

@@ -587,6 +587,22 @@ def each(table: Records, title: str) -> str:
     return in_table("method", *(f"instrument {number}" for number in INSTRUMENTS), rows=rows)
 
 
+def means(table: Records, title: str) -> str:
+    """INDM − its rivals by the means of instruments, each over its seeds, and Holm's p."""
+
+    def of(name: str) -> list[float]:
+        rows = [table.at(variant=title, method=name, instrument=i).rows() for i in INSTRUMENTS]
+        return [sum(row["gap"] for row in found) / len(found) for found in rows]
+
+    names = (*FRONT_RIVALS, *BEHIND_RIVALS)
+    judged = judged_as_planned([paired(of("INDM"), of(name)) for name in names], len(names))
+    lines = [
+        (f"INDM − {name}", *cells_of(row, MARGIN, ".2f"))
+        for name, row in zip(names, judged, strict=True)
+    ]
+    return in_table("difference", "nats", "95 % interval", "Holm's p", "is called", rows=lines)
+
+
 def family(table: Records, title: str) -> str:
     """INDM − its rivals by pairs of instrument and seed, and Holm's p in the planned family."""
     names, made = (*FRONT_RIVALS, *BEHIND_RIVALS), {}

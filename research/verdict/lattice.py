@@ -494,8 +494,8 @@ def kl_table(table: Records) -> str:
             else:
                 cells += ["", "", ""]
         rows.append((method, *cells))
-    titles = (f"λ = {coupling:g}: KL" for coupling in COUPLINGS)
-    columns = [part for title in titles for part in (title, "above the INDM, flow first", "seeds")]
+    columns = [f"{name} at λ = {coupling:g}" for coupling in COUPLINGS
+               for name in ("KL", "above the INDM, flow first,", "seeds")]  # fmt: skip
     return in_table("method", *columns, rows=rows)
 
 
