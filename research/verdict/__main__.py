@@ -6,6 +6,7 @@
     python -m research.verdict silenced HOME   # networks behind flows; silenced.md
     python -m research.verdict lattice HOME    # the lattice field at equal seconds; lattice.md
     python -m research.verdict instrument      # a filter, a curve, a filter; instrument.md
+    python -m research.verdict recorded        # speech and clothes through instruments; recorded.md
 
 ``ROOT`` is the folder of ``cifar10.npz`` and ``emoji``, ``HOME`` the one of the real tables. Killed
 and started again, they go on; pays.py and dial.py have commands of their own.
@@ -15,7 +16,7 @@ import sys
 from pathlib import Path
 
 from research.records import made_by
-from research.verdict import heard, instrument, joint, lattice, losses, silenced
+from research.verdict import heard, instrument, joint, lattice, losses, recorded, silenced
 
 
 def main() -> None:
@@ -38,6 +39,8 @@ def main() -> None:
         lattice.main(sys.argv[2:])
     elif sys.argv[1:2] == ["instrument"]:
         instrument.main(sys.argv[2:])
+    elif sys.argv[1:2] == ["recorded"]:
+        recorded.main()
     else:
         sys.exit(__doc__)
 

@@ -379,16 +379,21 @@ def descend(
 
 
 def trained(
-    method: Method, draw: Callable[[int], Tensor], rates: Sequence[float], seconds: float
+    method: Method,
+    draw: Callable[[int], Tensor],
+    rates: Sequence[float],
+    seconds: float,
+    network: Callable[[], nn.Module] = network,
 ) -> tuple[nn.Module, list[int]]:
     """The averaged model after so many processor seconds, and the steps of its two parts."""
-    flow, steps = method.flow(draw(2_000)), [0, 0]
+    rows = draw(2_000)
+    flow, steps, shape = method.flow(rows), [0, 0], tuple(rows.shape[1:])
     if method.behind == "chain":
         pair = Pair(flow)
         steps[1] = descend(pair, lambda x: pair.nats(x).mean(), rates, ROWS * 2, draw, seconds)
         return pair.eval(), steps
     backbone = {"": Zero, "network": network, "layered": Layered}[method.behind]()
-    model = INDM(flow, ScoreModel(backbone, VPSDE()), shape=(POINTS,))
+    model = INDM(flow, ScoreModel(backbone, VPSDE()), shape=shape)
     if method.behind == "":
         alone = lambda x: flow_loss(model, x)[0]  # noqa: E731
         steps[0] = descend(model, alone, rates, FLOW_ROWS, draw, seconds)
@@ -396,7 +401,7 @@ def trained(
     levels = NoiseLevels(model.sde)
     bound = lambda x: mle_loss(model, x, pairs=True, noise_levels=levels)[0]  # noqa: E731
     if method.first:
-        bare = INDM(flow, ScoreModel(Zero(), VPSDE()), shape=(POINTS,))
+        bare = INDM(flow, ScoreModel(Zero(), VPSDE()), shape=shape)
         alone = lambda x: flow_loss(bare, x)[0]  # noqa: E731
         steps[0] = descend(bare, alone, rates, FLOW_ROWS, draw, method.first * seconds)
         flow.requires_grad_(False)
