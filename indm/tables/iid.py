@@ -11,16 +11,17 @@ from indm.tables.columns import Array
 from indm.tables.resampling import Proposal, resampled
 
 START_DRAWS = 256  # draws of the posterior of one observation, for the first proposal
+WEIGHT_ERROR = 0.5  # largest estimated error of log p of one observation in a weight, nats
 POOR = 0.1  # effective draws, as a share of those asked for, below which there is a warning
 
 
-def log_prob_iid(posterior: Any, theta: Array, c: Array) -> Array:
+def log_prob_iid(posterior: Any, theta: Array, c: Array, tol: float | None = None) -> Array:
     """The log density of the prior's numbers ``theta`` (n, d) at all of c (m, k), up to a constant,
-    nats (n,).
+    nats (n,); ``tol`` is the ODE's error, see :meth:`indm.DensityEstimator.score_samples`.
     """
     n, m = len(theta), len(c)
     pairs = np.repeat(theta, m, axis=0), np.tile(c, (n, 1))
-    each = posterior._density.score_samples(*pairs).reshape(n, m)
+    each = posterior._density.score_samples(*pairs, tol=tol).reshape(n, m)
     log_prior = posterior.prior_.log_prob(theta) if m > 1 else np.zeros(n)
     with np.errstate(invalid="ignore"):
         total = each.sum(1) - (m - 1) * log_prior
@@ -38,7 +39,7 @@ def sample_iid(posterior: Any, n: int, xs: Any, random_state: Any) -> tuple[Arra
     def log_target(u: Array) -> Array:
         """The log density of latents; −∞ so far out that θ is rounded to an end."""
         theta = posterior._from_latents(u)
-        found = log_prob_iid(posterior, theta, c)
+        found = log_prob_iid(posterior, theta, c, WEIGHT_ERROR)
         inside = np.isfinite(found)
         varying = theta[np.ix_(inside, density.varies_)]
         found[inside] -= density.columns_.log_volume(varying)
