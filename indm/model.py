@@ -114,6 +114,17 @@ class INDM(nn.Module):
         # tables from which build_model made the parts
         self._tables: dict[str, Mapping[str, Any]] = {}
 
+    def for_data(
+        self,
+        scaling: Scaling,
+        shape: tuple[int, ...],
+        dequantization: Dequantization | None = None,
+    ) -> "INDM":
+        """A model of the same flow, score and condition for data of that scaling and shape."""
+        model = INDM(self.flow, self.score, scaling, shape, dequantization, self.condition)
+        model._tables = self._tables
+        return model
+
     @property
     def sde(self) -> LinearSDE:
         """The linear SDE on the latent."""

@@ -27,7 +27,7 @@ from indm.evaluation.mean_nll import (
     corrected,
     first_steps,
 )
-from indm.evaluation.report import Correction, Level, Measured, Solves
+from indm.evaluation.report import Correction, Level, Measured, Report, Solves
 from indm.evaluation.statistics import mean_and_error, number_of, number_of_draws
 from indm.gaussian import GaussianReference
 from indm.likelihood import LikelihoodReport, check_solver, importance_bound, nll
@@ -53,6 +53,9 @@ class Estimate:
             is no number of its own.
         settings: how it was made.
         solver_error: (…, B), of ``total``, nats; None where no ODE was solved.
+        nll_error: bits/dim, above which the solver's error of an example is counted as unconverged;
+            None where nothing was asked for.
+        steps: of the ODE; None where no ODE was solved, or in as many as ``nll_error`` needs.
         nfe: evaluations of the network by the solver of an ODE, for one draw.
         terms: (…, B, NOISE_LEVELS + 5), nats: the score term by noise level, and :data:`TERMS`;
             None where they are not known.
@@ -62,6 +65,8 @@ class Estimate:
     without_reconstruction: Tensor | None
     settings: dict[str, Any]
     solver_error: Tensor | None = None
+    nll_error: float | None = None
+    steps: int | None = None
     nfe: float = 0
     terms: Tensor | None = None
 
@@ -80,8 +85,13 @@ class Estimate:
     def solved(cls, report: LikelihoodReport) -> "Estimate":
         """From a likelihood of the probability flow."""
         estimate = cls.of(report.total, report.reconstruction, report.log_q, report.settings)
-        error = report.solver_error.cpu().double()
-        return replace(estimate, nfe=report.nfe, solver_error=error)
+        return replace(
+            estimate,
+            solver_error=report.solver_error.cpu().double(),
+            nll_error=report.settings["nll_error"],
+            steps=report.settings.get("steps"),
+            nfe=report.nfe,
+        )
 
     @classmethod
     def joined(cls, batches: Sequence[Sequence["Estimate"]]) -> "Estimate":
@@ -94,13 +104,15 @@ class Estimate:
         total = whole([[one.total for one in batch] for batch in batches])
         assert total is not None
         evaluations = [one.nfe for batch in batches for one in batch]
-        return cls(
-            total,
-            whole([[one.without_reconstruction for one in batch] for batch in batches]),
-            dict(batches[0][0].settings),
-            whole([[one.solver_error for one in batch] for batch in batches]),
-            sum(evaluations) / len(evaluations),
-            whole([[one.terms for one in batch] for batch in batches]),
+        return replace(
+            batches[0][0],
+            total=total,
+            without_reconstruction=whole(
+                [[one.without_reconstruction for one in batch] for batch in batches]
+            ),
+            solver_error=whole([[one.solver_error for one in batch] for batch in batches]),
+            nfe=sum(evaluations) / len(evaluations),
+            terms=whole([[one.terms for one in batch] for batch in batches]),
         )
 
 
@@ -147,6 +159,15 @@ class Measure(ABC):
     kind: ClassVar[str]  # the key of its numbers in a report
     solves_ode: ClassVar[bool] = False
     examples: int | None = None
+
+    def __init_subclass__(cls, **arguments: Any):
+        super().__init_subclass__(**arguments)
+        kind = getattr(cls, "kind", None)  # a base of several measures has none
+        if kind in Report.own_entries():
+            raise ValueError(
+                f"kind of {cls.__name__} must not be an entry that every report has, got {kind!r}; "
+                f"those are {', '.join(sorted(Report.own_entries()))}"
+            )
 
     @property
     def title(self) -> str:
@@ -331,7 +352,7 @@ class NLL(Solved):
 
     def numbers(self, estimate: Estimate, setting: Setting, solve: Solve | None) -> Results:
         numbers, nats = summary(self.title, estimate, setting)
-        few = estimate.settings.get("steps")
+        few = estimate.steps
         # where there are no such steps, every example was solved as asked for
         if few is None or self.steps is not None or solve is None:
             return numbers, nats
@@ -344,7 +365,7 @@ class NLL(Solved):
         )
         allowed = self.allowed_error(numbers, nats[""], setting)
         found = corrected(coarse, solve, allowed, setting.seed)
-        return with_correction(numbers, nats, found, estimate.total.numel(), setting)
+        return with_correction(numbers, nats, estimate, found, setting)
 
     def allowed_error(self, numbers: Measured, values: Tensor, setting: Setting) -> float:
         """The standard error that corrections may add to the mean, nats."""
@@ -403,23 +424,31 @@ def summary(title: str, estimate: Estimate, setting: Setting) -> Results:
     if estimate.solver_error is not None:
         errors = estimate.solver_error.amax(0)
         nats["_solver_error"] = errors
-        numbers = with_solver_error(replace(numbers, nfe=estimate.nfe), errors, setting)
+        numbers = with_solver_error(
+            replace(numbers, nfe=estimate.nfe), errors, estimate.nll_error, setting
+        )
     return numbers, nats
 
 
-def with_solver_error(numbers: Measured, errors: Float[Tensor, " n"], setting: Setting) -> Measured:
-    """With the mean and the largest error of the solver, and in how many examples it is above
-    ``nll_error`` bits/dim.
+def with_solver_error(
+    numbers: Measured, errors: Float[Tensor, " n"], asked: float | None, setting: Setting
+) -> Measured:
+    """With the mean and the largest error of the solver, and in how many examples it is above the
+    bits/dim ``asked`` for.
     """
+    settings = numbers.settings
+    if asked is not None:
+        settings = settings | {"nll_error": asked}
     mean = errors.mean().item()
     with_it, without = numbers.with_reconstruction, numbers.without_reconstruction
     bits = errors / setting.nats_of_bits
     return replace(
         numbers,
+        settings=settings,
         with_reconstruction=replace(with_it, solver_error=mean),
         without_reconstruction=without and replace(without, solver_error=mean),
         largest_bits_per_dim=bits.max().item(),
-        unconverged=int((bits > numbers.settings["nll_error"]).sum()),
+        unconverged=None if asked is None else int((bits > asked).sum()),
     )
 
 
@@ -442,13 +471,19 @@ def with_terms(numbers: Measured, terms: Float[Tensor, "n terms"], setting: Sett
 
 
 def with_correction(
-    numbers: Measured, coarse: dict[str, Tensor], found: Corrected, estimates: int, setting: Setting
+    numbers: Measured,
+    coarse: dict[str, Tensor],
+    estimate: Estimate,
+    found: Corrected,
+    setting: Setting,
 ) -> Results:
     """The numbers of an NLL in few steps, with the mean of the finest rung."""
     shift, bits = found.correction.value, setting.nats_of_bits
     without = numbers.without_reconstruction
-    settings = dict(numbers.settings)
-    solves = [Solves(settings.pop("steps"), estimates, numbers.nfe)]
+    # the mean is that of the finest steps
+    settings = {name: value for name, value in numbers.settings.items() if name != "steps"}
+    estimates = estimate.total.numel()
+    solves = [Solves(estimate.steps, estimates, numbers.nfe)]
     for rung in found.rungs:
         mean = rung.differences.mean().item() / bits
         deviation = rung.differences.std().item() / bits
@@ -471,4 +506,5 @@ def with_correction(
     if len(certain):
         nats["_certain"] = certain_differences
         nats["_certain_estimates"] = certain
-    return with_solver_error(report, found.rungs[-1].error, setting), nats
+    errors = found.rungs[-1].error
+    return with_solver_error(report, errors, estimate.nll_error, setting), nats

@@ -87,7 +87,7 @@ class Measured:
         nfe: evaluations of the network for a draw by the solver of an ODE; 0 without one.
         largest_bits_per_dim: the largest error of an example that the solver states, bits/dim; None
             without an ODE.
-        unconverged: examples whose error is above ``nll_error`` bits/dim.
+        unconverged: examples whose error is above the ``nll_error`` that was asked for, bits/dim.
         terms: of the NELBO, which sum to it; None for others.
         by_noise_level: its score term in equal parts of the log-SNR clock.
         correction: of an NLL in few steps; None for others.
@@ -227,9 +227,14 @@ class Report:
         """The numbers of :class:`indm.SamplerBound`; None where it was not asked for."""
         return self.measured.get("ancestral")
 
+    @classmethod
+    def own_entries(cls) -> list[str]:
+        """The entries of :meth:`content` besides the numbers of measures."""
+        return [f.name for f in fields(cls) if f.name != "measured"]
+
     def content(self) -> dict[str, Any]:
         """The entries of ``evaluation.json``: settings, and the numbers of each measure by kind."""
-        settings = {f.name: vars(self)[f.name] for f in fields(self) if f.name != "measured"}
+        settings = {name: vars(self)[name] for name in self.own_entries()}
         numbers = {kind: measured.content(self.dims) for kind, measured in self.measured.items()}
         return settings | dict.fromkeys(KINDS) | numbers
 

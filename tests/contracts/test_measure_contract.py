@@ -1,7 +1,8 @@
 """What every measure of :func:`indm.evaluate` must do, one that a user writes included."""
 
 import json
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from closed_form import gaussian, normal_log_prob
 import indm
 from indm.dequantization import from_data
 from indm.evaluation.measures import Estimate, Measure
+from indm.evaluation.report import unconverged
 from indm.flows import Identity
 
 N = 12
@@ -110,3 +112,32 @@ def test_a_measure_of_a_user_is_compared_with_the_bound(model):
     found = indm.evaluate(model, raw, [indm.Bound(times=8), OfScore()], progress=False)
     mean, error = found.mean("nelbo", "nats")
     assert mean == pytest.approx(found.mean("exact", "nats")[0], abs=error)
+
+
+def test_a_users_measure_may_state_its_solvers_error(model):
+    @dataclass(frozen=True, kw_only=True)
+    class Solved(Exact):
+        kind = "of-a-user"
+        allowed: float | None = None
+
+        def estimate(self, model, raw, reference, generator):
+            estimate = super().estimate(model, raw, reference, generator)
+            error = torch.linspace(0, 1, len(raw)).double()
+            return replace(estimate, solver_error=error, nll_error=self.allowed, nfe=3)
+
+    (found,) = evaluated(model, [Solved()]).report.measured.values()
+    assert (found.unconverged, found.nfe) == (None, 3)
+    asked = evaluated(model, [Solved(allowed=0.25)]).report
+    assert asked.measured["of-a-user"].unconverged == sum(
+        error > 0.25 * 2 * math.log(2) for batch in (5, 5, 2) for error in torch.linspace(0, 1, batch)
+    )
+    (line,) = unconverged(asked)
+    assert "above 0.25 bits/dim in" in line
+
+
+@pytest.mark.parametrize("taken", ["images", "seed", "unit"])
+def test_a_measure_may_not_take_the_place_of_a_setting(taken):
+    with pytest.raises(ValueError, match=f"kind of Taken must not be .* got '{taken}'"):
+
+        class Taken(Exact):
+            kind = taken

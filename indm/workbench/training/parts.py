@@ -217,7 +217,7 @@ def whole_model(model: Any, recipe: Recipe, data: Data) -> nn.Module:
         noise = model.dequantization or build_dequantization(recipe, shape, data.scaling)
         if model.has_shape:
             shape = model.shape
-        model = INDM(model.flow, model.score, scaling, shape, noise, model.condition)
+        model = model.for_data(scaling, shape, noise)
     check_kind(data, model, "the model has")
     return model
 

@@ -21,6 +21,17 @@ class Net(nn.Module):
         return self.layers(torch.cat([z, level[:, None]], 1))
 
 
+class Forgetful(nn.Module):
+    """A network that keeps its argument nowhere."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(2, width), nn.Tanh(), nn.Linear(width, 2))
+
+    def forward(self, z, level):
+        return self.layers(z)
+
+
 class TooWide(Net):
     """A network whose output has not the shape of its input."""
 

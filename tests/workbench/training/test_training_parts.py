@@ -101,6 +101,17 @@ def test_a_network_gets_the_flow_and_the_sde_of_the_recipe(tmp_path):
     assert summary["steps"] == 8
 
 
+def test_a_model_without_a_scaling_keeps_the_arguments_of_its_parts(tmp_path):
+    """They are known from build_model alone, as the network keeps them nowhere."""
+    x = 3 + torch.randn(100, 2, generator=torch.Generator().manual_seed(1))
+    with indm.trust("own_parts"):
+        net = {"name": "own_parts:Forgetful", "width": 8}
+        model = indm.build_model({"flow": "identity", "sde": "vp", "net": net}, (2,))
+        train(TABLES, tmp_path, model=model, data=TensorDataset(x), progress=False)
+        again = INDM.load(tmp_path)
+    assert again.description()["net"]["width"] == 8 and not again.scaling.is_identity()
+
+
 @pytest.mark.parametrize(
     "objective",
     [doubled, "own_parts:doubled", Objective(doubled)],
