@@ -129,7 +129,9 @@ def test_a_users_measure_may_state_its_solvers_error(model):
     assert (found.unconverged, found.nfe) == (None, 3)
     asked = evaluated(model, [Solved(allowed=0.25)]).report
     assert asked.measured["of-a-user"].unconverged == sum(
-        error > 0.25 * 2 * math.log(2) for batch in (5, 5, 2) for error in torch.linspace(0, 1, batch)
+        error > 0.25 * 2 * math.log(2)
+        for batch in (5, 5, 2)
+        for error in torch.linspace(0, 1, batch)
     )
     (line,) = unconverged(asked)
     assert "above 0.25 bits/dim in" in line
