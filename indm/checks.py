@@ -122,6 +122,14 @@ def check_counts(**counts: int) -> None:
         require(count >= 1, name, count, "at least 1")
 
 
+def check_word(name: str, value: object, known: Collection[str]) -> None:
+    """ValueError unless ``value`` of the argument ``name`` is a ``known`` word."""
+    if not isinstance(value, str) or value not in known:
+        raise ValueError(
+            f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(str(value), known)}"
+        )
+
+
 class Must(NamedTuple):
     """A requirement on the value of an option, written as a note in the annotation of its field."""
 

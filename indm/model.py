@@ -268,8 +268,7 @@ class INDM(nn.Module):
         are events of this model.
         """
         check_units(x)
-        # may be broadcast
-        if self.has_shape and (x.ndim, *x.shape[1:2]) != (1 + len(self.shape), *self.shape[:1]):
+        if self.has_shape and tuple(x.shape[1:]) != self.shape:
             wanted = ", ".join(map(str, self.shape))
             raise ValueError(
                 f"x must be a batch of events, of shape (n, {wanted}), got shape {tuple(x.shape)}"

@@ -119,9 +119,11 @@ def noise_parts(
 
     The rest is the network's output where that is added, and otherwise the difference.
     """
-    if isinstance(score, GivenScore):
+    if isinstance(score, GivenScore) and score.guidance == 1:
         return noise_parts(score.score, z_t, t, score.c)
-    standard, y, level = score._standard(z_t, t)
+    # guided away from a condition it is no longer the base and the network's output
+    inner = score.score if isinstance(score, GivenScore) else score
+    standard, y, level = inner._standard(z_t, t)
     if not adds_output(score):
         noise = -expand_like(score.sde.sigma(t), z_t) * called(score, z_t, t, c)
         return standard, noise - standard

@@ -31,10 +31,11 @@ def gradient_weighted(x: Tensor, weight: PerSample) -> Tensor:
 
 
 def check_shape(shape: Any) -> None:
-    """ValueError unless ``shape`` is a sequence, such as (2,) for vectors of two entries."""
-    if not isinstance(shape, Sequence):
+    """ValueError unless ``shape`` is a sequence of counts, such as (2,) for vectors of two entries."""
+    counts = isinstance(shape, Sequence) and all(isinstance(n, int) and n > 0 for n in shape)
+    if not (counts and shape):
         raise ValueError(
-            f"shape must be a tuple, such as (2,) for vectors of two entries, got {shape!r}"
+            f"shape must be a tuple of counts, such as (2,) for vectors of two entries, got {shape!r}"
         )
 
 

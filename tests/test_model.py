@@ -655,17 +655,24 @@ def test_events_of_another_shape_are_refused(shape):
             of_x(torch.zeros(shape))
 
 
+def test_images_of_other_sides_are_refused():
+    """Without a flow nothing else would notice that another number of pixels is scored."""
+    model = build_model({"flow": "identity", "sde": "vp", "net": "zero"}, (1, 8, 8))
+    with pytest.raises(ValueError, match=r"of shape \(n, 1, 8, 8\), got shape \(2, 1, 3, 5\)"):
+        model.log_prob(torch.zeros(2, 1, 3, 5))
+
+
+@pytest.mark.parametrize("shape", [2, (), (0,), (-2,), (2.0,), "ab"], ids=str)
 @pytest.mark.parametrize("made", ["model", "denoiser", "parts"])
-def test_a_shape_that_is_a_number_is_named(made):
-    with pytest.raises(ValueError, match="shape"):
+def test_a_shape_that_is_no_tuple_of_counts_is_named(made, shape):
+    with pytest.raises(ValueError, match="shape must be a tuple of counts"):
         if made == "model":
-            build_model({"flow": "identity", "sde": "vp", "net": "zero"}, 2)
+            build_model({"flow": "identity", "sde": "vp", "net": "zero"}, shape)
         elif made == "denoiser":
-            indm.from_denoiser(lambda x, sigma: x, predicts="noise", path="edm", shape=2)
+            indm.from_denoiser(lambda x, sigma: x, predicts="noise", path="edm", shape=shape)
         else:
-            indm.INDM(
-                indm.flows.Identity(), indm.ScoreModel(indm.nets.Zero(), indm.VPSDE()), shape=2
-            )
+            score = indm.ScoreModel(indm.nets.Zero(), indm.VPSDE())
+            indm.INDM(indm.flows.Identity(), score, shape=shape)
 
 
 def test_draws_with_log_p_have_no_guidance():

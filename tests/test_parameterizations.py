@@ -11,7 +11,7 @@ import indm
 from indm.flows import CouplingFlow
 from indm.nets import MLP
 from indm.objective import flow_loss, mle_loss, nelbo
-from indm.score import base_of, noise_parts
+from indm.score import GivenScore, base_of, noise_parts
 from indm.tensors import expand_like
 from indm.training import NoiseLevels
 
@@ -138,6 +138,24 @@ def test_the_parts_of_the_noise_add_up_to_the_score(kind):
     z_t, t = points(50), torch.linspace(0.02, 1.0, 50, dtype=torch.float64)
     noise = -model.sde.sigma(t)[:, None] * model.score(z_t, t)
     torch.testing.assert_close(sum(noise_parts(model.score, z_t, t)), noise)
+
+
+@pytest.mark.parametrize("away_from", [None, -1.0])
+def test_the_parts_of_the_noise_add_up_to_a_guided_score(away_from):
+    net = MLP((2,), width=8, condition=(1,)).double()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=seeded(3)))
+    c = torch.ones(50, 1, dtype=torch.float64)
+    guided = GivenScore(
+        indm.ScoreModel(net, indm.VPSDE()), c, 3.0, None if away_from is None else away_from * c
+    )
+    z_t, t = points(50), torch.linspace(0.02, 1.0, 50, dtype=torch.float64)
+    noise = -guided.sde.sigma(t)[:, None] * guided(z_t, t)
+    torch.testing.assert_close(sum(noise_parts(guided, z_t, t)), noise)
+    plain = noise_parts(guided.at(c), z_t, t)
+    unguided = noise_parts(GivenScore(guided.score, c), z_t, t)
+    assert (plain[1] - unguided[1]).abs().max() > 0.01
 
 
 def test_a_subclass_that_keeps_forward_keeps_its_law():

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.checks import check_counts, require
+from indm.checks import check_counts, check_word, require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import (
     TOLERANCE,
@@ -161,6 +161,7 @@ def transform_of(
         "affine": Affine(max_log_scale),
         "spline": RationalQuadratic(bins, bound),
     }
+    check_word("transform", transform, transforms)
     return transforms[transform]
 
 
@@ -291,6 +292,7 @@ class InvertibleLinear(ExactFlow):
             "identity": torch.eye,
             "rotation": random_rotation,
         }
+        check_word("start", start, starts)
         weight = starts[start](channels)
         permutation, lower, upper = torch.linalg.lu(weight)
         diagonal = upper.diagonal()
@@ -513,6 +515,7 @@ class ElementwiseFlow(ExactFlow):
     ):
         super().__init__()
         groups = {"all": 1, "channel": shape[0], "none": math.prod(shape)}
+        check_word("shared", shared, groups)
         bound = usual_bound(shape) if bound is None else bound
         self.shape, self.shared, self.bins, self.bound = tuple(shape), shared, bins, bound
         self.spline = SharedSpline(bins, bound)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.checks import require
+from indm.checks import check_word, require
 from indm.conditions import Conditioned, features_of
 from indm.flows.base import (
     TOLERANCE,
@@ -51,6 +51,7 @@ class Activation(nn.Module):
 
     def __init__(self, name: str):
         super().__init__()
+        check_word("activation", name, (*FUNCTIONS, "swish"))
         self.name = name
         self.frequency = 1.0 if name == "swish" else FUNCTIONS[name][2]
 

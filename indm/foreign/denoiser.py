@@ -8,13 +8,13 @@ with the same noise level, with x_τ = (α(τ)/α_t) z_t.
 import copy
 import math
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from indm.checks import check_call, did_you_mean, require
+from indm.checks import check_call, check_word, require
 from indm.conditions import Condition
 from indm.dequantization import Dequantization, GreyLevels
 from indm.flows.base import Identity
@@ -58,14 +58,6 @@ ROUNDED_NUMBERS, NEAR = 1024, 0.01
 MOST_TIMES = 2.0**20  # ratio to the least noise, up to which a harmless noise is looked for
 # variances of a K-step model's steps: β_k, the posterior's, or between them
 STEP_VARIANCES = ("large", "small", "learned")
-
-
-def check_word(name: str, value: str, known: Collection[str]) -> None:
-    """ValueError unless ``value`` of the argument ``name`` is a ``known`` word."""
-    if value not in known:
-        raise ValueError(
-            f"{name} must be one of {', '.join(known)}, got {value!r}{did_you_mean(value, known)}"
-        )
 
 
 class Denoiser(Backbone):

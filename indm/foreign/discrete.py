@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from indm.checks import require
+from indm.checks import check_word, require
 from indm.dequantization import constant_log_q
 from indm.foreign.check import denoiser_of
-from indm.foreign.denoiser import STEP_VARIANCES, Denoiser, check_word
+from indm.foreign.denoiser import STEP_VARIANCES, Denoiser
 from indm.gaussian import GaussianReference
 from indm.objective import NELBO, constant_term, mean_reconstruction, prior_term
 from indm.protocols import Model

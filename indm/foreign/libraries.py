@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from indm.checks import check_word
 from indm.conditions import Classes, Condition
-from indm.foreign.denoiser import Preconditioned, check_word, from_denoiser
+from indm.foreign.denoiser import Preconditioned, from_denoiser
 from indm.foreign.paths import PATH_ENDS
 from indm.model import INDM
 from indm.names import find, name_of

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm import tensors
+from indm.checks import check_word
 from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Mapped
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import (
@@ -279,6 +280,8 @@ class ConditionalResidualFlow(Flow):
         self.width = width
         self.norm = checked_norm(norm)
         self.coeff = coeff
+        check_word("encoder_activation", encoder_activation, ENCODER_ACTIVATIONS)
+        check_word("prior_activation", prior_activation, ENCODER_ACTIVATIONS)
         self.activation = activation
         self.squeeze = squeeze
         self.actnorm = actnorm

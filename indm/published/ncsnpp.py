@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm.checks import check_counts, check_name
+from indm.checks import check_counts, check_word
 from indm.nets.base import Backbone
 from indm.nets.embedding import ConditionOfImages, seen
 from indm.nets.unet import SKIP_SCALE, Attention, ResBlock, group_norm
@@ -333,8 +333,8 @@ class NCSNpp(Backbone):
                 f"shape must be {wanted}, got {self.shape}; take fewer multipliers or other sides"
             )
         check_counts(multipliers=min(self.multipliers, default=0), blocks=self.blocks)
-        check_name(self.embedding, TIME_EMBEDDINGS, "embedding", "embedding")
-        check_name(self.input_pyramid, INPUT_PYRAMIDS, "input pyramid", "input_pyramid")
+        check_word("embedding", self.embedding, TIME_EMBEDDINGS)
+        check_word("input_pyramid", self.input_pyramid, INPUT_PYRAMIDS)
         if self.scale_by_sigma and self.embedding != "fourier":
             raise ValueError(
                 'scale_by_sigma must be false with the embedding "positional", whose level is not σ'
