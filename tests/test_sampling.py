@@ -4,6 +4,7 @@ convergence.
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from scipy import integrate
 import indm
 from indm.flows import ActNorm, Identity
 from indm.model import INDM
+from indm.objective import ancestral_step
 from indm.published.ncsnpp import PublishedScore
 from indm.sampling import (
     SAMPLERS,
@@ -35,6 +37,7 @@ from indm.sampling import (
 from indm.sampling.base import time_grid
 from indm.sampling.deterministic import ExponentialAdams, balance, exponential_weights
 from indm.sampling.stochastic import langevin_step
+from indm.score import denoise
 from indm.sde.linear import VESDE, VPSDE, LogLinearSDE, SubVPSDE
 
 
@@ -574,3 +577,84 @@ def test_counts_below_one_are_errors():
         sample(model, 0)
     with pytest.raises(RuntimeError, match="split_size"):
         sample(model, 4, batch_size=0)
+
+
+# ── The error of a sampler, in three parts (docs/method.md) ─────────────────────────────────────
+
+
+def law_of_paths(sde, grid, mean, variance):
+    """The Gaussian law of (z_T, …, z_ε) for data N(mean, variance)."""
+    alpha, sigma = sde.alpha(grid), sde.sigma(grid)
+    spread = alpha**2 * variance + sigma**2
+    later = alpha[:, None] / alpha * spread  # the covariance of z_t with the less noisy z_s
+    return torch.distributions.MultivariateNormal(alpha * mean, later.triu() + later.triu(1).T)
+
+
+def law_of_chain(score, grid):
+    """The Gaussian law of the states of the ancestral sampler where the score is affine, by its own steps."""
+    zero = torch.zeros(1, 1, dtype=torch.float64)
+    mean, factor = [zero.squeeze()], torch.zeros(len(grid), len(grid), dtype=torch.float64)
+    factor[0, 0] = score.sde.prior_std
+    for k, (t, s) in enumerate(itertools.pairwise(grid), start=1):
+        offset, std = ancestral_step(score, zero, t[None], s[None])
+        slope = ancestral_step(score, zero + 1, t[None], s[None])[0] - offset
+        mean.append((slope * mean[-1] + offset).squeeze())
+        factor[k] = slope.squeeze() * factor[k - 1]
+        factor[k, k] = std.squeeze()
+    return torch.distributions.MultivariateNormal(torch.stack(mean), scale_tril=factor)
+
+
+def end_of(law):
+    return torch.distributions.Normal(law.mean[-1], law.variance[-1].sqrt())
+
+
+def three_parts(score, grid, mean, variance):
+    """Prior, discretization and estimation for data N(mean, variance) and an affine score."""
+    sde = score.sde
+    alpha, sigma = sde.alpha(grid), sde.sigma(grid)
+    spread, ratio = alpha**2 * variance + sigma**2, alpha**2 / sigma**2
+    prior = 0.5 * (
+        (spread[0] + (alpha[0] * mean) ** 2) / sde.prior_std**2
+        - 1
+        - (spread[0] / sde.prior_std**2).log()
+    )
+    held = variance / (1 + variance * ratio[:-1])  # the mean square error of E[z_0|z_t]
+    integral = (1 + variance * ratio).log().diff()
+    discretization = 0.5 * (held * ratio.diff() - integral).sum()
+
+    true = GaussianScore(sde, [mean], [variance])
+
+    def difference(z):
+        states = z.reshape(-1, 1)
+        difference = denoise(score, states, grid) - denoise(true, states, grid)
+        return difference.squeeze(1)
+
+    centre = difference(alpha * mean)
+    slope = difference(alpha * mean + 1) - centre
+    errors = (centre**2 + slope**2 * spread)[:-1]
+    return prior, discretization, 0.5 * (errors * ratio.diff()).sum()
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("steps", [1, 7])
+def test_the_error_of_paths_is_that_of_prior_discretization_and_estimation(name, steps):
+    sde, mean, variance = SDES[name](), 0.5, 0.3
+    score = GaussianScore(sde, [0.2], [0.6])
+    grid = make_sampler("ancestral").grid(sde, steps)
+    true, chain = law_of_paths(sde, grid, mean, variance), law_of_chain(score, grid)
+    parts = three_parts(score, grid, mean, variance)
+    divergence = torch.distributions.kl_divergence(true, chain)
+    assert min(parts) > 1e-6
+    torch.testing.assert_close(divergence, sum(parts), rtol=1e-5, atol=0)
+    assert torch.distributions.kl_divergence(end_of(true), end_of(chain)) < divergence
+
+
+def test_the_part_of_discretization_halves_with_twice_the_steps():
+    sde = VPSDE()
+    score = GaussianScore(sde, [0.5], [0.3])
+    parts = [
+        three_parts(score, make_sampler("ancestral").grid(sde, steps), 0.5, 0.3)[1]
+        for steps in (200, 400, 800)
+    ]
+    for more, less in itertools.pairwise(parts):
+        assert 1.95 < more / less < 2.05
