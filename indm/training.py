@@ -329,6 +329,7 @@ class Life:
     """
 
     loudest: float = 0.0  # the largest size of its output since it began
+    spread: float = math.inf  # of its output now, see size_and_spread
     revivals: int = 0
     is_silenced: bool = False  # dead after the last new beginning, too
 
@@ -337,10 +338,19 @@ class Life:
         """The share of the rate that is left."""
         return SLOWER**self.revivals
 
-    def begins_anew(self, size: float, spread: float) -> bool:
-        """Whether the network must begin anew, by its :func:`size_and_spread` now."""
+    @property
+    def is_dead(self) -> bool:
+        """Whether the network has added something, and now adds a constant."""
+        return self.loudest >= DEAD > self.spread
+
+    def hear(self, size: float, spread: float) -> None:
+        """Take note of the network's :func:`size_and_spread` now."""
         self.loudest = max(self.loudest, size)
-        self.is_silenced = self.loudest >= DEAD > spread
+        self.spread = spread
+
+    def begins_anew(self) -> bool:
+        """Whether the network must begin anew, as it is dead and has not used up its revivals."""
+        self.is_silenced = self.is_dead
         if not self.is_silenced or self.revivals == REVIVALS:
             return False
         self.loudest = 0.0

@@ -23,11 +23,10 @@ from indm.sde.linear import VPSDE
 from indm.tables.mixture import bounded
 from indm.tables.solve import SOLVER_ERROR, at, latent_log_prob, start_log_prob
 from indm.training import (
-    DEAD,
     LEVELS,
-    REVIVALS,
     SLOWER,
     Descent,
+    Life,
     NoiseLevels,
 )
 
@@ -78,8 +77,11 @@ class Validated(Descent, ABC):
     kind = "diffusion"
     own_batch: int | None = None  # rows of its first batches, in place of those that the fit has
     share = 1.0  # share of the seconds that it may have, if it is the best of a race
-    # whether a network is dead at the lowest rate, too, so that nothing is known of what is left
-    is_silenced = False
+
+    @property
+    def is_silenced(self) -> bool:
+        """Whether a network is dead at the lowest rate, too, so that nothing is known of what is left."""
+        return False
 
     def begin(self) -> None:
         """Take the start as the best state so far."""
@@ -227,8 +229,7 @@ class Training(Validated):
 
     A network can die if its target is nearly all noise, like behind a good flow, and its rate is too
     high: its output becomes a constant, its hidden layers get no gradients any more, and no rate
-    revives it. ``spread`` is half of the change of the output when the noise changes its sign, as a
-    root mean square at the noise level where that is largest. It is 0 for a dead network.
+    revives it. ``life`` keeps the size and the spread of what the network adds to its start.
     """
 
     def __init__(
@@ -256,30 +257,24 @@ class Training(Validated):
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
         self.draws = self._held_draws()
         self.unlearned: Tensor | None = None
-        self.loudest = 0.0
-        self.revivals = 0
+        self.life = Life()
         self.first = copy.deepcopy(self.model.state_dict())
         self.offset = torch.zeros(()) if base is None else base - self._bounds()
         self.begin()
-
-    @property
-    def is_dead(self) -> bool:
-        """Whether the network has added something, and now adds a constant."""
-        return self.loudest >= DEAD > self.spread
 
     def revive(self) -> None:
         """Begin anew at a third of the rate where the network is dead; the best state is kept.
 
         It takes no time of its own: patience goes on as if the network lived.
         """
-        self.is_silenced = self.revives and self.is_dead
-        if self.is_silenced and self.revivals < REVIVALS:
+        if self.revives and self.life.begins_anew():
             self.model.load_state_dict(self.first)
             self.restart()
             self.rates = [SLOWER * rate for rate in self.rates]
-            self.loudest = 0.0
-            self.revivals += 1
-            self.is_silenced = False
+
+    @property
+    def is_silenced(self) -> bool:
+        return self.life.is_silenced
 
     def leave_out_unheard(self) -> None:
         """Go back to the start where the gain is within two errors of 0: a state may be the best by
@@ -312,8 +307,9 @@ class Training(Validated):
         )
         self.unlearned = difference if self.unlearned is None else self.unlearned
         added = self.unlearned - difference  # by the network to its start
-        self.loudest = max(self.loudest, self._largest(added.square().mean(0)))
-        self.spread = self._largest(0.25 * (added[0] - added[1]).square())
+        size = self._largest(added.square().mean(0))
+        spread = self._largest(0.25 * (added[0] - added[1]).square())
+        self.life.hear(size, spread)
         return at_rows.weight * error
 
     def _average(self) -> nn.Module:

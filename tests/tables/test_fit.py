@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import indm.training
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.model import INDM
@@ -19,7 +20,7 @@ from indm.sde.linear import VPSDE
 from indm.tables import fit, race, report
 from indm.tables.fit import Training, gradient_square, paired_error
 from indm.tables.networks import MixtureMLP
-from indm.training import CELLS, UNIFORM_SHARE, NoiseLevels
+from indm.training import CELLS, DEAD, REVIVALS, UNIFORM_SHARE, NoiseLevels
 
 
 def model_of(k: int = 0, width: int = 8) -> INDM:
@@ -289,14 +290,14 @@ def test_a_network_dies_at_a_rate_that_is_far_too_high(dead):
     z, level = torch.randn(20, 2), torch.zeros(20)
     with torch.no_grad():
         output = dead.model.eval().score.backbone.mlp(z, level, torch.zeros(20, 2))
-    assert dead.is_dead and (output - output[0]).abs().max() < 1e-5 < output.abs().max()
+    assert dead.life.is_dead and (output - output[0]).abs().max() < 1e-5 < output.abs().max()
     assert dead.gain()[0] < 0.02 and dead.rates == [0.3]
 
 
 def test_a_dead_network_begins_anew_and_finds_most_of_what_the_best_rate_finds(dead):
     best = max(trained_on_a_ring(rate).gain()[0] for rate in (4e-3, 2e-2))
     recovered = trained_on_a_ring(0.3)
-    assert recovered.revivals > 0 and recovered.rates[0] < 0.1 and not recovered.is_silenced
+    assert recovered.life.revivals > 0 and recovered.rates[0] < 0.1 and not recovered.is_silenced
     assert recovered.gain()[0] > 0.6 > 20 * dead.gain()[0]
     assert recovered.gain()[0] > 0.8 * best
 
@@ -318,32 +319,32 @@ def test_what_is_within_the_noise_of_validation_is_left_out(gain, is_kept):
 
 def test_a_network_that_has_not_moved_is_not_dead():
     training = trained_on_a_ring(1e-9)
-    assert training.spread < fit.DEAD and not training.is_dead and training.revivals == 0
+    assert training.life.spread < DEAD and not training.life.is_dead and training.life.revivals == 0
 
 
 def killed(training: Training) -> None:
     """As if its network had added something, and now were a constant."""
     training.advance(lambda: training._gradients(torch.randn(8, 2), torch.zeros(8, 0)), 1.0)
-    training.loudest, training.spread = 1.0, 0.0
+    training.life.loudest, training.life.spread = 1.0, 0.0
 
 
 def test_a_dead_network_begins_anew_some_times_each_at_a_third_of_the_rate():
     training = training_of(torch.randn(64, 2), rate=0.1)
     first = weights(training.model)
-    for i in range(1, fit.REVIVALS + 1):
+    for i in range(1, REVIVALS + 1):
         killed(training)
         assert (weights(training.model) != first).any() and training.optimizer.state
         training.revive()
-        assert training.rates == [pytest.approx(0.1 / 3**i)] and training.revivals == i
+        assert training.rates == [pytest.approx(0.1 / 3**i)] and training.life.revivals == i
         assert (weights(training.model) == first).all()
         assert (weights(training.ema.model) == first).all()
         assert training.began == training.step == i and not training.optimizer.state
-        assert training.loudest == 0 and not training.is_silenced
+        assert training.life.loudest == 0 and not training.is_silenced
     killed(training)
     training.revive()
-    assert training.is_silenced and training.revivals == fit.REVIVALS >= 3
+    assert training.is_silenced and training.life.revivals == REVIVALS >= 3
     assert (weights(training.model) != first).any()
-    training.spread = 1.0
+    training.life.spread = 1.0
     training.revive()
     assert not training.is_silenced
 
@@ -363,8 +364,8 @@ def test_a_network_that_is_not_to_be_revived_stays_as_it_is():
 )
 def test_dead_is_what_was_heard_and_is_a_constant(loudest, spread, is_dead):
     training = training_of(torch.randn(8, 2))
-    training.loudest, training.spread = loudest, spread
-    assert training.is_dead == is_dead
+    training.life.loudest, training.life.spread = loudest, spread
+    assert training.life.is_dead == is_dead
 
 
 def test_the_size_and_the_spread_of_a_network_are_those_of_its_loudest_level(monkeypatch):
@@ -379,7 +380,7 @@ def test_the_size_and_the_spread_of_a_network_are_those_of_its_loudest_level(mon
             fit, "paired_error", lambda *_: (torch.zeros(64), training.unlearned - added)
         )
         training._bounds()
-        return training.loudest, training.spread
+        return training.life.loudest, training.life.spread
 
     assert errors_of(added) == (pytest.approx(math.sqrt(10)), pytest.approx(math.sqrt(8)))
     assert errors_of(0 * added) == (pytest.approx(math.sqrt(10)), 0.0)
@@ -413,7 +414,7 @@ def test_a_new_network_begins_at_the_full_rate_after_a_warm_up_of_its_own(monkey
 @pytest.mark.parametrize("gain", [0.0, 1.0])
 def test_a_gain_is_unknown_where_a_silenced_network_found_nothing(is_silenced, gain):
     training = training_of(torch.randn(64, 2))
-    training.is_silenced, training.lowest = is_silenced, training.start - gain
+    training.life.is_silenced, training.lowest = is_silenced, training.start - gain
     assert report.is_unknown(training) == (is_silenced and not gain)
 
 
@@ -425,10 +426,11 @@ def test_where_nothing_has_been_gained_patience_is_twice_as_long():
 
 
 def test_a_network_that_dies_at_every_rate_is_silenced_and_the_warning_names_the_rates(monkeypatch):
-    for module in (fit, report):
+    for module in (indm.training, report):
         monkeypatch.setattr(module, "REVIVALS", 1)
+    for module in (fit, report):
         monkeypatch.setattr(module, "SLOWER", 0.9)
     training = trained_on_a_ring(0.5)
-    assert training.is_silenced and training.revivals == 1
+    assert training.is_silenced and training.life.revivals == 1
     with pytest.warns(UserWarning, match=r"between 0\.5 and 0\.45"):
         report.warn_of_silence([training])

@@ -161,7 +161,8 @@ class Revival:
             generator = torch.Generator(z.device).manual_seed(self.seed)
             size, spread = size_and_spread(at_c.score, z, generator)
         restore_random_states(states, device)
-        if not life.begins_anew(size, spread):
+        life.hear(size, spread)
+        if not life.begins_anew():
             return
         for score in (model.score, descent.ema.model.score):
             score.load_state_dict(self.first)
