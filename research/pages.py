@@ -18,7 +18,7 @@ from research.posteriors import sbibm
 from research.records import RECORDS, Records
 from research.tables import fair, gaps, real, regression
 from research.translation import answers
-from research.verdict import dial, heard, instrument, joint, lattice, losses, pays, silenced
+from research.verdict import dial, heard, instrument, joint, lattice, losses, pays, recorded, silenced
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
@@ -69,6 +69,10 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-heard": lambda: heard.markdown(of("verdict-heard")),
     "verdict-heard-differences": lambda: heard.differences(of("verdict-heard")),
     "verdict-joint-deviations": lambda: joint.deviation_table(of("verdict-joint-deviations")),
+    "recorded": lambda kind: recorded.markdown(of("recorded"), kind),
+    "recorded-family": lambda setting, ours: recorded.family(
+        of("recorded"), setting.replace("_", " "), ours.replace("_", " ")
+    ),
     "weights-summary": lambda: weights.summary_table(of("weights").rows()),
     "weights-overstatement": lambda: weights.overstatement_table(of("weights").rows()),
     "weights-coverage": lambda: weights.coverage_table(of("weights").rows()),

@@ -420,8 +420,11 @@ def main() -> None:
 
 
 def markdown(table: Records, kind: str) -> str:
-    """Means over seeds of −log p in nats, a column for each setting of speech or clothes."""
-    settings = [name for name in SETTINGS if (name in OF_SPEECH) == (kind == "speech")]
+    """Means over seeds of −log p in nats, a column for each setting of speech or clothes that has
+    rows.
+    """
+    of_kind = [name for name in SETTINGS if (name in OF_SPEECH) == (kind == "speech")]
+    settings = [name for name in of_kind if table.at(setting=name).rows()]
     rows = []
     for method in (*METHODS, MIXTURE) if kind == "speech" else OF_IMAGES:
         cells = []
@@ -433,17 +436,17 @@ def markdown(table: Records, kind: str) -> str:
     return in_table("method", *settings, rows=rows)
 
 
-def family(table: Records, setting: str) -> str:
-    """INDM − its rivals by pairs of seeds, and Holm's p in the planned family."""
+def family(table: Records, setting: str, ours: str = "INDM") -> str:
+    """A method − its rivals by pairs of seeds, and Holm's p in a family of all of them."""
     names, made = (*RIVALS, *DENSITIES), {}
     for name in names:
-        found = table.at(setting=setting).of_common_seeds("method", ("INDM", name))
-        ours, theirs = ([row["nats"] for row in found[method]] for method in ("INDM", name))
-        if ours:
-            made[name] = paired(ours, theirs)
+        found = table.at(setting=setting).of_common_seeds("method", (ours, name))
+        with_ours, theirs = ([row["nats"] for row in found[method]] for method in (ours, name))
+        if with_ours:
+            made[name] = paired(with_ours, theirs)
     judged = judged_as_planned([*made.values()], len(names))
     rows = [
-        (f"INDM − {name}", row["seeds"], *cells_of(row, MARGIN, ".2f"))
+        (f"{ours} − {name}", row["seeds"], *cells_of(row, MARGIN, ".2f"))
         for name, row in zip(made, judged, strict=True)
     ]
     return in_table(
