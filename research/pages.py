@@ -18,7 +18,17 @@ from research.posteriors import sbibm
 from research.records import RECORDS, Records
 from research.tables import fair, gaps, real, regression
 from research.translation import answers
-from research.verdict import dial, heard, instrument, joint, lattice, losses, pays, recorded, silenced
+from research.verdict import (
+    dial,
+    heard,
+    instrument,
+    joint,
+    lattice,
+    losses,
+    pays,
+    recorded,
+    silenced,
+)
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = (ROOT / "research", ROOT / "docs")
