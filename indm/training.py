@@ -350,13 +350,12 @@ class Life:
 
     def begins_anew(self) -> bool:
         """Whether the network must begin anew, as it is dead and has not used up its revivals."""
-        self.is_silenced = self.is_dead
-        if not self.is_silenced or self.revivals == REVIVALS:
-            return False
-        self.loudest = 0.0
-        self.revivals += 1
-        self.is_silenced = False
-        return True
+        begins = self.is_dead and self.revivals < REVIVALS
+        self.is_silenced = self.is_dead and not begins
+        if begins:
+            self.loudest = 0.0
+            self.revivals += 1
+        return begins
 
 
 @torch.no_grad()

@@ -81,7 +81,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-joint-deviations": lambda: joint.deviation_table(of("verdict-joint-deviations")),
     "recorded": lambda kind: recorded.markdown(of("recorded"), kind),
     "recorded-family": lambda setting, ours: recorded.family(
-        of("recorded"), setting.replace("_", " "), ours.replace("_", " ")
+        of("recorded"), spaces_in(setting), spaces_in(ours)
     ),
     "weights-summary": lambda: weights.summary_table(of("weights").rows()),
     "weights-overstatement": lambda: weights.overstatement_table(of("weights").rows()),

@@ -80,7 +80,10 @@ class Validated(Descent, ABC):
 
     @property
     def is_silenced(self) -> bool:
-        """Whether a network is dead at the lowest rate, too, so that nothing is known of what is left."""
+        """Whether a network is dead at the lowest rate, too.
+
+        Nothing is then known of what is left to find.
+        """
         return False
 
     def begin(self) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.stats import t as student
 
 from research.lab.seeds import Difference, judged
-from research.markdown import with_error
+from research.markdown import in_table, with_error
 
 LEVEL = 0.05  # level of the tests
 UNMADE = Difference(0.0, 2, 1.0)  # p = 1: the family is as large as it was planned
@@ -78,3 +78,22 @@ def crps(draws: np.ndarray, truth: np.ndarray) -> np.ndarray:
         1, k * (k - 1)
     )
     return np.abs(draws - truth).mean(0) - pairs
+
+
+def differences_table(
+    ours: str, made: Mapping[str, Difference], planned: int, margin: float, counted: str
+) -> str:
+    """A method − its rivals, judged as a family of ``planned`` tests.
+
+    Args:
+        made: the differences from the rivals by their names.
+        counted: title of the column of numbers of pairs.
+    """
+    judged_rows = judged_as_planned([*made.values()], planned)
+    rows = [
+        (f"{ours} − {name}", row["seeds"], *cells_of(row, margin, ".2f"))
+        for name, row in zip(made, judged_rows, strict=True)
+    ]
+    return in_table(
+        "difference", counted, "nats", "95 % interval", "Holm's p", "is called", rows=rows
+    )

@@ -32,7 +32,7 @@ from indm.sde import VPSDE
 from indm.training import Descent, NoiseLevels, course, learning_rate_factor
 from indm.workbench.figures.plots import COLOURS, save_figure, styled
 from research.lab.seeds import over_seeds, paired
-from research.lab.statistics import cells_of, judged_as_planned
+from research.lab.statistics import cells_of, differences_table, judged_as_planned
 from research.markdown import in_table, with_error
 from research.networks.circle import Convolutions
 from research.records import RECORDS, Records, Row, made_by
@@ -620,13 +620,7 @@ def family(table: Records, title: str) -> str:
         if len(common) > 1:
             ours, theirs = ([gaps[name][place] for place in common] for name in ("INDM", other))
             made[other] = paired(ours, theirs)
-    lines = []
-    judged = judged_as_planned([*made.values()], len(names))
-    for other, row in zip(made, judged, strict=True):
-        lines.append((f"INDM − {other}", row["seeds"], *cells_of(row, MARGIN, ".2f")))
-    return in_table(
-        "difference", "pairs", "nats", "95 % interval", "Holm's p", "is called", rows=lines
-    )
+    return differences_table("INDM", made, len(names), MARGIN, "pairs")
 
 
 def recovered(table: Records, title: str) -> str:

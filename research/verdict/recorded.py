@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from indm.evaluation.statistics import mean_and_error
 from indm.flows import Compose, CouplingFlow, ElementwiseFlow, Flow, Identity, InstrumentFlow
 from research.lab.seeds import over_seeds, paired
-from research.lab.statistics import cells_of, judged_as_planned
+from research.lab.statistics import differences_table
 from research.markdown import in_table, with_error
 from research.networks.circle import Convolutions, TorusConvolutions
 from research.records import RECORDS, Records, Row, made_by
@@ -436,7 +436,7 @@ def markdown(table: Records, kind: str) -> str:
     return in_table("method", *settings, rows=rows)
 
 
-def family(table: Records, setting: str, ours: str = "INDM") -> str:
+def family(table: Records, setting: str, ours: str) -> str:
     """A method − its rivals by pairs of seeds, and Holm's p in a family of all of them."""
     names, made = (*RIVALS, *DENSITIES), {}
     for name in names:
@@ -444,11 +444,4 @@ def family(table: Records, setting: str, ours: str = "INDM") -> str:
         with_ours, theirs = ([row["nats"] for row in found[method]] for method in (ours, name))
         if with_ours:
             made[name] = paired(with_ours, theirs)
-    judged = judged_as_planned([*made.values()], len(names))
-    rows = [
-        (f"{ours} − {name}", row["seeds"], *cells_of(row, MARGIN, ".2f"))
-        for name, row in zip(made, judged, strict=True)
-    ]
-    return in_table(
-        "difference", "seeds", "nats", "95 % interval", "Holm's p", "is called", rows=rows
-    )
+    return differences_table(ours, made, len(names), MARGIN, "seeds")

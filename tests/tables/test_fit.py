@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-import indm.training
 from indm.conditions import Vector
 from indm.flows.base import Identity
 from indm.model import INDM
@@ -426,10 +425,10 @@ def test_where_nothing_has_been_gained_patience_is_twice_as_long():
 
 
 def test_a_network_that_dies_at_every_rate_is_silenced_and_the_warning_names_the_rates(monkeypatch):
-    for module in (indm.training, report):
-        monkeypatch.setattr(module, "REVIVALS", 1)
-    for module in (fit, report):
-        monkeypatch.setattr(module, "SLOWER", 0.9)
+    for name in ("indm.training.REVIVALS", "indm.tables.report.REVIVALS"):
+        monkeypatch.setattr(name, 1)
+    for name in ("indm.tables.fit.SLOWER", "indm.tables.report.SLOWER"):
+        monkeypatch.setattr(name, 0.9)
     training = trained_on_a_ring(0.5)
     assert training.is_silenced and training.life.revivals == 1
     with pytest.warns(UserWarning, match=r"between 0\.5 and 0\.45"):
