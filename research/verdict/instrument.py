@@ -549,11 +549,8 @@ def job(title: str, number: int, name: str, seed: int) -> None:
     TABLE.at(**key, method=name).add(row | made_by(seed))
 
 
-def main(arguments: Sequence[str]) -> None:
-    if [*arguments] == ["figure"]:
-        save_figure(figure(TABLE), FIGURE)
-        return
-    title = arguments[0] if arguments else "20 s"
+def main(title: str) -> None:
+    """Make the rows of a variant, by the name in :data:`VARIANTS`, that are missing."""
     torch.set_num_threads(1)
     trained(MAIN["linear"], lambda n: torch.randn(n, POINTS), (1e-3, 0.0), 0.1)  # imports first
     for seed in SEEDS:
@@ -645,6 +642,11 @@ def recovered(table: Records, title: str) -> str:
 
 
 @styled
+def draw(table: Records) -> None:
+    """The picture of the page, as a file."""
+    save_figure(figure(table), FIGURE)
+
+
 def figure(table: Records, title: str = "60 s") -> Figure:
     """The true and the recovered instrument of the first INDM."""
     (row,) = table.at(variant=title, method="INDM", instrument=0, seed=0).rows()

@@ -221,6 +221,14 @@ def run(job: tuple[str, str, int]) -> None:
     TABLE.at(law=law, variant=variant, seed=seed).add(row | made_by(seed))
 
 
+def main() -> None:
+    for job in jobs():
+        run(job)
+    for seed in SEEDS:
+        row = DEVIATIONS.at(seed=seed)
+        row.kept(lambda seed=seed: {"deviations": deviations(seed)} | made_by(seed))
+
+
 def deviation_table(table: Records) -> str:
     """Deviations of gradients relative to the plain loss: mean and error over seeds."""
     found = [row["deviations"] for row in table.rows()]

@@ -529,12 +529,8 @@ def share_table(table: Records) -> str:
     return in_table("method", *columns, rows=rows)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(home: Path) -> None:
     torch.set_num_threads(1)
-    home = Path(arguments[0])
-    if arguments[1:] == ["weights"]:
-        weigh_all(home)
-        return
     for job in jobs():
         run(job, home)
         print(*job, flush=True)

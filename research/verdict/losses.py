@@ -1,4 +1,4 @@
-"""Estimators of the bound trained at equal cost: ``python -m research.verdict losses``; see
+"""Estimators of the bound trained at equal cost: ``python -m research.verdict losses ROOT``; see
 losses.md.
 """
 
@@ -129,6 +129,11 @@ def run(job: Job, root: Path | None) -> None:
     if arm == "plain":
         row["deviations"] = {name: deviations(fit.model, name, images.train) for name in ARMS}
     at(job).add(row)
+
+
+def main(root: Path) -> None:
+    for job in jobs():
+        run(job, root)
 
 
 def deviations(model: INDM, arm: str, images: Tensor) -> dict[str, float]:

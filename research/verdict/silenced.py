@@ -2,7 +2,7 @@
 design.
 
     python -m research.verdict silenced HOME            # the trainings that have no row yet
-    python -m research.verdict silenced HOME figure     # the curves of gain by share of the seconds
+    python -m research.verdict silenced figure          # the curves of gain by share of the seconds
 
 ``HOME`` has the tables of :mod:`research.data.real_tables` and keeps the flows. Killed and started
 again, it goes on.
@@ -810,12 +810,8 @@ def draw(table: Records) -> None:
     save_figure(figure, FIGURE)
 
 
-def main(arguments: Sequence[str]) -> None:
+def main(home: Path) -> None:
     torch.set_num_threads(1)
-    if arguments[1:] == ["figure"]:
-        draw(TABLE)
-        return
-    home = Path(arguments[0])
     for job in jobs():
         run(job, home)
         print(*job, flush=True)

@@ -112,10 +112,10 @@ def test_all_is_made_once_and_shown(tmp_path, monkeypatch):
     }  # fmt: skip
     for name, value in small.items():
         monkeypatch.setattr(instrument, name, value)
-    instrument.main(["60 s"])
+    instrument.main("60 s")
     assert len(table.rows()) == 2 * 7 + 5
     monkeypatch.setattr(instrument, "run", lambda *arguments: 1 / 0)
-    instrument.main(["60 s"])
+    instrument.main("60 s")
     assert len(instrument.family(table, "60 s").splitlines()) == 2 + 6
     assert "| oracle |" in instrument.markdown(table, "60 s")
     assert "| INDM |" in instrument.recovered(table, "60 s")
