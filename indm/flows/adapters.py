@@ -6,7 +6,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from indm.flows.base import TOLERANCE, Certificate, Flow, Mapped, measured_certificate
+from indm.flows.base import TOLERANCE, Flow, Inverse, Mapped, measured_inverse
 from indm.tensors import Batch, expand_like, full_precision
 
 
@@ -57,13 +57,13 @@ class ForeignFlow(Flow):
             )
         return z, log_det + x.new_zeros(len(x))
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Inverse:
         finite = z.flatten(1).isfinite().all(1)
         # one sample that is not finite stops some flows for all
         z = torch.where(expand_like(finite, z), z, 0.0)
         x = self.to_data(z) if self.inverse_is_formula else self.to_data(z.detach()).detach()
         iterations = torch.zeros(len(z), dtype=torch.long, device=z.device)
-        x, residual, iterations, converged = measured_certificate(self, x, z, iterations, tol)
+        x, residual, iterations, converged = measured_inverse(self, x, z, iterations, tol)
         x = torch.where(expand_like(finite, x), x, math.nan)
         residual = torch.where(finite, residual, math.nan)
-        return x, residual, iterations, converged & finite
+        return Inverse(x, residual, iterations, converged & finite)

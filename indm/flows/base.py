@@ -2,6 +2,7 @@
 
 import copy
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,8 +15,22 @@ from indm.tensors import Batch, PerSample, double, evaluation_mode, event_size, 
 # twentyfold. It is a hundredth of half a grey level of 256.
 TOLERANCE = 5e-5
 Mapped = tuple[Batch, PerSample]  # z and log|det ∂z/∂x|
-# x, residual, iterations, converged, see Flow.solve_inverse
-Certificate = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+class Inverse(NamedTuple):
+    """What :meth:`Flow.solve_inverse` returns: x, and how well h(x) = z holds for each sample.
+
+    Attributes:
+        x: (B, *event).
+        residual: max|h(x) − z| over a sample's entries, relative to max(1, max|z|), (B,).
+        iterations: evaluations of the flow that it took, integers (B,); 0 for a formula.
+        converged: whether the residual is at most the tolerance, booleans (B,).
+    """
+
+    x: Tensor
+    residual: Tensor
+    iterations: Tensor
+    converged: Tensor
 
 
 def magnitude(z: Tensor) -> Tensor:
@@ -103,12 +118,10 @@ class Flow(Constrained, ABC):
         return self(x, generator=generator)[0]
 
     @abstractmethod
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
-        """The inverse x with its certificate: residual, iterations and converged, each (B,).
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Inverse:
+        """The inverse x, and how well h(x) = z holds for each sample.
 
-        The residual is max|h(x) − z| over one sample's entries, relative to max(1, max|z|);
-        ``converged`` says where it is at most ``tol``. No gradient flows through an iterative
-        inverse.
+        No gradient flows through an iterative inverse.
         """
 
     def inverse(self, z: Tensor, tol: float = TOLERANCE) -> Tensor:
@@ -156,13 +169,11 @@ class Flow(Constrained, ABC):
                 )
 
 
-def measured_certificate(
-    flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, tol: float
-) -> Certificate:
-    """The certificate of x as h⁻¹(z), by one pass of h."""
+def measured_inverse(flow: Flow, x: Tensor, z: Tensor, iterations: Tensor, tol: float) -> Inverse:
+    """x as h⁻¹(z), with its residual by one pass of h."""
     with torch.no_grad():
         residual = (flow.latent(x) - z).flatten(1).abs().amax(1) / magnitude(z)
-    return x, residual, iterations, residual <= tol
+    return Inverse(x, residual, iterations, residual <= tol)
 
 
 class ExactFlow(Flow):
@@ -186,10 +197,10 @@ class ExactFlow(Flow):
     def inverse_step(self, z: Batch) -> Batch:
         """x with h(x) = z, exactly up to rounding."""
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Inverse:
         x = self.inverse_step(z)
         zero = z.new_zeros(len(z))
-        return x, zero, zero.long(), x.flatten(1).isfinite().all(1)
+        return Inverse(x, zero, zero.long(), x.flatten(1).isfinite().all(1))
 
 
 class Identity(ExactFlow):
@@ -242,7 +253,7 @@ class Frozen(Flow):
         with torch.no_grad():
             return self.flow.latent(x, generator=generator), x.new_zeros(x.shape[0])
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Inverse:
         return self.flow.solve_inverse(z, tol=tol)
 
 
@@ -282,13 +293,13 @@ class Compose(Flow):
             x = flow.latent(x, generator=generator)
         return x
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Inverse:
         """Invert each flow to a tenth of ``tol``, and certify the result by one pass of h."""
         x, iterations = z, torch.zeros(len(z), dtype=torch.long, device=z.device)
         for flow in reversed(self.flows):
             x, _, steps, _ = flow.solve_inverse(x, tol=tol / 10)
             iterations = iterations + steps
-        return measured_certificate(self, x, z, iterations, tol)
+        return measured_inverse(self, x, z, iterations, tol)
 
 
 class Squeeze(ExactFlow):

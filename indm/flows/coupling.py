@@ -19,10 +19,10 @@ from indm.conditions import Conditioned, features_of
 from indm.flows.base import (
     TOLERANCE,
     ActNorm,
-    Certificate,
     Compose,
     ExactFlow,
     Flow,
+    Inverse,
     Mapped,
     Squeeze,
     Unsqueeze,
@@ -345,11 +345,11 @@ class SecondHalf(Flow):
         z, log_det = self.flow(right, generator=generator)
         return torch.cat([left, z], dim=1), log_det
 
-    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Certificate:
+    def solve_inverse(self, z: Tensor, tol: float = TOLERANCE) -> Inverse:
         left, right = z.tensor_split([z.shape[1] // 2], dim=1)
         x, residual, iterations, converged = self.flow.solve_inverse(right, tol=tol)
         converged = converged & left.flatten(1).isfinite().all(1)
-        return torch.cat([left, x], dim=1), residual, iterations, converged
+        return Inverse(torch.cat([left, x], dim=1), residual, iterations, converged)
 
 
 class CouplingFlow(Compose):

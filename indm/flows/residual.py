@@ -17,10 +17,10 @@ from indm.conditions import Conditioned, features_of
 from indm.flows.base import (
     TOLERANCE,
     ActNorm,
-    Certificate,
     Compose,
     Constrained,
     Flow,
+    Inverse,
     Mapped,
     Squeeze,
     Unsqueeze,
@@ -338,7 +338,7 @@ class ResidualBlock(Conditioned, Flow):
     @torch.no_grad()
     def solve_inverse(
         self, z: Batch, tol: float = TOLERANCE, max_iterations: int = 1000
-    ) -> Certificate:
+    ) -> Inverse:
         """The fixed point of x ↦ z − g(x), see :func:`fixed_point`."""
         weights = self._weights()
 
@@ -348,7 +348,7 @@ class ResidualBlock(Conditioned, Flow):
         x, residual, evaluations = fixed_point(
             contraction, z, tol, magnitude(z), max_iterations=max_iterations
         )
-        return x, residual, evaluations, residual <= tol
+        return Inverse(x, residual, evaluations, residual <= tol)
 
 
 def _of_rows(weights: Weights, rows: slice | Tensor) -> Weights:
@@ -418,7 +418,7 @@ class ResidualFlow(Compose):
 
     The published CIFAR-10 flow is ``blocks=(16, 16), width=512, norm="rows"``.
 
-    Example: it has an inverse whatever its parameters, with a certificate for each sample.
+    Example: it has an inverse whatever its parameters, whose residual is known for each sample.
 
         >>> flow, z = ResidualFlow((3,), blocks=(2,), width=8, coeff=0.9), torch.randn(5, 3)
         >>> for parameter in flow.parameters():

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from indm import tensors
 from indm.checks import check_word
-from indm.flows.base import TOLERANCE, ActNorm, Certificate, Compose, ExactFlow, Flow, Mapped
+from indm.flows.base import TOLERANCE, ActNorm, Compose, ExactFlow, Flow, Inverse, Mapped
 from indm.flows.coupling import Coupling, InvertibleLinear
 from indm.flows.residual import (
     ActivationName,
@@ -381,7 +381,7 @@ class ConditionalResidualFlow(Flow):
 
     def solve_inverse(
         self, z: Tensor, tol: float = TOLERANCE, *, code: Tensor | None = None
-    ) -> Certificate:
+    ) -> Inverse:
         return self._at(self._code_of(z, code)).solve_inverse(z, tol=tol)
 
     def _code_of(self, z: Tensor, code: Tensor | None) -> Tensor:

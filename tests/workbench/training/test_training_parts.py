@@ -232,8 +232,8 @@ class Lying(CouplingFlow):
         return super().forward(self.log_factor.exp() * x)
 
     def solve_inverse(self, z, tol=1e-5):
-        x, *certificate = super().solve_inverse(z, tol)
-        return (-self.log_factor).exp() * x, *certificate
+        found = super().solve_inverse(z, tol)
+        return found._replace(x=(-self.log_factor).exp() * found.x)
 
 
 def test_a_flow_whose_log_det_is_wrong_is_refused_before_anything_is_written(tmp_path):
