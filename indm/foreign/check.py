@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Num
@@ -29,6 +29,9 @@ from indm.objective import NOISE_LEVELS, reconstruction_units
 from indm.protocols import Model
 from indm.score import context_of, described, unguided
 from indm.tensors import evaluation_mode, randn_like
+
+if TYPE_CHECKING:
+    from indm.foreign.denoiser import Denoiser
 
 ENTRIES = 2**13  # numbers of data that make the errors of vectors precise enough; images have more
 AT_ONCE = 2**12  # least numbers of data in a call of the network, in comparisons
@@ -56,8 +59,22 @@ UNEXPLAINED = (
     "these descriptions says. If the noise was coupled, the likelihood of the probability flow and its samples hold, "
     "the NELBO is loose, and SDE samplers, inpainting and classification do not apply"
 )
-# x, the network's view of c, levels log(σ/α), rows at a time
-Asked = tuple[Tensor, tuple[Tensor, ...], Tensor, int]
+
+
+class Inputs(NamedTuple):
+    """What the network is called with: rows at each noise level.
+
+    Attributes:
+        x: data in model units, (rows, *event).
+        context: what the network sees of the condition, each (rows, …); () for none.
+        levels: log(σ/α), (levels,).
+        batch_size: rows at a time.
+    """
+
+    x: Tensor
+    context: tuple[Tensor, ...]
+    levels: Tensor
+    batch_size: int
 
 
 @dataclass(frozen=True)
@@ -151,13 +168,13 @@ def check_denoiser(
         x, rest = (from_data(model, raw[rows], generator=generator)[0] for rows in (ours, others))
         score = unguided(model).given(c, rows=ours).score
         check_gradient(score, x)
-        asked = (x, context_of(score), levels, batch_size)
-        by_row, of_linear, least = _errors_and_bounds(denoiser, asked, GaussianReference.fit(rest))
+        inputs = Inputs(x, context_of(score), levels, batch_size)
+        by_row, of_linear, least = _errors_and_bounds(denoiser, inputs, GaussianReference.fit(rest))
         errors = {kind: error.mean(1) for kind, error in by_row.items()}
         linear, error = of_linear.mean(1), errors[denoiser.predicts]
         possible = _least_possible(levels, by_row[denoiser.predicts], torch.minimum(least, linear))
         lost = bits * (error - possible).clamp_min(0)
-        few = _few(asked)
+        few = _few(inputs)
         fit = _fit_of_times(denoiser, few, bits)
         best = _Best()
         if lost.sum() >= TRIED or fit.gain >= FITTED:
@@ -188,7 +205,7 @@ def _least_possible(levels: Tensor, error: Tensor, bound: Tensor) -> Tensor:
     return torch.cat([torch.minimum(bound[:-1], by_stam), bound[-1:]])
 
 
-def denoiser_of(model: Model) -> Any:
+def denoiser_of(model: Model) -> "Denoiser":
     """The network of a model of :func:`indm.from_denoiser`; ValueError for another model."""
     if (network := described(model.score)) is None:
         raise ValueError(
@@ -198,13 +215,13 @@ def denoiser_of(model: Model) -> Any:
 
 
 def _outputs(
-    denoiser: Any, asked: Asked, scale: float = 1.0, shift: float = 0.0
+    denoiser: "Denoiser", inputs: Inputs, scale: float = 1.0, shift: float = 0.0
 ) -> Iterator[tuple[int, Tensor, Tensor, Tensor, Tensor, Tensor]]:
     """Number of the level, rows, noise, x_τ, τ and output, for ``scale`` x + ``shift``.
 
     The noise is the same in every call.
     """
-    x, seen, levels, batch_size = asked
+    x, context, levels, batch_size = inputs
     generator = torch.Generator(x.device).manual_seed(0)
     for i, level in enumerate(levels.tolist()):
         for rows in torch.arange(len(x)).split(batch_size):
@@ -212,24 +229,28 @@ def _outputs(
             noise = randn_like(z, generator)
             at_level = z.new_full((len(z),), level + math.log(scale))
             y = (scale * z + shift + scale * std * noise) / math.hypot(1, scale * std)
-            yield i, rows, noise, *denoiser.output(y, at_level, *(part[rows] for part in seen))
+            yield i, rows, noise, *denoiser.output(y, at_level, *(part[rows] for part in context))
 
 
 def _errors(
-    denoiser: Any, asked: Asked, kinds: Iterable[str], scale: float = 1.0, shift: float = 0.0
+    denoiser: "Denoiser",
+    inputs: Inputs,
+    kinds: Iterable[str],
+    scale: float = 1.0,
+    shift: float = 0.0,
 ) -> dict[str, Tensor]:
     """‖n − n̂‖²/d, (levels, rows), of each kind of prediction."""
-    x, _, levels, _ = asked
+    x, levels = inputs.x, inputs.levels
     errors = {kind: torch.zeros(len(levels), len(x)).double() for kind in kinds}
-    for i, rows, noise, x_tau, tau, f in _outputs(denoiser, asked, scale, shift):
+    for i, rows, noise, x_tau, tau, f in _outputs(denoiser, inputs, scale, shift):
         for kind, values in errors.items():
             values[i, rows] = _mean_square(denoiser.noise_from(kind, f, x_tau, tau) - noise)
     return errors
 
 
-def _error(denoiser: Any, asked: Asked, scale: float = 1.0, shift: float = 0.0) -> Tensor:
+def _error(denoiser: "Denoiser", inputs: Inputs, scale: float = 1.0, shift: float = 0.0) -> Tensor:
     """‖n − n̂‖²/d of the description, (levels, rows)."""
-    return _errors(denoiser, asked, [denoiser.predicts], scale, shift)[denoiser.predicts]
+    return _errors(denoiser, inputs, [denoiser.predicts], scale, shift)[denoiser.predicts]
 
 
 def _mean_square(error: Tensor) -> Tensor:
@@ -238,14 +259,14 @@ def _mean_square(error: Tensor) -> Tensor:
 
 
 def _errors_and_bounds(
-    denoiser: Any, asked: Asked, reference: GaussianReference
+    denoiser: "Denoiser", inputs: Inputs, reference: GaussianReference
 ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
     """Errors by prediction, of the linear predictor, (levels, rows), and of a f + b x_τ + c."""
-    x, _, levels, _ = asked
+    x, levels = inputs.x, inputs.levels
     errors = {kind: torch.zeros(len(levels), len(x)).double() for kind in PREDICTIONS}
     linear = torch.zeros(len(levels), len(x)).double()
     products = torch.zeros(len(levels), 4, 4).double()
-    for i, rows, noise, x_tau, tau, f in _outputs(denoiser, asked):
+    for i, rows, noise, x_tau, tau, f in _outputs(denoiser, inputs):
         z, r = x[rows], math.exp(2 * levels[i].item())
         off = {kind: denoiser.noise_from(kind, f, x_tau, tau) - noise for kind in PREDICTIONS}
         for kind, values in errors.items():
@@ -262,12 +283,16 @@ def _errors_and_bounds(
     return errors, linear, least
 
 
-def _few(asked: Asked) -> Asked:
+def _few(inputs: Inputs) -> Inputs:
     """The first rows, as many as comparisons need; they are repeated if there are too few."""
-    x, seen, levels, batch_size = asked
-    rows = torch.arange(max(OTHERS, ENTRIES // x[0].numel())) % len(x)
-    batch_size = max(batch_size, AT_ONCE // x[0].numel())
-    return x[rows], tuple(part[rows] for part in seen), levels, batch_size
+    size = inputs.x[0].numel()
+    rows = torch.arange(max(OTHERS, ENTRIES // size)) % len(inputs.x)
+    return Inputs(
+        inputs.x[rows],
+        tuple(part[rows] for part in inputs.context),
+        inputs.levels,
+        max(inputs.batch_size, AT_ONCE // size),
+    )
 
 
 @dataclass(frozen=True)
@@ -281,16 +306,15 @@ class _Times:
 
 
 def _fit_of_times(
-    denoiser: Any, asked: Asked, bits: Tensor, scale: float = 1.0, shift: float = 0.0
+    denoiser: "Denoiser", inputs: Inputs, bits: Tensor, scale: float = 1.0, shift: float = 0.0
 ) -> _Times:
     """The monotone curve of times in log(σ/α) that fits the network best, and what it gains.
 
     Each half of the rows judges the curve that the other half has chosen.
     """
-    x, seen, levels, batch_size = asked
-    levels, bits = levels[-NOISE_LEVELS:], bits[-NOISE_LEVELS:]
+    levels, bits = inputs.levels[-NOISE_LEVELS:], bits[-NOISE_LEVELS:]
     offsets = torch.tensor([*(-d for d in reversed(OFFSETS)), 0.0, *OFFSETS], dtype=torch.float64)
-    within = (x, seen, levels, batch_size)
+    within = inputs._replace(levels=levels)
     later = [denoiser.asking(_later(denoiser, offset)) for offset in offsets.tolist()]
     errors = torch.stack([_error(other, within, scale, shift) for other in later])
     costs = bits[:, None] * (errors - errors[len(OFFSETS)])  # (offsets, levels, rows)
@@ -308,7 +332,7 @@ def _fit_of_times(
     return _Times(gain, levels, levels + found, curvature)
 
 
-def _later(denoiser: Any, offset: float) -> Callable[[Tensor], Tensor]:
+def _later(denoiser: "Denoiser", offset: float) -> Callable[[Tensor], Tensor]:
     """The network's time at log(σ/α) + ``offset``, within the range of its path."""
     path = denoiser.noises
     low, high = sorted(path.range)
@@ -353,17 +377,17 @@ class _Other:
     """Another description: its network, the scaling and shift of x, and its gain in bits/dim."""
 
     words: str
-    denoiser: Any
+    denoiser: "Denoiser"
     scale: float = 1.0
     shift: float = 0.0
     gain: float = 0.0
 
 
-def _others(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> Iterator[_Other]:
+def _others(denoiser: "Denoiser", inputs: Inputs, bits: Tensor, fit: _Times) -> Iterator[_Other]:
     """Other descriptions that a user may have meant, the usual ones first."""
-    x = asked[0]
+    x = inputs.x
     std = x.std().item() or 1.0
-    for sigma_data in _values_of_sigma_data(denoiser, asked, bits, std):
+    for sigma_data in _values_of_sigma_data(denoiser, inputs, bits, std):
         yield _Other(f"sigma_data={sigma_data:g}", denoiser.preconditioned(sigma_data))
     a, b, mean = (v.item() for v in (x.min(), x.max(), x.mean()))
     scalings = {
@@ -378,7 +402,7 @@ def _others(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> Iterator[
     yield from _schedules(denoiser, fit)
 
 
-def _schedules(denoiser: Any, fit: _Times) -> Iterator[_Other]:
+def _schedules(denoiser: "Denoiser", fit: _Times) -> Iterator[_Other]:
     """The schedules nearest to the best times of a network with a table of steps."""
     path = denoiser.noises
     if path.is_table:
@@ -395,13 +419,15 @@ def _time_of(other: Path, path: Path) -> Callable[[Tensor], Tensor]:
     return lambda tau: other.time(path.level(tau).clamp(*other.whole_levels()[[0, -1]].tolist()))
 
 
-def _values_of_sigma_data(denoiser: Any, asked: Asked, bits: Tensor, std: float) -> list[float]:
+def _values_of_sigma_data(
+    denoiser: "Denoiser", inputs: Inputs, bits: Tensor, std: float
+) -> list[float]:
     """Usual values of EDM's ``sigma_data``, and the best one; none for a network without it."""
     if denoiser.sigma_data is None:
         return []
 
     def cost(log: float) -> float:
-        error = _error(denoiser.preconditioned(math.exp(log)), asked)
+        error = _error(denoiser.preconditioned(math.exp(log)), inputs)
         return (bits * error.mean(1))[-NOISE_LEVELS:].sum().item()
 
     centre = math.log(denoiser.sigma_data)
@@ -421,13 +447,13 @@ class _Best:
     tried: int = 0  # descriptions
 
 
-def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> _Best:
+def _best(denoiser: "Denoiser", inputs: Inputs, bits: Tensor, fit: _Times) -> _Best:
     """The best of other descriptions; ``bits`` are those of a unit of error at each level.
 
     At the least noise paths differ too much to be compared, so only other predictions count there.
     If the best one gains at other times, the schedules near to those are tried, too.
     """
-    errors = _errors(denoiser, asked, PREDICTIONS)
+    errors = _errors(denoiser, inputs, PREDICTIONS)
     given = errors.pop(denoiser.predicts)
     found = [
         _Other(
@@ -442,14 +468,14 @@ def _best(denoiser: Any, asked: Asked, bits: Tensor, fit: _Times) -> _Best:
         for other in others:
             # networks may not accept such a call
             with suppress(IndexError, RuntimeError, ValueError):
-                error = _error(other.denoiser, asked, other.scale, other.shift)
+                error = _error(other.denoiser, inputs, other.scale, other.shift)
                 gain = bits * (given - error).mean(1)
                 found.append(replace(other, gain=gain[-NOISE_LEVELS:].sum().item()))
 
     def left_by(other: _Other) -> _Times:
-        return _fit_of_times(other.denoiser, asked, bits, other.scale, other.shift)
+        return _fit_of_times(other.denoiser, inputs, bits, other.scale, other.shift)
 
-    compare(_others(denoiser, asked, bits, fit))
+    compare(_others(denoiser, inputs, bits, fit))
     best = _first_of_best(found)
     if best is None:
         return _Best(tried=len(found))
