@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Num
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -41,7 +41,7 @@ from indm.ode import (
     solve,
     value_and_divergence,
 )
-from indm.protocols import Model
+from indm.protocols import Model, Score
 from indm.score import (
     closed_flow,
     context_of,
@@ -80,7 +80,7 @@ class WhitenedFlow:
     rows ``given`` of c.
     """
 
-    score: nn.Module
+    score: Score
     law: GaussianReference
     shape: tuple[int, ...]
     exact: bool
@@ -176,7 +176,7 @@ class WhitenedFlow:
 
 
 def whitened_flow(
-    score: nn.Module,
+    score: Score,
     z: Batch,
     probes: int,
     exact: bool | None,
@@ -196,7 +196,7 @@ def whitened_flow(
 
 
 @outside_inference
-def check_gradient(score: nn.Module, z: Batch) -> float:
+def check_gradient(score: Score, z: Batch) -> float:
     """Compare products with the Jacobian of a score at noised latents ``z`` with finite
     differences.
 
@@ -226,7 +226,7 @@ def check_gradient(score: nn.Module, z: Batch) -> float:
 
 
 @torch.no_grad()
-def _slope_errors(score: nn.Module, z: Batch, n: int) -> tuple[Float[Tensor, "2 n"], float]:
+def _slope_errors(score: Score, z: Batch, n: int) -> tuple[Float[Tensor, "2 n"], float]:
     """Errors of v·Jv a dimension, as that of E[z_0|z_t], at two noise levels, and the rounding of
     log p in nats.
     """

@@ -2,14 +2,20 @@
 of this one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from indm.scaling import Scaling
 from indm.sde.linear import LinearSDE
 from indm.tensors import Batch, PerSample
+
+if TYPE_CHECKING:  # these modules, or ones that they import, import this one
+    from indm.conditions import Condition
+    from indm.dequantization import Dequantization
+    from indm.flows.base import Flow
 
 
 @runtime_checkable
@@ -34,11 +40,16 @@ class Score(Protocol):
     :class:`indm.ScoreModel`.
     """
 
-    sde: Any  # a LinearSDE
+    @property
+    def sde(self) -> LinearSDE: ...
 
     def __call__(self, z_t: Batch, t: PerSample, /) -> Batch: ...
 
     def modules(self) -> Iterator[nn.Module]: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def register_forward_hook(self, hook: Callable[..., Any]) -> RemovableHandle: ...
 
 
 @runtime_checkable
@@ -47,11 +58,20 @@ class Model(Protocol):
     become model units.
     """
 
-    scaling: Scaling
-    score: Any  # a Score
-    flow: Any  # an indm.flows.Flow
-    condition: Any  # an indm.conditions.Condition
-    dequantization: Any  # an indm.Dequantization, or None
+    @property
+    def scaling(self) -> Scaling: ...
+
+    @property
+    def score(self) -> Score: ...
+
+    @property
+    def flow(self) -> "Flow": ...
+
+    @property
+    def condition(self) -> "Condition": ...
+
+    @property
+    def dequantization(self) -> "Dequantization | None": ...
 
     @property
     def sde(self) -> LinearSDE: ...

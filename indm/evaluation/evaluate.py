@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from indm.checks import BATCH_SIZE, REPEATS, require
@@ -30,7 +30,7 @@ from indm.evaluation.report import Likelihoods, Measured, Report
 from indm.gaussian import GaussianReference
 from indm.likelihood import latent_reference
 from indm.ode import OUT_OF_REACH
-from indm.protocols import Model
+from indm.protocols import Model, Score
 from indm.score import described
 from indm.tensors import SEED_STRIDE, evaluation_mode, outside_inference, squared_norm
 
@@ -311,7 +311,7 @@ def _check(
 
 
 @contextmanager
-def moving(bar: tqdm, network: nn.Module, cost: float, calls: float) -> Iterator[None]:
+def moving(bar: tqdm, score: Score, cost: float, calls: float) -> Iterator[None]:
     """Move a bar by ``cost`` in all, a part of it at each of about ``calls`` calls of the network."""
     start = bar.n
 
@@ -319,7 +319,7 @@ def moving(bar: tqdm, network: nn.Module, cost: float, calls: float) -> Iterator
         left = MOST_OF_A_JOB * cost - (bar.n - start)
         bar.update(min(cost / calls, left))
 
-    handle = network.register_forward_hook(step)
+    handle = score.register_forward_hook(step)
     try:
         yield
     finally:
@@ -331,14 +331,14 @@ def draw_all(
     draw: Callable[[int, int], Estimate],
     jobs: Sequence[Job],
     repeats: int,
-    network: nn.Module,
+    score: Score,
     progress: bool,
     distributed: bool,
 ) -> tuple[Estimates, bool]:
     """``draw(job, repeat)`` for each job and repeat: the estimates by kind, and whether all are
     done.
 
-    The bar moves by the costs of the jobs, also within a long one, as the ``network`` is called.
+    The bar moves by the costs of the jobs, also within a long one, as the ``score`` is called.
     With ``distributed`` every process draws its share of the jobs and gets the estimates of all.
     Otherwise Ctrl-C keeps the jobs that are done.
     """
@@ -355,7 +355,7 @@ def draw_all(
                 bar.set_description(measure.kind.upper())
                 estimates = []
                 for repeat in range(repeats):
-                    with moving(bar, network, cost, CALLS):
+                    with moving(bar, score, cost, CALLS):
                         estimates.append(draw(job, repeat))
                     if measure.solves_ode:  # warn once if the tolerance cannot be reached
                         warnings.filterwarnings("ignore", OUT_OF_REACH, RuntimeWarning)
@@ -370,7 +370,7 @@ def draw_all(
     return by_kind, len(drawn) == len(jobs)
 
 
-def shared(draws: RepeatableDraws, network: nn.Module, progress: bool, distributed: bool) -> Solve:
+def shared(draws: RepeatableDraws, score: Score, progress: bool, distributed: bool) -> Solve:
     """:meth:`RepeatableDraws.solve` for any number of estimates in any order, shared among
     processes.
     """
@@ -386,7 +386,7 @@ def shared(draws: RepeatableDraws, network: nn.Module, progress: bool, distribut
             disable=not progress,
         ) as bar:  # fmt: skip
             for part in share:
-                with moving(bar, network, 1.0, len(ladder) * CALLS):
+                with moving(bar, score, 1.0, len(ladder) * CALLS):
                     found[part] = draws.solve(parts[part], ladder)
         solved = _gathered(found, distributed)
         nats, errors, evaluations = zip(*(solved[part] for part in sorted(solved)), strict=True)
