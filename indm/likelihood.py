@@ -321,7 +321,7 @@ class LikelihoodReport:
     def standard_error(self) -> float:
         """Standard error over the batch of :attr:`bits_per_dim`."""
         if len(self.total) < 2:
-            raise ValueError("standard_error needs at least 2 samples, got 1")
+            raise ValueError(f"standard_error needs at least 2 samples, got {len(self.total)}")
         return (self.nats.std() / math.sqrt(len(self.total))).item() / (self.dims * math.log(2))
 
     def __str__(self) -> str:
@@ -538,7 +538,8 @@ def importance_bound(
     total, reconstruction, error = (
         (shares * values).sum(1) for values in (total, reconstruction, error)
     )
-    nfe = math.ceil(sum(report.nfe for report in reports) / len(reports))
+    evaluations = sum(report.nfe * len(report.total) for report in reports)
+    nfe = math.ceil(evaluations / (len(raw) * draws))
     settings = reports[0].settings | {"draws": draws}
     return LikelihoodReport(
         total,

@@ -39,7 +39,7 @@ from indm.protocols import Score
 from indm.scaling import Scaling
 from indm.score import GivenScore, score_for, takes_condition
 from indm.sde.linear import LinearSDE, truncated
-from indm.tensors import check_shape, check_units, full_precision, with_parts
+from indm.tensors import check_shape, check_units, with_parts
 
 WEIGHTS, DESCRIPTION = "model.safetensors", "model.json"
 FORMAT = 1  # the version of these files, counted up where an older release could not read them
@@ -283,12 +283,11 @@ class INDM(nn.Module):
     def decode(
         self, z: Float[Tensor, "batch *event"], *, c: Any = None
     ) -> Float[Tensor, "batch *event"]:
-        """x = h_φ⁻¹(z), in full precision, without a gradient where the inverse is iterative; ``c``
-        as of :meth:`encode`. RuntimeError names the samples whose inverse did not converge.
+        """x = h_φ⁻¹(z), without a gradient where the inverse is iterative; ``c`` as of :meth:`encode`.
+        RuntimeError names the samples whose inverse did not converge.
         """
         flow = self.flow if c is None else self.given(c, len(z)).flow
-        with full_precision(z.device):
-            return flow.inverse(z)
+        return flow.inverse(z)
 
     log_prob = likelihood.log_prob
 

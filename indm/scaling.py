@@ -100,6 +100,7 @@ class Scaling(nn.Module):
         tensor([-1.,  1.])
         """
         check_levels(levels)
+        require(low != high, "high", high, f"another number than low, {low:g}")
         width = (levels - 1) / (high - low)  # grey levels in one model unit
         return cls(0.5 - low * width, width, levels)
 
@@ -108,6 +109,7 @@ class Scaling(nn.Module):
         """Zero mean and unit variance for each feature of ``vectors`` (N, D, …); constant features
         keep scale 1.
         """
+        require(len(vectors) > 0, "vectors", len(vectors), "at least 1 row")
         # in double precision, a part at a time
         parts = vectors.split(max(1, AT_ONCE // len(vectors)), dim=1)
         std, mean = map(

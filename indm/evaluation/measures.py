@@ -103,7 +103,8 @@ class Estimate:
 
         total = whole([[one.total for one in batch] for batch in batches])
         assert total is not None
-        evaluations = [one.nfe for batch in batches for one in batch]
+        estimates = [one for batch in batches for one in batch]
+        evaluations = sum(one.nfe * one.total.shape[-1] for one in estimates)
         return replace(
             batches[0][0],
             total=total,
@@ -111,7 +112,7 @@ class Estimate:
                 [[one.without_reconstruction for one in batch] for batch in batches]
             ),
             solver_error=whole([[one.solver_error for one in batch] for batch in batches]),
-            nfe=sum(evaluations) / len(evaluations),
+            nfe=evaluations / sum(one.total.shape[-1] for one in estimates),
             terms=whole([[one.terms for one in batch] for batch in batches]),
         )
 

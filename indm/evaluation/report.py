@@ -327,6 +327,7 @@ class Likelihoods:
         paired, groups = {}, self.nats.get("groups")
         for kind in [kind for kind in self.report.measured if kind in other.report.measured]:
             a, b = self.per_example(kind), other.per_example(kind)
+            require(len(a) == len(b), f"examples of {kind} in other", len(b), str(len(a)))
             mean, error = mean_and_error(a - b, None if groups is None else groups[: len(a)])
             paired[kind] = mean, math.hypot(error, self.added_error(other, kind))
         return paired

@@ -9,7 +9,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from indm.conditions import given, rows_of
-from indm.tensors import Batch, PerSample, double, evaluation_mode, event_size, float64_device
+from indm.tensors import (
+    Batch,
+    PerSample,
+    double,
+    evaluation_mode,
+    event_size,
+    float64_device,
+    full_precision,
+)
 
 # Of max|h(x) − z|/max(1, max|z|). Rounding in single precision leaves as much if h expands
 # twentyfold. It is a hundredth of half a grey level of 256.
@@ -99,6 +107,8 @@ class Flow(Constrained, ABC):
     parts.
 
     Attributes:
+        is_identity: whether h(x) = x, so that an image is the latent itself, as
+            :class:`~indm.dequantization.GreyLevels` needs it.
         is_elementwise: whether each entry of z depends on the same entry of x alone.
         has_log_det: False if :meth:`forward` returns something else than log|det| of one map.
         inverse_is_formula: whether autograd can differentiate :meth:`solve_inverse`.
@@ -125,21 +135,26 @@ class Flow(Constrained, ABC):
         """
 
     def inverse(self, z: Tensor, tol: float = TOLERANCE) -> Tensor:
-        """x with h(x) = z.
+        """x with h(x) = z, in full precision also under autocast.
 
         Samples whose residual stays above ``tol`` in single precision are solved again in double.
 
         Raises:
             RuntimeError: samples, which are named, are not solved in double precision either.
         """
-        x, residual, iterations, converged = self.solve_inverse(z, tol=tol)
-        failed = (~converged).nonzero().flatten()
-        if len(failed) and z.dtype != torch.float64:
-            retried = self._in_double(failed, z.device).solve_inverse(double(z[failed]), tol=tol)
-            x, residual, iterations, converged = (
-                first.index_put((failed,), second.to(first))
-                for first, second in zip((x, residual, iterations, converged), retried, strict=True)
-            )
+        with full_precision(z.device):
+            x, residual, iterations, converged = self.solve_inverse(z, tol=tol)
+            failed = (~converged).nonzero().flatten()
+            if len(failed) and z.dtype != torch.float64:
+                retried = self._in_double(failed, z.device).solve_inverse(
+                    double(z[failed]), tol=tol
+                )
+                x, residual, iterations, converged = (
+                    first.index_put((failed,), second.to(first))
+                    for first, second in zip(
+                        (x, residual, iterations, converged), retried, strict=True
+                    )
+                )
         failed = (~converged).nonzero().flatten()
         if len(failed):
             shown = ", ".join(map(str, failed[:10].tolist())) + (", …" if len(failed) > 10 else "")
@@ -247,6 +262,7 @@ class Frozen(Flow):
         super().__init__()
         self.flow = flow
         self.is_elementwise = flow.is_elementwise
+        self.is_identity = flow.is_identity
         self.inverse_is_formula = flow.inverse_is_formula
 
     def forward(self, x: Batch, *, generator: torch.Generator | None = None) -> Mapped:

@@ -81,7 +81,7 @@ class PowerSeries:
 
     def rows(self, n: int, generator: torch.Generator | None, device: torch.device) -> slice:
         """The samples that get an estimate; multiply it by the step of this slice."""
-        share = min(self.share, n)
+        share = max(1, min(self.share, n))
         first = (
             int(torch.randint(share, (), generator=generator, device=device)) if share > 1 else 0
         )
@@ -159,7 +159,7 @@ def fixed_point(
     solution, residual = x.clone(), torch.full_like(scale, math.inf)
     evaluations = torch.zeros(len(x), dtype=torch.long, device=x.device)
     active = _Active.start(x)
-    for iteration in range(max_iterations):
+    for iteration in range(max_iterations if len(x) else 0):
         image = contraction(active.x, active.rows)
         f = (image - active.x).flatten(1)
         error = f.abs().amax(1) / scale[active.rows]

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import minimize
 
+from indm.checks import require
 from indm.tables.columns import Array
 from indm.tables.solve import bar_of
 
@@ -21,6 +22,7 @@ def mode(posterior: Any, x: Any, random_state: Any) -> tuple[Array, float]:
     """See :meth:`indm.PosteriorEstimator.mode`."""
     posterior._check_box()
     rows, _ = posterior._observed(x)
+    require(len(rows) == 1, "x", len(rows), "one observation")
     c = posterior._familiar(rows)
     posterior._check_continuous()
     density = posterior._density

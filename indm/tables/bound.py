@@ -8,6 +8,7 @@ import torch
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from indm.checks import require
 from indm.tables import solve
 from indm.tables.fit import bounds_of
 from indm.tables.rows import noisy
@@ -18,6 +19,7 @@ def score_bound(
 ) -> tuple[float, float]:
     """See :meth:`indm.DensityEstimator.score_bound`."""
     check_is_fitted(estimator)
+    require(2 <= pairs <= solve.ROWS_AT_ONCE, "pairs", pairs, f"in [2, {solve.ROWS_AT_ONCE}]")
     X = estimator._read(X)
     c = estimator.standardised(c, len(X))
     if len(estimator.possible(X, c)) < len(X):

@@ -6,6 +6,7 @@ import numpy as np
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
+from indm.checks import require
 from indm.tables.columns import Array
 from indm.tables.encoding import are_missing
 from indm.tables.named import is_frame
@@ -15,6 +16,7 @@ def imputed(estimator: Any, X: Any, n: int | None, random_state: Any) -> Any:
     """See :meth:`indm.JointDensityEstimator.impute`."""
     check_is_fitted(estimator)
     copies = 1 if n is None else n
+    require(copies >= 1, "n", n, "at least 1, or None for one table")
     index = X.index if is_frame(X) else None
     X = estimator._validated(X, reset=False)
     answers = estimator._answers

@@ -236,9 +236,14 @@ class PosteriorEstimator(ConditionalDensity):
         """
         theta = self._parameters(theta)
         rows, _ = self._observed(x)
-        x = np.broadcast_to(rows, (len(theta), rows.shape[1]))
-        joint: Any = self._density
-        return joint.log_likelihood(x, theta)
+        if not isinstance(self._density, FirstColumns):
+            name = type(self._density).__name__
+            raise ValueError(
+                f"log_likelihood needs an estimator of θ and x, such as JointDensityEstimator, got {name}"
+            )
+        return self._density.log_likelihood(
+            np.broadcast_to(rows, (len(theta), rows.shape[1])), theta
+        )
 
     # ── Several observations of one θ ─────────────────────────────────────────────────────────────
 

@@ -273,7 +273,7 @@ def test_samples_do_not_interact(case):
             torch.testing.assert_close(flow.inverse(z[some], 1e-5), x[some], rtol=1e-5, atol=1e-5)
 
 
-def test_certificate_has_one_entry_a_sample(case):
+def test_inverse_has_one_entry_a_sample(case):
     flow, z, _ = case
     perturb(flow)
     x, residual, iterations, converged = flow.solve_inverse(z)
@@ -308,10 +308,23 @@ def test_latent_is_what_forward_gives(case):
         assert torch.equal(flow.latent(x), flow(x)[0])
 
 
+def test_autocast_changes_no_inverse(case):
+    flow, x, _ = case
+    perturb(flow)
+    with torch.no_grad():
+        z = flow.latent(x)
+        plain = flow.inverse(z)
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = flow.inverse(z)
+    assert cast.dtype == plain.dtype
+    torch.testing.assert_close(cast, plain, rtol=1e-3, atol=1e-3)
+
+
 @trainable
 def test_frozen_is_the_same_map_without_a_gradient(case):
     flow, x, _ = case
     frozen = Frozen(perturb(flow))
+    assert frozen.is_identity == flow.is_identity
     z, log_det = frozen(x)
     with torch.no_grad():  # as the frozen one: with a graph the norms are rounded differently
         expected = flow.latent(x)

@@ -189,6 +189,7 @@ def test_a_difference_needs_the_same_examples_seed_and_unit():
 
     first = found()
     for other, said in (
+        (found(examples=8), r"examples of nelbo in other must be 20, got 8"),
         (found(x=x + 1), "examples_sha256 of other must be '"),
         (
             found(seed=1),

@@ -153,3 +153,7 @@ def test_the_latent_of_a_composition_is_repeatable_with_a_generator():
     first, again = (flow.latent(x, generator=torch.Generator().manual_seed(0)) for _ in range(2))
     assert torch.equal(first, again)
     assert torch.equal(first, flow(x, generator=torch.Generator().manual_seed(0))[0])
+
+
+def test_a_frozen_identity_is_an_identity():
+    assert Frozen(Identity()).is_identity and not Frozen(ActNorm(3)).is_identity

@@ -256,6 +256,9 @@ def test_the_bound_of_discrete_columns_counts_their_noise():
     )
     assert bounds.std() == pytest.approx(np.sqrt(np.square(errors).mean()), rel=0.3)
     assert bounds.mean() < model.score(X[:30]) - 3 * bounds.std() / np.sqrt(80)
+    for pairs in (0, 1, 3_000):
+        with pytest.raises(ValueError, match=rf"pairs must be in \[2, 2048\], got {pairs}"):
+            model.score_bound(X[:30], pairs=pairs)
 
 
 @pytest.mark.parametrize("gain, chosen", [(0.05, 0), (0.15, 1)])

@@ -134,7 +134,7 @@ def test_the_mode_is_that_of_the_closed_form(gaussian, coarse, monkeypatch):
     assert theta == pytest.approx(law(x).mean, abs=0.05)
     assert log_p == pytest.approx(law(x).logpdf(law(x).mean), abs=0.15)
     assert log_p == pytest.approx(gaussian.log_prob(theta, x)[0])
-    with pytest.raises(ValueError, match="too many values to unpack"):
+    with pytest.raises(ValueError, match="x must be one observation, got 2"):
         gaussian.mode(simulated(2)[1])
 
 
@@ -544,10 +544,10 @@ def test_errors_of_a_fitted_one(gaussian):
         ),
         (
             lambda: gaussian.log_likelihood(np.zeros(3), np.zeros((1, 2))),
-            "log_likelihood",
+            "log_likelihood needs an estimator of θ and x, such as JointDensityEstimator",
         ),
     ):
-        with pytest.raises((ValueError, AttributeError), match=message):
+        with pytest.raises(ValueError, match=message):
             use()
 
 
