@@ -684,17 +684,21 @@ def log_prob(
         options: dict[str, Any] = {"drift": drift, "context": (probe, *context_of(score))}
         if steps >= ode.FEWEST_WITH_ERROR:
             options |= {"watch": torch.no_grad()(flow.rate), "between": offsets(steps)}
-        state, _, rates, others = adams(field, begin, *span, steps=steps, **options)
+        found = adams(field, begin, *span, steps=steps, **options)
         if steps >= ode.FEWEST_WITH_ERROR:
             step = abs(span[END] - span[START]) / steps
-            about = is_smooth(score), has_kinks(score)
             error = error_of_integral(
-                torch.stack(rates), torch.stack(others), step, z.dtype, *about
+                torch.stack(found.watched),
+                torch.stack(found.between),
+                step,
+                z.dtype,
+                is_smooth(score),
+                has_kinks(score),
             )
             warn_unsolved(
                 error, x, NLL_ERROR, f"in {steps} steps; steps={2 * steps} makes it smaller"
             )
-        return log_det + event_sum(log_alpha, z) + flow.log_prob(state)
+        return log_det + event_sum(log_alpha, z) + flow.log_prob(found.state)
 
 
 def warn_unsolved(error: PerSample, x: Batch, nll_error: float, advice: str) -> None:

@@ -251,11 +251,11 @@ def nelbo(
         drawn = [step_divergence(score, z, t, s, noise) for (t, s), noise in steps]
         # per unit of the clock
         drawn = [divergence * ancestral / sde.log_snr_range() for divergence in drawn]
-    errors, position = torch.stack(drawn), sde.place(sde.clock(drawn_times))
-    course = errors.new_zeros(n, NOISE_LEVELS)
+    errors, position = torch.stack(drawn), sde.clock_fraction(sde.clock(drawn_times))
+    trend = errors.new_zeros(n, NOISE_LEVELS)
     if reference is not None:
         excess = torch.stack([reference.excess(sde, z, t, noise) for t, noise in pairs])
-        fitted, course = control_variate(errors, position, excess)
+        fitted, trend = control_variate(errors, position, excess)
         errors = errors - fitted
     return NELBO(
         flow=-log_det,
@@ -265,7 +265,7 @@ def nelbo(
         reconstruction=mean_reconstruction(model, z, noises[-1]),
         log_q=log_q,
         dims=event_size(x),
-        by_noise_level=sde.log_snr_range() * by_noise_level(errors, position, course),
+        by_noise_level=sde.log_snr_range() * by_noise_level(errors, position, trend),
     )
 
 
@@ -299,7 +299,7 @@ def _step_around(sde: LinearSDE, t: PerSample, steps: int) -> tuple[PerSample, P
     equal steps.
     """
     start, end = sde.clock_span()
-    number = (sde.place(sde.clock(t)) * steps).floor().clamp(0, steps - 1)
+    number = (sde.clock_fraction(sde.clock(t)) * steps).floor().clamp(0, steps - 1)
     later, earlier = ((start + (number + i) / steps * (end - start)) for i in (1, 0))
     return tuple(sde.time(-clock).clamp(sde.eps, sde.T).to(t) for clock in (later, earlier))  # type: ignore[return-value]
 
@@ -330,20 +330,20 @@ def control_variate(
     """The part of ``errors`` that follows from their times and a Gaussian's errors on the same
     noise; its mean is 0.
 
-    It combines Legendre polynomials of the ``position`` (the mean course of the error) with
+    It combines Legendre polynomials of the ``position`` (the mean trend of the error) with
     ``excess`` times such polynomials, all of mean 0, in as many terms as the rows of a half can
     determine. Each half of the batch has the coefficients that fit the other half best, so the
     halves need independent times and noise, as in :func:`nelbo`.
 
-    The second result is the fitted mean course, with its constant, integrated over equal parts of
+    The second result is the fitted mean trend, with its constant, integrated over equal parts of
     the clock, for :func:`by_noise_level`; 0 without coefficients.
     """
     fitted, half = torch.zeros_like(position), errors.shape[1] // 2
-    course = position.new_zeros(errors.shape[1], NOISE_LEVELS)
+    trend = position.new_zeros(errors.shape[1], NOISE_LEVELS)
     controls = _controls(position, double(excess))[: errors.shape[0] * half // ROWS_PER_COEFFICIENT]
     # a model that diverges, and its bound must show it
     if not controls or not errors.isfinite().all():
-        return fitted.to(errors), course.to(errors)
+        return fitted.to(errors), trend.to(errors)
     stacked, integrals = torch.stack(controls, dim=-1), _integrals(len(controls)).to(position)
     for own, other in ((slice(half), slice(half, None)), (slice(half, None), slice(half))):
         design = nn.functional.pad(stacked[:, other].flatten(0, 1), (1, 0), value=1.0)
@@ -352,24 +352,24 @@ def control_variate(
             design / scale, double(errors[:, other]).reshape(-1, 1)
         ).solution
         coefficients = solution[:, 0] / scale
-        fitted[:, own], course[own] = stacked[:, own] @ coefficients[1:], integrals @ coefficients
-    return fitted.to(errors), course.to(errors)
+        fitted[:, own], trend[own] = stacked[:, own] @ coefficients[1:], integrals @ coefficients
+    return fitted.to(errors), trend.to(errors)
 
 
 def by_noise_level(
     errors: Float[Tensor, "times n"],
     position: Float[Tensor, "times n"],
-    course: Float[Tensor, "n levels"],
+    trend: Float[Tensor, "n levels"],
 ) -> Float[Tensor, "n levels"]:
     """The mean of ``errors`` over times, divided among equal parts of the clock by their
     ``position``.
 
-    ``course`` is the expected share of each part (:func:`control_variate`); a draw adds only its
+    ``trend`` is the expected share of each part (:func:`control_variate`); a draw adds only its
     difference from that.
     """
     level = (position * NOISE_LEVELS).long().clamp(0, NOISE_LEVELS - 1).to(errors.device)
-    beyond = errors - course.sum(1)
-    return course + torch.zeros_like(course).scatter_add(1, level.T, beyond.T) / len(errors)
+    beyond = errors - trend.sum(1)
+    return trend + torch.zeros_like(trend).scatter_add(1, level.T, beyond.T) / len(errors)
 
 
 def legendre(place: Float[Tensor, "..."], terms: int) -> Float[Tensor, "... terms"]:
@@ -384,9 +384,9 @@ def legendre(place: Float[Tensor, "..."], terms: int) -> Float[Tensor, "... term
 def _controls(position: Tensor, excess: Tensor) -> list[Tensor]:
     """P_k(position), k = 1 … 7, and excess · P_k, k = 0 … 3, the most useful first."""
     polynomials = legendre(position, 8).unbind(-1)
-    course, gaussian = polynomials[1:], [p * excess for p in polynomials[:4]]
+    trend, gaussian = polynomials[1:], [p * excess for p in polynomials[:4]]
     return [
-        course[0], gaussian[0], *course[1:3], gaussian[1], *course[3:5], gaussian[2], *course[5:], gaussian[3]
+        trend[0], gaussian[0], *trend[1:3], gaussian[1], *trend[3:5], gaussian[2], *trend[5:], gaussian[3]
     ]  # fmt: skip
 
 
@@ -585,7 +585,7 @@ def mle_loss(
         ['correction', 'denoising', 'flow', 'nelbo', 'prior']
     """
     sde = model.score.sde
-    eps = sde.truncation(eps)
+    eps = sde.checked_truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     base = None if decoder_of(model) else base_of(model.score)
     start = None if base is None else base.denoising(sde, z, eps)
@@ -662,7 +662,7 @@ def fid_loss(
         True
     """
     sde = model.score.sde
-    eps = sde.truncation(eps)
+    eps = sde.checked_truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     n, noise = len(z), randn_like(z, generator)
 
@@ -726,7 +726,7 @@ def flow_loss(
         >>> torch.allclose(loss, -torch.distributions.Normal(0.0, 0.5).log_prob(x).mean(), atol=1e-5)
         True
     """
-    model.sde.truncation(eps)
+    model.sde.checked_truncation(eps)
     z, log_det = model.encode(x, generator=generator)
     prior, flow = -(base_of(model.score) or STANDARD).log_prob(z), -log_det
     nll = (prior + flow).mean()

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +18,18 @@ State = tuple[Tensor, ...]
 Spacing = Callable[[float, float, int], list[float]]
 Attempt = tuple[State, Tensor, int]  # the state at the end, its error, evaluations
 
-# Steps of the ODE by default, and of fields without ripples in t; tables.solve and tables.posterior
-# draw in their own.                                       taken by
-# why
-# nll at first; log_prob, grad_log_prob   errors hold: bench/solver_error.py
+# Steps of the ODE by default. The second of two numbers is for fields without ripples in t.
+# nll at first, log_prob and grad_log_prob: stated errors hold, see bench/solver_error.py
 FEWEST_STEPS, FEWEST_SMOOTH = 64, 32
-MOST_SOLVED = 256  #                    nll, where its error needs so many
-# nll in a given number, at least         fewer leave no fourth differences
+# nll, where its error needs so many
+MOST_SOLVED = 256
+# the fewest that nll takes on request: fewer leave no fourth differences
 FEWEST_WITH_ERROR = 8
-# evaluate, of hundreds of examples       a subset can correct the mean error
+# evaluate, of hundreds of examples: a subset corrects the mean error
 COARSE, COARSE_SMOOTH = 16, 12
-# sample, inpaint                         0.02 grey levels: bench/ripples.py
+# sample and inpaint: 0.02 grey levels, see bench/ripples.py
 SAMPLED, SAMPLED_SMOOTH = 400, 25
-# steps in which that counts: fewer resolve too little, more err by rounding
+# numbers of steps in which ripples are looked for: fewer resolve too little, more err by rounding
 LEAST_SMOOTH, MOST_SMOOTH = 24, 96
 PROBED = 8  # steps of which one is looked into, between its ends: an eighth more evaluations
 # its multiples, modulo 1, fill [0, 1) most evenly and have no period
@@ -41,6 +40,22 @@ OUT_OF_REACH = "the ODE's stated error is up to"  # how the warning begins
 ROUNDING_UNITS = 8  # units in the last place: a sum of 64 terms, each rounded by one, is off by √64
 # the same of ∫ |rates|, whose terms, a network's, are themselves off by some four units
 ROUNDING_OF_RATES = 32
+
+
+class Integration(NamedTuple):
+    """What :func:`adams` returns.
+
+    Attributes:
+        state: at the end.
+        evaluations: of the field, and of its drift.
+        watched: what ``watch`` gave at each of the points.
+        between: what it gave between them.
+    """
+
+    state: State
+    evaluations: int
+    watched: list[Tensor]
+    between: list[Tensor]
 
 
 def equal_steps(start: float, end: float, steps: int) -> list[float]:
@@ -61,7 +76,7 @@ def adams(
     between: Mapping[int, float] = MappingProxyType({}),
     context: tuple[Tensor, ...] = (),
     points: Spacing = equal_steps,
-) -> tuple[State, int, list[Tensor], list[Tensor]]:
+) -> Integration:
     """Adams–Bashforth–Moulton, by default in equal steps.
 
     A step extrapolates the field by the polynomial through its last ``order`` values, and is
@@ -80,9 +95,6 @@ def adams(
         context: further tensors that the field needs for each sample, constant in t.
         points: (start, end, steps) → the ``steps`` + 1 points between which it steps.
 
-    Returns:
-        The state at ``end``, the evaluations of the field and ``drift``, and what ``watch`` gave at
-        each of the ``steps`` + 1 points, and ``between`` them.
     """
     grid = points(start, end, steps)
     path, trial, watched, others = _Quadrature(state, start, order), state, [], []
@@ -108,8 +120,8 @@ def adams(
                 others.append(watch(inside, field(clock(middle), inside, *context)))
         if i < steps:
             trial = _advance(path.state, path.points[:order], t, grid[i + 1])
-    nfe = steps + 1 + len(others) + (0 if drift is None else steps)
-    return path.state, nfe, watched, others
+    evaluations = steps + 1 + len(others) + (0 if drift is None else steps)
+    return Integration(path.state, evaluations, watched, others)
 
 
 class _Quadrature:
@@ -277,11 +289,12 @@ def solve(
             "between": offsets(steps),
             "context": given,
         }
-        found, evaluations, watched, others = adams(
+        found, evaluations, watched, between = adams(
             field, begin, start, end, steps=steps, **options
         )
-        rates, step = (torch.stack(watched), torch.stack(others)), abs(end - start) / steps
-        error = error_of_integral(*rates, step, state[0].dtype, smooth, kinks)
+        rates, inside = torch.stack(watched), torch.stack(between)
+        step = abs(end - start) / steps
+        error = error_of_integral(rates, inside, step, state[0].dtype, smooth, kinks)
         doublings, known = int(math.log2(most / steps)), stated[rows].isfinite()
         if doublings and bool(known.all()):
             foreseen = error * (error / stated[rows]).clamp_max(1.0) ** doublings

@@ -223,7 +223,7 @@ class Descent:
         ...     return {}
         >>> group = {"name": "model", "params": list(model.parameters())}
         >>> descent = Descent(model, torch.optim.Adam([group], lr=0.1, fused=True))
-        >>> for progress in course(steps=200):
+        >>> for progress in progress_until(steps=200):
         ...     _ = descent.advance(gradients, learning_rate_factor(descent.step, progress, warmup=10, decay=0.5))
         >>> descent.step, round(model.bias.item(), 2)
         (200, 3.0)
@@ -320,7 +320,7 @@ class Descent:
 
 
 @dataclass
-class Life:
+class NetworkHealth:
     """Whether a network is dead, and how often it has begun anew.
 
     A dead network once added something to its start, and now adds a constant: its hidden layers
@@ -328,7 +328,7 @@ class Life:
     too high. Each new beginning has :data:`SLOWER` times the rate.
     """
 
-    loudest: float = 0.0  # the largest size of its output since it began
+    largest_size: float = 0.0  # the largest size of its output since it began
     spread: float = math.inf  # of its output now, see size_and_spread
     revivals: int = 0
     is_silenced: bool = False  # dead after the last new beginning, too
@@ -341,19 +341,22 @@ class Life:
     @property
     def is_dead(self) -> bool:
         """Whether the network has added something, and now adds a constant."""
-        return self.loudest >= DEAD > self.spread
+        return self.largest_size >= DEAD > self.spread
 
-    def hear(self, size: float, spread: float) -> None:
-        """Take note of the network's :func:`size_and_spread` now."""
-        self.loudest = max(self.loudest, size)
+    def record(self, size: float, spread: float) -> None:
+        """Record the network's :func:`size_and_spread` now."""
+        self.largest_size = max(self.largest_size, size)
         self.spread = spread
 
-    def begins_anew(self) -> bool:
-        """Whether the network must begin anew, as it is dead and has not used up its revivals."""
+    def use_revival(self) -> bool:
+        """Count a revival, and return True, if the network is dead and has a revival left.
+
+        A dead network without one is silenced.
+        """
         begins = self.is_dead and self.revivals < REVIVALS
         self.is_silenced = self.is_dead and not begins
         if begins:
-            self.loudest = 0.0
+            self.largest_size = 0.0
             self.revivals += 1
         return begins
 
@@ -396,7 +399,7 @@ def size_and_spread(
     return largest[0].item(), largest[1].item()
 
 
-def course(
+def progress_until(
     steps: float = math.inf, deadline: float = math.inf, clock: Callable[[], float] | None = None
 ) -> Iterator[float]:
     """The share of a training that is over before each step, until all ``steps`` are made or the

@@ -10,7 +10,7 @@ from torch import nn
 
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import LEVELS, Descent, course, learning_rate_factor, size_and_spread
+from indm.training import LEVELS, Descent, learning_rate_factor, progress_until, size_and_spread
 
 
 def parts(seed: int = 0) -> nn.ModuleDict:
@@ -97,11 +97,13 @@ def test_a_course_ends_by_steps_or_by_the_clock():
         readings = iter(range(100))
         return lambda: 10.0 + step * next(readings)
 
-    assert list(course(steps=5)) == [0.0, 0.2, 0.4, 0.6, 0.8]
-    assert list(course(deadline=12.0, clock=ticks(0.5))) == [0.25, 0.5, 0.75]
-    assert list(course(2, 20.0, ticks(1.0))) == [0.1, 0.5]
-    assert list(course(8, 12.0, ticks(0.5))) == [0.25, 0.5, 0.75], "the clock is ahead of the steps"
-    assert list(course(8, deadline=9.0, clock=ticks(0.5))) == [], "it is late"
+    assert list(progress_until(steps=5)) == [0.0, 0.2, 0.4, 0.6, 0.8]
+    assert list(progress_until(deadline=12.0, clock=ticks(0.5))) == [0.25, 0.5, 0.75]
+    assert list(progress_until(2, 20.0, ticks(1.0))) == [0.1, 0.5]
+    assert list(progress_until(8, 12.0, ticks(0.5))) == [0.25, 0.5, 0.75], (
+        "the clock is ahead of the steps"
+    )
+    assert list(progress_until(8, deadline=9.0, clock=ticks(0.5))) == [], "it is late"
 
 
 def test_an_average_without_decay_is_the_weights():
@@ -112,7 +114,7 @@ def test_an_average_without_decay_is_the_weights():
         loss_of(model, torch.randn(5, 3)).backward()
         return {}
 
-    for progress in course(steps=6):
+    for progress in progress_until(steps=6):
         descent.advance(
             gradients, learning_rate_factor(descent.step, progress, warmup=2, decay=0.5)
         )

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1906.04032.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +72,17 @@ class Affine:
         return self.max_log_scale * (a / self.max_log_scale).tanh()
 
 
+class Bin(NamedTuple):
+    """A piece of a spline, of each entry: y in [left, left + width] → z in [lower, lower + height]."""
+
+    left: Tensor
+    width: Tensor
+    lower: Tensor
+    height: Tensor
+    left_slope: Tensor
+    right_slope: Tensor
+
+
 @dataclass(frozen=True)
 class RationalQuadratic:
     """The monotone rational-quadratic spline on [−bound, bound]; outside it is the identity.
@@ -119,15 +130,15 @@ class RationalQuadratic:
         u = 2 * c / (-b - (b**2 - 4 * a * c).clamp(min=0.0).sqrt())
         return torch.where(inside, x0 + width * u, z)
 
-    def _bin(self, v: Tensor, raw: Tensor, along: int) -> tuple[Tensor, ...]:
-        """Left knot, width, lower knot, height and the two slopes of the bin in which ``v`` lies."""
+    def _bin(self, v: Tensor, raw: Tensor, along: int) -> Bin:
+        """The bin in which ``v`` lies."""
         knots = self._knots(raw[:, : 2 * self.bins])
         index = (v.unsqueeze(1) >= knots[:, along, 1:-1]).sum(1, keepdim=True)
         ends = torch.cat([index, index + 1], dim=1)
         lower, upper = knots.gather(2, ends.unsqueeze(1).expand(-1, 2, *ends.shape[1:])).unbind(2)
         slopes = self._slopes(self._padded(raw[:, 2 * self.bins :]).gather(1, ends))
         size = upper - lower
-        return lower[:, 0], size[:, 0], lower[:, 1], size[:, 1], slopes[:, 0], slopes[:, 1]
+        return Bin(lower[:, 0], size[:, 0], lower[:, 1], size[:, 1], slopes[:, 0], slopes[:, 1])
 
     def _slopes(self, raw: Tensor) -> Tensor:
         """Slopes of knots from raw ones; 1 from 0."""
@@ -470,7 +481,7 @@ def batch_of_channels(rows: Tensor, like: Tensor) -> Tensor:
 class SharedSpline(RationalQuadratic):
     """The spline with the same parameters in a whole row: y (G, N), raw parameters (G, size)."""
 
-    def _bin(self, v: Tensor, raw: Tensor, along: int) -> tuple[Tensor, ...]:
+    def _bin(self, v: Tensor, raw: Tensor, along: int) -> Bin:
         knots = self._knots(raw[:, : 2 * self.bins])
         slopes = self._slopes(self._padded(raw[:, 2 * self.bins :]))
         lower, size = knots[..., :-1], knots.diff()
@@ -481,7 +492,7 @@ class SharedSpline(RationalQuadratic):
             knots[:, along, 1:-1].detach().contiguous(), v.detach().contiguous(), right=True
         )
         index = index + self.bins * torch.arange(len(raw), device=v.device)[:, None]
-        return bins.flatten(1).index_select(1, index.flatten()).unflatten(1, v.shape).unbind()
+        return Bin(*bins.flatten(1).index_select(1, index.flatten()).unflatten(1, v.shape).unbind())
 
 
 class ElementwiseFlow(ExactFlow):

@@ -19,7 +19,7 @@ from indm.conditions import Condition
 from indm.dequantization import Dequantization, GreyLevels
 from indm.flows.base import Identity
 from indm.foreign.check import check_denoiser
-from indm.foreign.paths import PATH_POINTS, PREDICTIONS, Path, path_of
+from indm.foreign.paths import PATH_POINTS, PREDICTIONS, Coefficients, Path, path_of
 from indm.model import INDM, describe
 from indm.names import find
 from indm.nets.base import Backbone
@@ -180,11 +180,11 @@ class Denoiser(Backbone):
 
     def noise_from(self, predicts: str, f: Tensor, x: Batch, tau: PerSample) -> Batch:
         """n̂ if the output ``f`` at x_τ is a prediction of that kind."""
-        slopes = self.noises.slopes(tau) if predicts == "velocity" else ()
-        values = (self.noises.alpha(tau), self.noises.sigma(tau), *slopes)
-        return PREDICTIONS[predicts](
-            f[:, : x.shape[1]], x, tuple(expand_like(v.to(x), x) for v in values)
-        )
+        values = [self.noises.alpha(tau), self.noises.sigma(tau)]
+        if predicts == "velocity":
+            values += self.noises.slopes(tau)
+        coefficients = Coefficients(*(expand_like(value.to(x), x) for value in values))
+        return PREDICTIONS[predicts](f[:, : x.shape[1]], x, coefficients)
 
     def output(
         self, y: Batch, level: PerSample, c: Tensor | None = None

@@ -4,7 +4,7 @@ import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from scipy.interpolate import PchipInterpolator
@@ -20,16 +20,43 @@ HALVINGS = 60  # halvings of an interval, to find τ: below float64's rounding
 NEWTON = 6
 ROUNDED_INDEX = 1e-4  # largest error of a whole k, from log(σ/α) rounded to float32
 MOST_LEVEL = 0.5 * math.log(1e12)  # log(σ/α) from which no signal is left
-# α and σ, for a velocity also dα/dτ and dσ/dτ, which broadcast against x
-Coefficients = tuple[Tensor, ...]
+
+
+class Coefficients(NamedTuple):
+    """α and σ of a path, and their derivatives in τ, which broadcast against x.
+
+    Attributes:
+        alpha, sigma: the scale of the data, and the deviation of the noise.
+        d_alpha, d_sigma: dα/dτ and dσ/dτ, which a velocity alone needs; NaN by default.
+    """
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor = torch.tensor(math.nan)
+    d_sigma: Tensor = torch.tensor(math.nan)
+
+
+def _noise_from_data(f: Tensor, x: Tensor, p: Coefficients) -> Tensor:
+    return (x - p.alpha * f) / p.sigma
+
+
+def _noise_from_v(f: Tensor, x: Tensor, p: Coefficients) -> Tensor:
+    """v = α n − σ x_0."""
+    return (p.sigma * x + p.alpha * f) / (p.alpha**2 + p.sigma**2)
+
+
+def _noise_from_velocity(f: Tensor, x: Tensor, p: Coefficients) -> Tensor:
+    """u = α′ x_0 + σ′ n."""
+    return (p.alpha * f - p.d_alpha * x) / (p.alpha * p.d_sigma - p.d_alpha * p.sigma)
+
+
 # The noise n̂ from the output f of a network of each kind, and x_τ.
 PREDICTIONS: Mapping[str, Callable[[Tensor, Tensor, Coefficients], Tensor]] = {
-    "noise": lambda f, x, _: f,
-    "data": lambda f, x, p: (x - p[0] * f) / p[1],
-    "v": lambda f, x, p: (p[1] * x + p[0] * f) / (p[0] ** 2 + p[1] ** 2),  # v = α n − σ x_0
-    "score": lambda f, x, p: -p[1] * f,
-    # u = α′ x_0 + σ′ n
-    "velocity": lambda f, x, p: (p[0] * f - p[2] * x) / (p[0] * p[3] - p[2] * p[1]),
+    "noise": lambda f, x, p: f,
+    "data": _noise_from_data,
+    "v": _noise_from_v,
+    "score": lambda f, x, p: -p.sigma * f,
+    "velocity": _noise_from_velocity,
 }
 
 

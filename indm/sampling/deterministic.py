@@ -245,8 +245,8 @@ def follow_flow(
         options |= {"points": steps_in_time(sde), "order": 2}
     with tqdm(desc="probability flow (evaluations)", leave=False, disable=not progress) as bar:
         if steps is not None:
-            (v,), nfe, _, _ = adams(field, state, start, end, steps=steps, **options)
-            return after * v, nfe
+            found = adams(field, state, start, end, steps=steps, **options)
+            return after * found.state[0], found.evaluations
         first = max(FEWEST_FIRST, math.ceil(abs(end - start) / LONGEST_STEP))
         if not is_smooth(score):
             first = max(first, math.ceil(FIRST_RESOLVING * abs(t - s) / sde.T))

@@ -177,7 +177,7 @@ class LinearSDE(nn.Module, ABC):
         mahalanobis = squared_norm(z - self.prior_mean.to(z)) / self.prior_std**2
         return -0.5 * mahalanobis - d * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
 
-    def truncation(self, eps: float | None) -> float:
+    def checked_truncation(self, eps: float | None) -> float:
         """``eps``, checked; the SDE's own where it is None."""
         if eps is None:
             return self.eps
@@ -196,7 +196,7 @@ class LinearSDE(nn.Module, ABC):
         ``importance`` is a density ∝ g²/σ² (uniform in log-SNR) instead of uniform in t; ``eps``
         raises the truncation.
         """
-        eps = self.truncation(eps)
+        eps = self.checked_truncation(eps)
         device = self.prior_mean.device if device is None else device
         u = strata(n, generator=generator, device=device)
         if not importance:
@@ -213,8 +213,8 @@ class LinearSDE(nn.Module, ABC):
         """The clock −log SNR at times ``t``, in float64."""
         return -self.log_snr(double(t))
 
-    def place(self, clock: Times) -> Times:
-        """The place of the clock between ε and T, from 0 to 1."""
+    def clock_fraction(self, clock: Times) -> Times:
+        """The share of the clock between ε and T that is over at ``clock``, from 0 to 1."""
         start, end = self.clock_span()
         return (clock - start) / (end - start)
 
@@ -226,7 +226,7 @@ class LinearSDE(nn.Module, ABC):
     def log_snr_range(self, eps: float | None = None) -> float:
         r""":math:`\int_\epsilon^T g^2/\sigma^2\,dt`, the length of [eps, T] on the log-SNR clock."""
         first, last = self.log_snr(
-            torch.tensor([self.truncation(eps), self.T], dtype=torch.float64)
+            torch.tensor([self.checked_truncation(eps), self.T], dtype=torch.float64)
         )
         return (first - last).item()
 
@@ -243,7 +243,7 @@ def truncated(module: M, eps: float | None) -> M:
         return module
     if isinstance(module, LinearSDE):
         view = copy.copy(module)
-        view.eps = module.truncation(eps)
+        view.eps = module.checked_truncation(eps)
         return view
     return with_parts(
         module, {name: part and truncated(part, eps) for name, part in module._modules.items()}

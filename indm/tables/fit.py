@@ -26,7 +26,7 @@ from indm.training import (
     LEVELS,
     SLOWER,
     Descent,
-    Life,
+    NetworkHealth,
     NoiseLevels,
 )
 
@@ -232,7 +232,7 @@ class Training(Validated):
 
     A network can die if its target is nearly all noise, like behind a good flow, and its rate is too
     high: its output becomes a constant, its hidden layers get no gradients any more, and no rate
-    revives it. ``life`` keeps the size and the spread of what the network adds to its start.
+    revives it. ``health`` keeps the size and the spread of what the network adds to its start.
     """
 
     def __init__(
@@ -260,7 +260,7 @@ class Training(Validated):
         self.model.score.backbone.mlp.output.register_forward_pre_hook(self._keep)
         self.draws = self._held_draws()
         self.unlearned: Tensor | None = None
-        self.life = Life()
+        self.health = NetworkHealth()
         self.first = copy.deepcopy(self.model.state_dict())
         self.offset = torch.zeros(()) if base is None else base - self._bounds()
         self.begin()
@@ -270,14 +270,14 @@ class Training(Validated):
 
         It takes no time of its own: patience goes on as if the network lived.
         """
-        if self.revives and self.life.begins_anew():
+        if self.revives and self.health.use_revival():
             self.model.load_state_dict(self.first)
             self.restart()
             self.rates = [SLOWER * rate for rate in self.rates]
 
     @property
     def is_silenced(self) -> bool:
-        return self.life.is_silenced
+        return self.health.is_silenced
 
     def leave_out_unheard(self) -> None:
         """Go back to the start where the gain is within two errors of 0: a state may be the best by
@@ -312,7 +312,7 @@ class Training(Validated):
         added = self.unlearned - difference  # by the network to its start
         size = self._largest(added.square().mean(0))
         spread = self._largest(0.25 * (added[0] - added[1]).square())
-        self.life.hear(size, spread)
+        self.health.record(size, spread)
         return at_rows.weight * error
 
     def _average(self) -> nn.Module:

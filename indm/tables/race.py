@@ -14,7 +14,7 @@ from torch import Tensor
 
 from indm.tables.fit import FLOW_SHARE, INTERRUPT, MARKS, Validated, is_gain
 from indm.tables.mixture import bounded
-from indm.training import course, learning_rate_factor
+from indm.training import learning_rate_factor, progress_until
 
 CHECK_EVERY = 50  # steps, at least
 # epochs and steps without a gain, until the batch grows and then the rate falls: twice as many where
@@ -81,7 +81,7 @@ def train(
     the seconds are nearly over. ``training.ended`` says what ended it.
     """
     plateau = Plateau(n, min(training.own_batch or batch_size, n))
-    for spent in course(deadline=deadline):
+    for spent in progress_until(deadline=deadline):
         if training.step >= max_steps:
             training.ended = "max_steps"
             break

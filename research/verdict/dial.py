@@ -33,7 +33,7 @@ from indm.nets import MLP, Zero
 from indm.objective import flow_nll
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import Descent, course, learning_rate_factor
+from indm.training import Descent, learning_rate_factor, progress_until
 from indm.workbench.cli.common import DONE, Common
 from indm.workbench.figures.plots import METHODS, save_figure, styled
 from research.command import main
@@ -264,11 +264,11 @@ def trained(
         (cost,) = (costs[name] for name, known in VARIANTS.items() if known == variant)
         steps = round(budget / cost)
         return descended(
-            model, rates, course(steps), variant.loss, x, variant.rows, generator
+            model, rates, progress_until(steps), variant.loss, x, variant.rows, generator
         ).ema.model
     steps = round(variant.first * budget / costs["flow alone"])
     model = descended(
-        model, (rates[0], 0.0), course(steps), flow_loss, x, BATCH, generator
+        model, (rates[0], 0.0), progress_until(steps), flow_loss, x, BATCH, generator
     ).ema.model
     if variant.first == 1:
         return model
@@ -277,7 +277,7 @@ def trained(
     behind = INDM(Identity(), copy.deepcopy(model.score).requires_grad_(), shape=model.shape)
     steps = round((1 - variant.first) * STEPS)
     arguments = variant.loss, latents, variant.rows, generator
-    behind = descended(behind, (0.0, rates[1]), course(steps), *arguments).ema.model
+    behind = descended(behind, (0.0, rates[1]), progress_until(steps), *arguments).ema.model
     return INDM(model.flow, behind.score, shape=model.shape).eval()
 
 

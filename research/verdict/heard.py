@@ -16,7 +16,7 @@ from indm.nets import MLP, Zero
 from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.tables.mixture import best_mixture
-from indm.training import course
+from indm.training import progress_until
 from research.lab.seeds import over_seeds, paired
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
@@ -40,7 +40,7 @@ def flow_fitted(x: Tensor, seconds: float, generator: torch.Generator) -> Flow:
     """A coupling flow after its own likelihood, at two rates for half of the seconds each."""
     model = INDM(flow_of("coupling", x.shape[1]), ScoreModel(Zero(), VPSDE()), shape=x.shape[1:])
     for rate in FLOW_RATES:
-        shares = course(deadline=time.process_time() + seconds / 2, clock=time.process_time)
+        shares = progress_until(deadline=time.process_time() + seconds / 2, clock=time.process_time)
         given = (flow_loss, x, joint.ROWS, generator)
         descent = descended(model, (rate, 0.0), shares, *given)
         model.load_state_dict(descent.ema.model.state_dict())

@@ -29,7 +29,7 @@ from indm.nets import Zero
 from indm.objective import flow_nll
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import Descent, NoiseLevels, course, learning_rate_factor
+from indm.training import Descent, NoiseLevels, learning_rate_factor, progress_until
 from indm.workbench.figures.plots import COLOURS, save_figure, styled
 from research.lab.seeds import over_seeds, paired
 from research.lab.statistics import cells_of, differences_table, judged_as_planned
@@ -372,7 +372,7 @@ def descend(
         loss(draw(rows)).backward()
         return {}
 
-    for share in course(deadline=time.process_time() + seconds, clock=time.process_time):
+    for share in progress_until(deadline=time.process_time() + seconds, clock=time.process_time):
         descent.advance(gradients, learning_rate_factor(descent.step, share, WARMUP, FALL))
     model.load_state_dict(descent.ema.model.state_dict())
     return descent.step

@@ -18,7 +18,7 @@ from indm import INDM, flow_loss, mle_loss
 from indm.nets import MLP, Zero
 from indm.score import ScoreModel
 from indm.sde import VPSDE
-from indm.training import course
+from indm.training import progress_until
 from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, made_by
@@ -158,7 +158,7 @@ def trained(law: Law | Ring | Moons, variant: str, seed: int) -> tuple[INDM, int
     network = MLP((d,), width=128) if any(stage.rates[1] for stage in stages) else Zero()
     model = INDM(flow_of(flow, d), ScoreModel(network, VPSDE()), shape=(d,))
     for stage in stages:
-        shares = course(
+        shares = progress_until(
             deadline=time.process_time() + stage.share * SECONDS, clock=time.process_time
         )
         descent = descended(model, stage.rates, shares, stage.loss(model), x, stage.rows, generator)
@@ -174,7 +174,7 @@ def deviations(seed: int) -> dict[str, dict[str, float]]:
     torch.manual_seed(seed)
     x, generator = Rows.of(LAWS["ridges"], seed).train, torch.Generator().manual_seed(seed)
     model = INDM(flow_of("coupling", 8), ScoreModel(MLP((8,), width=128), VPSDE()), shape=(8,))
-    shares = course(deadline=time.process_time() + SECONDS, clock=time.process_time)
+    shares = progress_until(deadline=time.process_time() + SECONDS, clock=time.process_time)
     descended(
         model,
         (2e-2, 2e-3),

@@ -24,7 +24,7 @@ from indm.flows import Compose, CouplingFlow, Flow
 from indm.nets import Zero
 from indm.score import ScoreModel
 from indm.tables import fit
-from indm.training import course
+from indm.training import progress_until
 from research.lab.seeds import over_seeds
 from research.markdown import in_table, with_error
 from research.records import RECORDS, Records, Row, made_by
@@ -203,7 +203,7 @@ def run_down(
     """
     descent = descent_of(model, parts)
     at_turned = turned(loss, has_signs=True)
-    for share in course(deadline=time.process_time() + seconds, clock=time.process_time):
+    for share in progress_until(deadline=time.process_time() + seconds, clock=time.process_time):
         step(descent, at_turned, rows.train, of_step, share)
     model.load_state_dict(descent.ema.model.state_dict())
     return descent.step

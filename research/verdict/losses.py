@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from indm import INDM
 from indm.objective import Objective, constant_part, denoising_error, extended_clock, prior_term
 from indm.tensors import event_size, randn_like
-from indm.training import TrainingStep, course
+from indm.training import TrainingStep, progress_until
 from research.lab.costs import Step, kept_costs
 from research.lab.seeds import over_seeds, paired_by_examples
 from research.markdown import in_table, with_error
@@ -122,7 +122,7 @@ def run(job: Job, root: Path | None) -> None:
     steps = round(STEPS / measure_costs(data, images)[f"{variant}, {arm}"])
     fit, source = started(variant, arm, images, seed), batches(images.train, seed, ARMS[arm].rows)
     torch.manual_seed(seed)
-    for progress in course(steps):
+    for progress in progress_until(steps):
         fit.train_on(next(source), progress)
     nats = bound(VARIANTS[variant], fit.ema.model, images.test[:TEST])
     row = {"steps": steps, "nelbo_nats": nats.tolist()} | made_by(seed)

@@ -30,7 +30,14 @@ from indm.objective import flow_nll
 from indm.score import ScoreModel
 from indm.sde import VPSDE
 from indm.tensors import evaluation_mode, event_size
-from indm.training import Descent, FlowUse, NoiseLevels, TrainingStep, course, learning_rate_factor
+from indm.training import (
+    Descent,
+    FlowUse,
+    NoiseLevels,
+    TrainingStep,
+    learning_rate_factor,
+    progress_until,
+)
 from research.lab.costs import Step, kept_costs
 from research.lab.seeds import Difference, over_seeds
 from research.lab.statistics import cells_of
@@ -283,7 +290,7 @@ def trained(job: Job, setting: Setting) -> tuple[INDM, dict[str, Any]]:
     fit, source = Fit(model, job.model, setting), batches(images.train, job.seed, rows_of(setting))
     torch.manual_seed(job.seed)
     started, skipped = time.process_time(), 0
-    for progress in course(steps):
+    for progress in progress_until(steps):
         skipped += fit.train_on(next(source), progress)
     spent = time.process_time() - started
     return fit.ema.model.eval(), {

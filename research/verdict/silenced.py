@@ -41,8 +41,8 @@ from indm.training import (
     CELLS,
     Descent,
     NoiseLevels,
-    course,
     learning_rate_factor,
+    progress_until,
     size_and_spread,
 )
 from indm.workbench.figures.plots import COLOURS, save_figure, styled
@@ -339,7 +339,7 @@ def trained_flow(place: Place, rows: Rows) -> Flow:
     for rate in place.flow_rates:
         descent, start = descent_of(flow, [(flow, rate)]), time.process_time()
         deadline = start + place.flow_seconds / len(place.flow_rates)
-        for share in course(deadline=deadline, clock=time.process_time):
+        for share in progress_until(deadline=deadline, clock=time.process_time):
             step(descent, loss, rows.train, FLOW_ROWS, share)
         flow.load_state_dict(descent.ema.model.state_dict())
     return flow
@@ -477,7 +477,7 @@ def restarted(begun: Callable[[float], Attempt], rate: float, z: Tensor, seconds
     third of the rate, as in the package.
     """
     watch, last, attempt = Watch(), 0.0, begun(rate)
-    for share in course(deadline=watch() + seconds, clock=watch):
+    for share in progress_until(deadline=watch() + seconds, clock=watch):
         attempt.step(share)
         if share - last < 1 / CHECKS:
             continue
@@ -552,7 +552,7 @@ def trained(place: Place, method: Method, seed: int, flow: Flow, rows: Rows) -> 
 
     attempt, watch, checks = made(), Watch(), []
     best, highest, last, began = None, 0.0, 0.0, 0.0
-    for share in course(deadline=watch() + place.seconds, clock=watch):
+    for share in progress_until(deadline=watch() + place.seconds, clock=watch):
         attempt.step(share)
         if share - last < 1 / CHECKS:
             continue
@@ -603,7 +603,7 @@ def diffusion_first(name: str, seed: int, flow: Flow, rows: Rows) -> Row:
     )
     for stage, rates in enumerate(([(model.score, 4e-3)], [(model.score, 1e-3), (front, 2e-3)])):
         descent, loss, watch, last = descent_of(model, rates), bound_loss(model), Watch(), 0.0
-        for share in course(deadline=watch() + seconds, clock=watch):
+        for share in progress_until(deadline=watch() + seconds, clock=watch):
             step(descent, loss, rows.train, ROWS, share)
             if share - last >= 2 / CHECKS:
                 last = share

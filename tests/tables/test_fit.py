@@ -289,14 +289,14 @@ def test_a_network_dies_at_a_rate_that_is_far_too_high(dead):
     z, level = torch.randn(20, 2), torch.zeros(20)
     with torch.no_grad():
         output = dead.model.eval().score.backbone.mlp(z, level, torch.zeros(20, 2))
-    assert dead.life.is_dead and (output - output[0]).abs().max() < 1e-5 < output.abs().max()
+    assert dead.health.is_dead and (output - output[0]).abs().max() < 1e-5 < output.abs().max()
     assert dead.gain()[0] < 0.02 and dead.rates == [0.3]
 
 
 def test_a_dead_network_begins_anew_and_finds_most_of_what_the_best_rate_finds(dead):
     best = max(trained_on_a_ring(rate).gain()[0] for rate in (4e-3, 2e-2))
     recovered = trained_on_a_ring(0.3)
-    assert recovered.life.revivals > 0 and recovered.rates[0] < 0.1 and not recovered.is_silenced
+    assert recovered.health.revivals > 0 and recovered.rates[0] < 0.1 and not recovered.is_silenced
     assert recovered.gain()[0] > 0.6 > 20 * dead.gain()[0]
     assert recovered.gain()[0] > 0.8 * best
 
@@ -318,13 +318,17 @@ def test_what_is_within_the_noise_of_validation_is_left_out(gain, is_kept):
 
 def test_a_network_that_has_not_moved_is_not_dead():
     training = trained_on_a_ring(1e-9)
-    assert training.life.spread < DEAD and not training.life.is_dead and training.life.revivals == 0
+    assert (
+        training.health.spread < DEAD
+        and not training.health.is_dead
+        and training.health.revivals == 0
+    )
 
 
 def killed(training: Training) -> None:
     """As if its network had added something, and now were a constant."""
     training.advance(lambda: training._gradients(torch.randn(8, 2), torch.zeros(8, 0)), 1.0)
-    training.life.loudest, training.life.spread = 1.0, 0.0
+    training.health.largest_size, training.health.spread = 1.0, 0.0
 
 
 def test_a_dead_network_begins_anew_some_times_each_at_a_third_of_the_rate():
@@ -334,16 +338,16 @@ def test_a_dead_network_begins_anew_some_times_each_at_a_third_of_the_rate():
         killed(training)
         assert (weights(training.model) != first).any() and training.optimizer.state
         training.revive()
-        assert training.rates == [pytest.approx(0.1 / 3**i)] and training.life.revivals == i
+        assert training.rates == [pytest.approx(0.1 / 3**i)] and training.health.revivals == i
         assert (weights(training.model) == first).all()
         assert (weights(training.ema.model) == first).all()
         assert training.began == training.step == i and not training.optimizer.state
-        assert training.life.loudest == 0 and not training.is_silenced
+        assert training.health.largest_size == 0 and not training.is_silenced
     killed(training)
     training.revive()
-    assert training.is_silenced and training.life.revivals == REVIVALS >= 3
+    assert training.is_silenced and training.health.revivals == REVIVALS >= 3
     assert (weights(training.model) != first).any()
-    training.life.spread = 1.0
+    training.health.spread = 1.0
     training.revive()
     assert not training.is_silenced
 
@@ -359,12 +363,13 @@ def test_a_network_that_is_not_to_be_revived_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("loudest", "spread", "is_dead"), [(0.02, 1e-5, True), (1e-5, 1e-5, False), (0.02, 0.02, False)]
+    ("largest_size", "spread", "is_dead"),
+    [(0.02, 1e-5, True), (1e-5, 1e-5, False), (0.02, 0.02, False)],
 )
-def test_dead_is_what_was_heard_and_is_a_constant(loudest, spread, is_dead):
+def test_dead_is_what_was_heard_and_is_a_constant(largest_size, spread, is_dead):
     training = training_of(torch.randn(8, 2))
-    training.life.loudest, training.life.spread = loudest, spread
-    assert training.life.is_dead == is_dead
+    training.health.largest_size, training.health.spread = largest_size, spread
+    assert training.health.is_dead == is_dead
 
 
 def test_the_size_and_the_spread_of_a_network_are_those_of_its_loudest_level(monkeypatch):
@@ -379,7 +384,7 @@ def test_the_size_and_the_spread_of_a_network_are_those_of_its_loudest_level(mon
             fit, "paired_error", lambda *_: (torch.zeros(64), training.unlearned - added)
         )
         training._bounds()
-        return training.life.loudest, training.life.spread
+        return training.health.largest_size, training.health.spread
 
     assert errors_of(added) == (pytest.approx(math.sqrt(10)), pytest.approx(math.sqrt(8)))
     assert errors_of(0 * added) == (pytest.approx(math.sqrt(10)), 0.0)
@@ -413,7 +418,7 @@ def test_a_new_network_begins_at_the_full_rate_after_a_warm_up_of_its_own(monkey
 @pytest.mark.parametrize("gain", [0.0, 1.0])
 def test_a_gain_is_unknown_where_a_silenced_network_found_nothing(is_silenced, gain):
     training = training_of(torch.randn(64, 2))
-    training.life.is_silenced, training.lowest = is_silenced, training.start - gain
+    training.health.is_silenced, training.lowest = is_silenced, training.start - gain
     assert report.is_unknown(training) == (is_silenced and not gain)
 
 
@@ -430,6 +435,6 @@ def test_a_network_that_dies_at_every_rate_is_silenced_and_the_warning_names_the
     for name in ("indm.tables.fit.SLOWER", "indm.tables.report.SLOWER"):
         monkeypatch.setattr(name, 0.9)
     training = trained_on_a_ring(0.5)
-    assert training.is_silenced and training.life.revivals == 1
+    assert training.is_silenced and training.health.revivals == 1
     with pytest.warns(UserWarning, match=r"between 0\.5 and 0\.45"):
         report.warn_of_silence([training])

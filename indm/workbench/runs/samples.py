@@ -59,7 +59,7 @@ def draw(
     with trust(drawing.sampler):  # named by the caller, not by a file
         sampler = make_sampler(drawing.sampler, **drawing.sampler_options)
     settled: dict[str, Any] = {"steps": steps, "sampler_options": sampler.options()}
-    drawing = replace(drawing, **settled, eps=model.sde.truncation(drawing.eps))
+    drawing = replace(drawing, **settled, eps=model.sde.checked_truncation(drawing.eps))
     device, data = model.scaling.scale.device, recipe.data.table()
     made_by = asdict(drawing)
     made_by["steps"] = None if sampler.adaptive else steps

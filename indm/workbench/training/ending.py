@@ -72,7 +72,7 @@ def warn_of_short_run(trainer: Trainer) -> None:
 
 def warn_of_silence(trainer: Trainer) -> None:
     """Warn if the network behind the flow died at every rate: then the run is its flow."""
-    if not trainer.schedule.place.life.is_silenced:
+    if not trainer.schedule.place.health.is_silenced:
         return
     groups = zip(trainer.optimizer.param_groups, trainer.rates, strict=True)
     rate = next(rate for group, rate in groups if group["name"] == "score")

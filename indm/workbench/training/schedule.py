@@ -4,7 +4,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from indm.training import FlowUse, Life, learning_rate_factor
+from indm.training import FlowUse, NetworkHealth, learning_rate_factor
 
 FLOW_PATIENCE = 3  # validations without a gain, after which the flow is no longer trained alone
 ROUNDING_OF_SHARES = 1e-9  # tolerance of shares: three tenths of ten steps are three steps
@@ -20,7 +20,9 @@ class Place:
     began: int = 0
     began_seconds: float = 0.0
     flow_bounds: list[float] = field(default_factory=list)  # validations of the flow alone
-    life: Life = field(default_factory=Life)  # of the score behind a flow that was trained first
+    health: NetworkHealth = field(
+        default_factory=NetworkHealth
+    )  # of the score behind a flow that was trained first
 
     def state(self) -> dict[str, Any]:
         """The place as plain values, for :meth:`of`."""
@@ -29,7 +31,7 @@ class Place:
     @classmethod
     def of(cls, state: dict[str, Any]) -> "Place":
         """The place with this :meth:`state`."""
-        return cls(**state | {"life": Life(**state["life"])})
+        return cls(**state | {"health": NetworkHealth(**state["health"])})
 
 
 @dataclass(eq=False)
@@ -110,7 +112,7 @@ class Schedule:
         It is lower for a flow that was trained first, and for a score that has died.
         """
         if part == "score":
-            return self.factor(step) * self.place.life.factor
+            return self.factor(step) * self.place.health.factor
         is_slow = part == "flow" and self.first == "flow" and not self.place.opening
         return self.factor(step) * (self.joint_factor if is_slow else 1.0)
 

@@ -199,7 +199,7 @@ class Trainer(Descent):
                 self.best_flow = copy.deepcopy(self.ema.model.state_dict())
             bounds.append(bound)
         elif self.revival is not None and self.schedule.factor(self.step) == 1:
-            self.revival.look(self, self.schedule.place.life)
+            self.revival.look(self, self.schedule.place.health)
 
     # ── State
 

@@ -21,7 +21,7 @@ from indm.tensors import (
     random_states,
     restore_random_states,
 )
-from indm.training import Descent, Life, size_and_spread
+from indm.training import Descent, NetworkHealth, size_and_spread
 from indm.workbench.data.base import Data, stack
 from indm.workbench.training.batches import conditions_of, example
 
@@ -137,7 +137,7 @@ def drawn(
 
 
 class Revival:
-    """Resets a dead score network to its start, see :class:`indm.training.Life`.
+    """Resets a dead score network to its start, see :class:`indm.training.NetworkHealth`.
 
     Args:
         score: the network at its start.
@@ -150,8 +150,8 @@ class Revival:
         self.data = data
         self.seed = seed
 
-    def look(self, descent: Descent, life: Life) -> None:
-        """Reset the score of ``descent`` if its ``life`` says so. It draws no random numbers."""
+    def look(self, descent: Descent, health: NetworkHealth) -> None:
+        """Reset the score of ``descent`` if the ``health`` of its network says so. It draws no random numbers."""
         model: Any = descent.model
         device = next(model.parameters()).device
         states = random_states(device)
@@ -161,8 +161,8 @@ class Revival:
             generator = torch.Generator(z.device).manual_seed(self.seed)
             size, spread = size_and_spread(at_c.score, z, generator)
         restore_random_states(states, device)
-        life.hear(size, spread)
-        if not life.begins_anew():
+        health.record(size, spread)
+        if not health.use_revival():
             return
         for score in (model.score, descent.ema.model.score):
             score.load_state_dict(self.first)

@@ -324,20 +324,20 @@ def far_too_high(tmp_path, name):
     )
     train(tables, tmp_path / name, data=data, progress=False)
     found, by_flow = bounds(tmp_path / name, raw)
-    return (by_flow - found).mean().item(), checkpoint(tmp_path / name)["place"]["life"]
+    return (by_flow - found).mean().item(), checkpoint(tmp_path / name)["place"]["health"]
 
 
 def test_a_network_that_dies_behind_its_flow_begins_anew(tmp_path):
-    gain, life = far_too_high(tmp_path, "revived")
-    assert gain > 0.1 and life["revivals"] > 0
+    gain, health = far_too_high(tmp_path, "revived")
+    assert gain > 0.1 and health["revivals"] > 0
     last = [line for line in read_metrics(tmp_path / "revived") if line.get("score_lr")][-1]
-    assert last["score_lr"] / last["flow_lr"] == pytest.approx(0.3 / 3 ** life["revivals"] / 2e-3)
-    assert not life["is_silenced"]
+    assert last["score_lr"] / last["flow_lr"] == pytest.approx(0.3 / 3 ** health["revivals"] / 2e-3)
+    assert not health["is_silenced"]
 
 
 @pytest.mark.long
 def test_a_network_that_is_dead_at_every_rate_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr("indm.training.REVIVALS", 0)
     with pytest.warns(UserWarning, match=r"train\.lr 0\.3"):
-        gain, life = far_too_high(tmp_path, "silenced")
-    assert gain < 0.05 and life["is_silenced"]
+        gain, health = far_too_high(tmp_path, "silenced")
+    assert gain < 0.05 and health["is_silenced"]
