@@ -13,6 +13,13 @@ import indm
 
 LOW, HIGH = np.array([0.1, 0.5]), np.array([3.0, 2.0])  # ends of θ: rate and height of a decay
 TIMES, NOISE = np.linspace(0.0, 2.0, 12), 0.1
+TRUTH = np.array([[1.2, 1.3]])  # of the measurement, which a real one would not tell
+
+
+def simulate(theta, rng):
+    """Measurements (n, 12) at rows θ."""
+    curves = theta[:, 1:] * np.exp(-theta[:, :1] * TIMES)
+    return curves + NOISE * rng.normal(size=curves.shape)
 
 
 def log_joint(theta, x):
@@ -29,14 +36,11 @@ def main(steps: int = 3000, out: Path = Path("runs/example-evidence")) -> None:
     """steps: of the optimizer, at most; out: the folder for weights.npz."""
     rng = np.random.default_rng(0)
     theta = rng.uniform(LOW, HIGH, (10_000, 2))
-    x = theta[:, 1:] * np.exp(-theta[:, :1] * TIMES) + NOISE * rng.normal(
-        size=(len(theta), len(TIMES))
-    )
     posterior = indm.PosteriorEstimator(
-        (LOW, HIGH), max_seconds=60, max_steps=steps, random_state=0
-    ).fit(theta, x)
+        (LOW, HIGH), max_seconds=600, max_steps=steps, random_state=0
+    ).fit(theta, simulate(theta, rng))
 
-    seen = x[0]  # as good as a measurement: its θ is not used below
+    seen = simulate(TRUTH, rng)[0]
     draws = posterior.sample(4000, seen, random_state=0)
     log_q = posterior.log_prob(draws, seen)
     found = indm.reweight(
