@@ -80,6 +80,7 @@ SHOWN: dict[str, Callable[..., str]] = {
     "verdict-heard-differences": lambda: heard.differences(of("verdict-heard")),
     "verdict-joint-deviations": lambda: joint.deviation_table(of("verdict-joint-deviations")),
     "recorded": lambda kind: recorded.markdown(of("recorded"), kind),
+    "recorded-clothes": lambda: recorded.of_clothes(of("recorded")),
     "recorded-family": lambda setting, ours: recorded.family(
         of("recorded"), spaces_in(setting), spaces_in(ours)
     ),
